@@ -1,0 +1,207 @@
+"""`Harness`: what the suite must know about a message system, and what all tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
+from ...broker import Broker, Subscription, connect
+from ...driver import Backlog, Capabilities, Driver
+from ...events import Event
+from ...message import Letter, Message
+from ...policy import Start
+
+Kind: TypeAlias = Literal["topic", "queue"]
+E = TypeVar("E", bound=Event)
+
+
+class Harness:
+    """One system under test, made anew for every test.
+
+    A driver's author fills in the class attributes and the methods of the first part; tests call the second part.  A test
+    never says a number of seconds by itself where a real server would have to wait: it uses `lease`, `session` and `quiet`.
+    """
+
+    column: ClassVar[str]
+    """The driver's name in the promise table."""
+    virtual: ClassVar[bool] = False
+    """Whether tests run in virtual time, with many seeds; only where nothing outside the process takes part."""
+    topics: ClassVar[Capabilities | None] = None
+    """What the driver claims for a topic; None if it has none.  Asserted in both directions."""
+    queues: ClassVar[Capabilities | None] = None
+    """What the driver claims for a queue."""
+    lease: ClassVar[float] = 1.0
+    """``Queue.lease`` of the queues in tests."""
+    session: ClassVar[float] = 10.0
+    """Seconds after which a topic's member that has died is certainly replaced."""
+    quiet: ClassVar[float] = 0.5
+    """Seconds after which a working system has delivered what there is; a check that nothing comes waits as long."""
+    deadline: ClassVar[float] = 60.0
+    """Seconds after which a test that waits for something fails."""
+
+    # ------------------------------------------------------------------ written by a driver's author
+    async def open(self) -> str:
+        """Bring up a fresh, empty system and return its URL."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Take the system down.  Called after every test, also a failed one."""
+
+    async def crash(self, broker: Broker) -> None:
+        """End *broker*'s process as ``kill -9`` would: nothing is released, its calls raise from now on."""
+        raise NotImplementedError
+
+    async def freeze(self, broker: Broker) -> None:
+        """Stop *broker*'s process as ``SIGSTOP`` would: it renews nothing, its calls wait."""
+        raise NotImplementedError
+
+    async def thaw(self, broker: Broker) -> None:
+        """Let *broker*'s process run on after `freeze`; it does not know that time has passed."""
+        raise NotImplementedError
+
+    async def disconnect(self, broker: Broker) -> None:
+        """Cut the network between *broker* and the system until `reconnect`."""
+        raise NotImplementedError
+
+    async def reconnect(self, broker: Broker) -> None:
+        """Mend what `disconnect` cut."""
+        raise NotImplementedError
+
+    async def lose_replies(self, broker: Broker, count: int = 1) -> None:
+        """Let the system store the next *count* publishes of *broker* and lose the answers."""
+        raise NotImplementedError
+
+    async def restart(self) -> None:
+        """Restart the system itself.  Called while no connection is open; where it keeps nothing, leave it running."""
+
+    def options(self) -> Mapping[str, object]:
+        """Return further options for `connect`."""
+        return {}
+
+    # ------------------------------------------------------------------ used by tests
+    def __init__(self) -> None:
+        self.url = ""
+        self.events: list[Event] = []
+        """What every broker of this test has told."""
+
+    async def __aenter__(self) -> Harness:
+        self.url = await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def connect(self, **options: Any) -> Broker:
+        """Return a broker on this system, to be entered: each is a process of its own to the faults above."""
+        options.setdefault("on_event", self.events.append)
+        options["options"] = {**self.options(), **options.get("options", {})}
+        return connect(self.url, **options)
+
+    another = connect
+
+    def driver(self, broker: Broker) -> Driver:
+        """Return *broker*'s driver, for clauses that are the driver's alone."""
+        return broker._driver
+
+    def topic(self, name: str = "topic", type: Any = str, **options: Any) -> Topic[Any]:
+        """Return a topic of 4 partitions."""
+        return Topic(name, type, **{"partitions": 4, **options})
+
+    def queue(self, name: str = "queue", type: Any = str, **options: Any) -> Queue[Any]:
+        """Return a queue with the lease of this harness."""
+        return Queue(name, type, **{"lease": self.lease, **options})
+
+    def address(self, kind: Kind, name: str | None = None, type: Any = str) -> AnyTopic | AnyQueue:
+        """Return a topic or a queue of default settings."""
+        return self.topic(name or kind, type) if kind == "topic" else self.queue(name or kind, type)
+
+    def letters(self, address: AnyTopic | AnyQueue, group: str = "workers") -> DeadLetters[Any]:
+        """Return the dead letters of *address* (and *group*)."""
+        return address.dead_letters(group) if isinstance(address, Topic) else address.dead_letters
+
+    def subscribe(
+        self,
+        broker: Broker,
+        address: AnyTopic | AnyQueue,
+        *,
+        group: str = "workers",
+        start: Start | None = None,
+        prefetch: int = 100,
+    ) -> AbstractAsyncContextManager[Subscription[Any]]:
+        """Subscribe by hand: to a queue, or as a member of *group* to a topic."""
+        if isinstance(address, Topic):
+            return broker.subscribe(address, group=group, start=start, prefetch=prefetch)
+        return broker.subscribe(address, prefetch=prefetch)
+
+    async def backlog(self, broker: Broker, address: Address, group: str = "workers") -> Backlog:
+        """Return the backlog of a queue, of dead letters or of *group*."""
+        return await (broker.backlog(address, group) if isinstance(address, Topic) else broker.backlog(address))
+
+    async def publish(
+        self, broker: Broker, address: AnyTopic | AnyQueue, values: Collection[str], *, key: str | None = None
+    ) -> None:
+        """Publish *values* one by one, each with itself as id; on a topic under *key*."""
+        for value in values:
+            if isinstance(address, Topic):
+                await broker.publish(address, value, id=value, key=key)
+            else:
+                await broker.publish(address, value, id=value)
+
+    async def browse(self, broker: Broker, letters: DeadLetters[Any]) -> list[Letter[Any]]:
+        """Return all dead letters."""
+        return [letter async for letter in broker.browse(letters, limit=100_000)]
+
+    def gone(self, kind: Kind) -> float:
+        """Return the seconds after which a consumer that has died owns nothing any more."""
+        return (self.session if kind == "topic" else self.lease) + self.quiet
+
+    async def take(self, messages: Subscription[Any], count: int, *, within: float | None = None) -> list[Message[Any]]:
+        """Receive exactly *count* messages, or fail after *within* seconds (`deadline`)."""
+        taken: list[Message[Any]] = []
+        clock = asyncio.get_running_loop().time
+        end = clock() + (self.deadline if within is None else within)
+        while len(taken) < count:
+            left = end - clock()
+            assert left > 0, f"only {len(taken)} of {count} messages came: {[m.id for m in taken]}"
+            taken += await messages.receive(limit=count - len(taken), timeout=left)
+        return taken
+
+    async def drain(self, messages: Subscription[Any], *, quiet: float | None = None) -> list[Message[Any]]:
+        """Receive and acknowledge until nothing comes for `quiet` seconds; return what came."""
+        taken: list[Message[Any]] = []
+        while got := await messages.receive(limit=1000, timeout=self.quiet if quiet is None else quiet):
+            taken += got
+            for message in got:
+                await message.ack()
+        return taken
+
+    async def nothing(self, messages: Subscription[Any], *, quiet: float | None = None) -> None:
+        """Fail if a message comes within `quiet` seconds."""
+        got = await messages.receive(limit=1000, timeout=self.quiet if quiet is None else quiet)
+        assert not got, f"unexpected: {[(m.id, m.attempt, m.deliveries) for m in got]}"
+
+    async def eventually(
+        self, predicate: Callable[[], object | Awaitable[object]], what: str = "", *, within: float | None = None
+    ) -> None:
+        """Wait until *predicate* (plain or async) holds, or fail after *within* seconds (`deadline`)."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + (self.deadline if within is None else within)
+        while True:
+            held = predicate()
+            if isinstance(held, Awaitable):
+                held = await held
+            if held:
+                return
+            assert clock() < end, f"it never became true{': ' if what else ''}{what}"
+            await asyncio.sleep(0.01)
+
+    async def settle_down(self) -> None:
+        """Let everything that is under way happen: `quiet` seconds pass."""
+        await asyncio.sleep(self.quiet)
+
+    def seen(self, event: type[E]) -> Sequence[E]:
+        """Return the events of that type so far."""
+        return [e for e in self.events if isinstance(e, event)]
