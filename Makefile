@@ -1,0 +1,83 @@
+# Every target does its own set-up, in a fresh clone too: it needs a Python from 3.11 on, with venv, and a package index.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON :=
+VERSIONS := 3.11 3.12 3.13
+URL :=
+CONSTRAINTS := tests/constraints.txt
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help demo test test-all check bench servers clean lock
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run ## Run the example service on real orders; URL=... for another broker than memory://
+	@$(BIN)/python examples/orders.py $(URL)
+
+test: check ## Run everything: lint, types, unit, conformance, examples
+	@$(BIN)/pytest
+
+test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
+	@found=; for version in $(VERSIONS); do \
+		python=$$($(call find,$$version)); \
+		[ -n "$$python" ] || { echo "Python $$version: not found"; continue; }; \
+		found="$$found $$version"; \
+		echo "Python $$version: $$python"; \
+		$(MAKE) --no-print-directory VENV=.venv-$$version PYTHON=$$python pytest || exit 1; \
+	done; echo "passed on Python$$found"
+
+.PHONY: pytest
+pytest: $(VENV)/.dev
+	@$(BIN)/pytest
+
+check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { echo "not formatted: run $(BIN)/ruff format"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/pyright --pythonpath $(BIN)/python --warnings
+
+bench: $(VENV)/.bench ## Measure the speed on memory://, beside other libraries
+	@$(BIN)/python tests/benchmarks/run.py
+
+servers: ## Start development servers; memory:// needs none
+	@echo "memory:// runs in the program itself: in this release there is no server to start."
+
+clean: ## Remove what the targets made
+	rm -rf .venv .venv-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find brokerkit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: $(VENV)/.dev $(VENV)/.bench ## Write down the versions that the tests have passed with
+	@$(BIN)/pip freeze --exclude-editable | grep -v -E '^(brokerkit|pip)\b' > $(CONSTRAINTS)
+
+# Prints the first Python of version $(1) that works and can make virtual environments.
+find = for python in python$(1) "$$HOME"/.pyenv/versions/$(1).*/bin/python; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1])' $(1) 2>/dev/null \
+		&& { echo "$$python"; break; }; done
+
+$(VENV)/bin/activate:
+	@set -e; python="$(PYTHON)"; \
+	for version in $(VERSIONS); do [ -n "$$python" ] || python=$$($(call find,$$version)); done; \
+	[ -n "$$python" ] || { \
+		echo "brokerkit needs Python 3.11, 3.12 or 3.13 with venv (Debian: apt install python3.11-venv)" >&2; exit 1; }; \
+	echo "making $(VENV) with $$python ..."; \
+	"$$python" -m venv --clear $(VENV); \
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1' || { \
+		echo "cannot install packages: is a package index reachable?" >&2; rm -rf $(VENV); exit 1; }
+
+install = echo "installing $(1) into $(VENV) ..."; \
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) $(2) || { \
+		echo "cannot install $(1): see above; is a package index reachable?" >&2; exit 1; }; \
+	touch $@
+
+$(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+	@$(call install,brokerkit,--editable .)
+
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+	@$(call install,brokerkit and its tools,--editable . --group dev)
+	@touch $(VENV)/.run
+
+$(VENV)/.bench: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+	@$(call install,the benchmarks,--editable '.[bench]')
