@@ -35,13 +35,7 @@ def check_name(name: str, what: str = "name") -> str:
 
     1 to 100 of ``A-Z a-z 0-9 . _ -``, no dot at either end, no ``..``, and not ``bk``.  Names are case-sensitive.
     """
-    if (
-        not isinstance(name, str)
-        or len(name) > MAX_NAME
-        or not _NAME.fullmatch(name)
-        or ".." in name
-        or name == "bk"
-    ):
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name) or ".." in name or name == "bk":
         shown = repr(name) if len(repr(name)) <= 120 else repr(name)[:117] + "..."
         raise InvalidName(
             f"{what} {shown} is not allowed: use 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -, "
@@ -117,6 +111,7 @@ class _Named:
     __slots__ = ("_hash", "name")
     kind: ClassVar[Literal["topic", "queue", "dead"]]
     name: str
+    _hash: int
 
     def _freeze(self, **values: object) -> None:
         for name, value in values.items():
@@ -133,8 +128,7 @@ class _Named:
         return self is other or (isinstance(other, _Named) and self.kind == other.kind and self.name == other.name)
 
     def __hash__(self) -> int:
-        hash_: int = self._hash  # type: ignore[attr-defined]
-        return hash_
+        return self._hash
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -224,7 +218,7 @@ class Topic(_Named, Generic[T]):
 
     def dead_letters(self, group: str) -> DeadLetters[T]:
         """Return the address of what *group* failed to handle."""
-        return DeadLetters._of(self, check_name(group, "group name"))
+        return _letters(self, check_name(group, "group name"))
 
     def outgoing(
         self,
@@ -238,7 +232,7 @@ class Topic(_Named, Generic[T]):
         return Outgoing(self, value, key, id, headers, 0, None, 0)
 
     def _named(self, name: str) -> Topic[T]:
-        copy: Topic[T] = object.__new__(Topic)
+        copy = object.__new__(builtins.type(self))
         copy._freeze(
             name=name,
             type=self.type,
@@ -363,7 +357,7 @@ class Queue(_Named, Generic[T, A]):
     @property
     def dead_letters(self) -> DeadLetters[T]:
         """The address of the messages that could not be handled."""
-        return DeadLetters._of(self, None)
+        return _letters(self, None)
 
     def outgoing(
         self,
@@ -379,7 +373,7 @@ class Queue(_Named, Generic[T, A]):
         return Outgoing(self, value, None, id, headers, delay, ttl, priority)
 
     def _named(self, name: str) -> Queue[T, A]:
-        copy: Queue[T, A] = object.__new__(Queue)
+        copy = object.__new__(builtins.type(self))
         copy._freeze(
             name=name,
             type=self.type,
@@ -408,12 +402,13 @@ class DeadLetters(_Named, Generic[T]):
     def __init__(self) -> None:
         raise ConfigError("take dead letters from their address: queue.dead_letters or topic.dead_letters(group)")
 
-    @classmethod
-    def _of(cls, of: AnyTopic | AnyQueue, group: str | None) -> DeadLetters[T]:
-        letters: DeadLetters[T] = object.__new__(cls)
-        parts = (of.name, "dead") if group is None else (of.name, group, "dead")
-        letters._freeze(name=internal(*parts), of=of, group=group)
-        return letters
+
+def _letters(of: Topic[T] | Queue[T, Any], group: str | None) -> DeadLetters[T]:
+    form: type[DeadLetters[T]] = DeadLetters
+    letters = object.__new__(form)
+    parts = (of.name, "dead") if group is None else (of.name, group, "dead")
+    letters._freeze(name=internal(*parts), of=of, group=group)
+    return letters
 
 
 AnyTopic: TypeAlias = Topic[Any]
@@ -443,5 +438,5 @@ def with_prefix(address: Address, prefix: str) -> Address:
     if isinstance(address, DeadLetters):
         of = with_prefix(address.of, prefix)
         assert not isinstance(of, DeadLetters)
-        return DeadLetters._of(of, None if address.group is None else prefix + address.group)
+        return _letters(of, None if address.group is None else prefix + address.group)
     return address._named(prefix + address.name) if address.owned else address

@@ -331,5 +331,3 @@ def redriven(record: Record, to: AnyQueue) -> Record:
         timestamp=record.timestamp,
         priority=record.priority,
     )
-
-

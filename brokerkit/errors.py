@@ -107,7 +107,9 @@ class DeliveryLost(BrokerError):
     *published* tells whether the records of the settlement were stored all the same.
     """
 
-    def __init__(self, text: str = "the delivery belongs to another consumer by now", *, published: bool = False) -> None:
+    def __init__(
+        self, text: str = "the delivery belongs to another consumer by now", *, published: bool = False
+    ) -> None:
         super().__init__(text)
         self.published = published
 

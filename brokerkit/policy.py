@@ -167,4 +167,6 @@ EVERY_REPLICA: Final = EveryReplica()
 def check_body(body: bytes, where: str) -> None:
     """Raise `TooLarge` if *body* is over `MAX_BODY`; *where* names the address."""
     if len(body) > MAX_BODY:
-        raise TooLarge(f"a body of {len(body)} bytes for {where} is over the limit of {MAX_BODY}; publish a reference instead")
+        raise TooLarge(
+            f"a body of {len(body)} bytes for {where} is over the limit of {MAX_BODY}; publish a reference instead"
+        )
