@@ -49,8 +49,9 @@ clean: ## Remove what the targets made
 	rm -rf .venv .venv-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find brokerkit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-lock: $(VENV)/.dev $(VENV)/.bench ## Write down the versions that the tests have passed with
-	@$(BIN)/pip freeze --exclude-editable | grep -v -E '^(brokerkit|pip)\b' > $(CONSTRAINTS)
+lock: $(VENV)/.dev $(VENV)/.bench ## Write down the versions of all tools, for reproducible set-ups
+	@{ echo '# Versions that the tests have passed with; made by `make lock`.'; \
+		$(BIN)/pip freeze --exclude-editable | grep -v -i -E '^(pip|setuptools)\b'; } > $(CONSTRAINTS)
 
 # Prints the first Python of version $(1) that works and can make virtual environments.
 find = for python in python$(1) "$$HOME"/.pyenv/versions/$(1).*/bin/python; do \
