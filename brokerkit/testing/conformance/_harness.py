@@ -39,6 +39,8 @@ class Harness:
     """Seconds after which a topic's member that has died is certainly replaced."""
     quiet: ClassVar[float] = 0.5
     """Seconds after which a working system has delivered what there is; a check that nothing comes waits as long."""
+    retention: ClassVar[float] = 1.0
+    """``Topic.retention`` of the topics from which `expire` removes records."""
     deadline: ClassVar[float] = 60.0
     """Seconds after which a test that waits for something fails."""
 
@@ -73,6 +75,10 @@ class Harness:
     async def lose_replies(self, broker: Broker, count: int = 1) -> None:
         """Let the system store the next *count* publishes of *broker* and lose the answers."""
         raise NotImplementedError
+
+    async def expire(self, broker: Broker, topic: AnyTopic) -> None:
+        """Let the system remove all that is in *topic*, whose retention is `retention`.  Here: let so much time pass."""
+        await asyncio.sleep(self.retention + self.quiet)
 
     async def restart(self) -> None:
         """Restart the system itself.  Called while no connection is open; where it keeps nothing, leave it running."""
