@@ -1,0 +1,318 @@
+"""From deliveries to messages that may run now: reading, prefetch, reconnecting, handing back.
+
+An `Intake` gathers what one subscription reads; a topic's group reads two sources, the topic and its private redrive queue.
+Each source has a `Feed`, which keeps a consumer open for as long as the subscription lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+
+from . import events
+from ._redact import error_text
+from ._session import Env, Plan, Session
+from ._tasks import Background, first_error
+from .driver import Consumer, Delivery
+from .errors import BrokerError, PositionLost
+from .message import Message
+from .policy import backoff
+
+logger = logging.getLogger("brokerkit")
+
+POLL = 30.0
+"""Seconds after which a quiet receive returns, so that a feed looks after itself."""
+
+
+class Intake:
+    """Messages of one subscription that may run now, in the order in which they may."""
+
+    def __init__(self, plans: Sequence[Plan], env: Env) -> None:
+        self.ready: deque[Message[Any]] = deque()
+        self.feeds = [Feed(plan, env, self) for plan in plans]
+        self.error: BrokerError | None = None
+        """Why reading by hand cannot go on; raised by the next receive."""
+        self._takers: deque[asyncio.Future[None]] = deque()
+        self._waking = False
+        self.closed = False
+
+    # ------------------------------------------------------------------ as a session's inbox
+
+    def push(self, message: Message[Any]) -> None:
+        """Let *message* be taken."""
+        self.ready.append(message)
+        if self._takers and not self._waking:
+            self._wake_one()
+
+    def drop(self, dropped: Callable[[Message[Any]], bool]) -> list[Message[Any]]:
+        """Take out and return the messages of which *dropped* is true."""
+        gone = [message for message in self.ready if dropped(message)]
+        if gone:
+            kept = [message for message in self.ready if not dropped(message)]
+            self.ready.clear()
+            self.ready.extend(kept)
+        return gone
+
+    # ------------------------------------------------------------------ taking
+
+    async def wait(self) -> None:
+        """Wait until there may be something to take.  One message wakes one waiter."""
+        for feed in self.feeds:
+            if feed.session is not None:
+                feed.session.starved()
+        taker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._takers.append(taker)
+        try:
+            await taker
+            self._waking = False
+        except asyncio.CancelledError:
+            if taker.done() and not taker.cancelled():
+                self._waking = False
+                self.wake_next()
+            else:
+                self._takers.remove(taker)
+            raise
+
+    def wake_next(self) -> None:
+        """Let another waiter run if there is more to take: each taker calls it, so that a batch wakes them one by one."""
+        if self.ready and self._takers and not self._waking:
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        takers = self._takers
+        while takers:
+            taker = takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+                self._waking = True
+                return
+
+    def wake_all(self) -> None:
+        """Let every waiter look again: the subscription ends, or has failed."""
+        takers, self._takers = self._takers, deque()
+        for taker in takers:
+            if not taker.done():
+                taker.set_result(None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything of an ``until_end`` source was handed out and nothing waits to be tried again."""
+        return not self.ready and all(feed.ended for feed in self.feeds)
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self, background: Background) -> None:
+        """Open all feeds and return when they are ready, or raise what the first one failed with."""
+        started: list[asyncio.Future[None]] = []
+        for feed in self.feeds:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            started.append(future)
+            background.start(feed.run, future, name=f"brokerkit feed {feed.plan.name}")
+        try:
+            for future in started:
+                await future
+        finally:
+            for future in started:
+                future.cancel()
+                if not future.cancelled():
+                    future.exception()
+
+    def stop_fetching(self) -> int:
+        """Receive nothing more and hand back what has not started; return how many that were."""
+        return sum(feed.stop_fetching() for feed in self.feeds)
+
+    async def finish(self) -> None:
+        """Store all outcomes, then leave the consumers.  Call `stop_fetching` before."""
+        for feed in self.feeds:
+            await feed.finish()
+
+    def close(self) -> None:
+        """Wake whoever waits for messages: there will be no more."""
+        self.closed = True
+        self.wake_all()
+
+    def fail(self, error: BrokerError) -> None:
+        """Let readers by hand see *error*."""
+        self.error = error
+        self.wake_all()
+
+    def problems(self) -> list[str]:
+        """Say which feeds do not work, for `Broker.health`."""
+        return [feed.problem for feed in self.feeds if feed.problem]
+
+
+class Feed:
+    """Keeps one source open: a session for each connection, with full jitter between them."""
+
+    def __init__(self, plan: Plan, env: Env, intake: Intake) -> None:
+        self.plan = plan
+        self.session: Session | None = None
+        self.problem = "not started yet"
+        self._env = env
+        self._intake = intake
+        self._fetching = anyio.CancelScope()
+        self._stopping = False
+        self._finished = asyncio.Event()
+        self._left = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether an ``until_end`` source is through; a feed without an end never keeps others from ending."""
+        if not self.plan.source.until_end:
+            return self.session is not None and not self.session.out
+        session = self.session
+        return session is not None and session.consumer.ended and session.held == len(session.out)
+
+    async def run(self, started: asyncio.Future[None]) -> None:
+        """Read until `finish`.  *started* gets a result when the source is ready for the first time."""
+        failures = 0
+        try:
+            while not self._stopping:
+                error = await self._connect(started, resumed=failures > 0)
+                if error is None:
+                    break
+                if not started.done():
+                    started.set_exception(error)
+                    break
+                if self.plan.by_hand and not error.retryable:
+                    self.problem = f"{self.plan.name}: {error_text(error)}"
+                    self._intake.fail(error)
+                    break
+                failures = 0 if self.session is not None and self.session.settled else failures + 1
+                await self._pause(error, failures)
+                failures = max(failures, 1)
+        finally:
+            self._left.set()
+            self.session = None
+            if not started.done():
+                started.cancel()
+
+    async def _connect(self, started: asyncio.Future[None], *, resumed: bool) -> BrokerError | None:
+        """Open a consumer and read; return None when asked to stop, else why it failed."""
+        plan, env = self.plan, self._env
+        revoked = _Revoked()
+        try:
+            async with env.driver.consume(plan.source, prefetch=plan.prefetch, revoked=revoked) as consumer:
+                session = self.session = revoked.session = Session(consumer, plan, env, self._intake)
+                self.problem = ""
+                self._tell(events.Resumed if resumed else events.Subscribed)
+                if resumed:
+                    logger.info("%s: consuming again", plan.name)
+                if not started.done():
+                    started.set_result(None)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(session.settling.run)
+                    error = await self._pump(consumer, session)
+                    if error is None:
+                        await self._finished.wait()
+                    session.stopping = session.stopping or error is None
+                    group.cancel_scope.cancel()
+                return error
+        except BrokerError as error:
+            return error
+        except Exception as error:
+            inner = first_error(error) if isinstance(error, ExceptionGroup) else error
+            logger.exception("%s: the driver failed", plan.name)
+            failed = BrokerError(f"the driver failed: {type(inner).__name__}: {error_text(inner)}")
+            failed.__cause__ = inner
+            return failed
+        finally:
+            if self.session is not None:
+                # Whatever did not start comes again: it belongs to whoever owns it next.
+                self.session.settling.close()
+                self.session.unstarted()
+
+    async def _pump(self, consumer: Consumer, session: Session) -> BrokerError | None:
+        settled = -1
+        with self._fetching:
+            while not self._stopping:
+                try:
+                    deliveries = await consumer.receive(max(consumer.prefetch, 1), min(POLL, self.plan.lease))
+                except PositionLost as error:
+                    self._position_lost(error)
+                    continue
+                except BrokerError as error:
+                    return error
+                if deliveries:
+                    session.admit(deliveries)
+                    continue
+                if consumer.ended:
+                    self._intake.wake_all()
+                    await anyio.sleep_forever()
+                if session.held >= consumer.prefetch and session.settled == settled:
+                    self._nothing_settled(session.held)
+                settled = session.settled
+        return None
+
+    async def _pause(self, error: BrokerError, failures: int) -> None:
+        wait = backoff(failures, longest=10.0 if error.retryable else 30.0)
+        if not error.retryable:
+            wait = max(wait, 1.0)
+        self.problem = f"{self.plan.name}: {error_text(error)}"
+        level = logging.WARNING if error.retryable else logging.ERROR
+        logger.log(level, "%s: stopped consuming, again in %.3g s: %s", self.plan.name, wait, error_text(error))
+        self._tell(events.Disconnected, error=type(error).__name__, wait=wait)
+        with self._fetching:
+            await anyio.sleep(wait)
+
+    # ------------------------------------------------------------------ stopping
+
+    def stop_fetching(self) -> int:
+        """Receive nothing more and hand back what has not started; return how many that were."""
+        self._stopping = True
+        self._fetching.cancel()
+        session = self.session
+        if session is None:
+            return 0
+        session.stopping = True
+        waiting = session.unstarted()
+        session.settling.release([Session._delivery(message) for message in waiting])
+        return len(waiting)
+
+    async def finish(self) -> None:
+        """Store all outcomes, then leave the consumer.  Cancelling it leaves at once."""
+        try:
+            if self.session is not None:
+                await self.session.settling.flush()
+        finally:
+            self._finished.set()
+        await self._left.wait()
+
+    # ------------------------------------------------------------------ telling
+
+    def _tell(self, make: Callable[..., events.Event], **details: object) -> None:
+        if self._env.emit is not None:
+            source = self.plan.source
+            self._env.emit(make(address=source.address.name, group=source.group, **details))
+
+    def _position_lost(self, error: PositionLost) -> None:
+        logger.error("%s: %s", self.plan.name, error_text(error))
+        self._tell(events.PositionsLost, lost=error.lost or 0)
+        if self.plan.by_hand:
+            self._intake.fail(error)
+
+    def _nothing_settled(self, held: int) -> None:
+        logger.warning(
+            "%s: all %d prefetched messages are in hand and nothing was settled for %.3g s: did you forget ack()?",
+            self.plan.name,
+            held,
+            min(POLL, self.plan.lease),
+        )
+        self._tell(events.NothingSettled, in_flight=held)
+
+
+class _Revoked:
+    """The driver's callback, which is needed before its session exists."""
+
+    session: Session | None = None
+
+    async def __call__(self, deliveries: Sequence[Delivery]) -> None:
+        if self.session is not None:
+            await self.session.revoked(deliveries)
+
+

@@ -1,0 +1,411 @@
+"""One consumer's life: what came out of it, what runs, what waits, and how each of them ends.
+
+A feed opens a session for each connection; messages belong to the session that received them, so what a lost connection left
+behind can never settle anything on the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from . import events
+from ._lanes import Lanes
+from ._outcome import Again, Die, dead_letter, failure_reply, first_failure, judge, reply_to, retry_copy
+from ._redact import error_text
+from ._settle import Settling, Watch
+from .address import AnyDeadLetters, AnyTopic, Outgoing
+from .clock import Clock
+from .driver import Consumer, Delivery, Driver, Record, Settlement, Source
+from .errors import BrokerError, Closed, ConfigError, DeliveryLost, Nack, Reject
+from .events import Listener
+from .message import Message, Outcome, Reader
+from .policy import MAX_DELAY, MAX_REASON, TOPIC_WAIT, RetryPolicy, seconds
+
+logger = logging.getLogger("brokerkit")
+
+_ACK = Outcome("ack")
+_NACK = Outcome("nack")
+_REJECT = Outcome("reject")
+_RELEASE = Outcome("release")
+_BY_HAND = RetryPolicy()
+PARKED_BYTES = 64 * 1024 * 1024
+"""Bodies that may wait behind busy keys without using up the prefetch."""
+
+
+class Inbox(Protocol):
+    """Where a session puts messages that may run now: an intake."""
+
+    def push(self, message: Message[Any]) -> None: ...
+    def drop(self, dropped: Callable[[Message[Any]], bool]) -> list[Message[Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """What sessions need of their broker."""
+
+    driver: Driver
+    clock: Clock
+    emit: Listener | None
+    stage: Callable[[Outgoing[Any]], Awaitable[Record]]
+    new_id: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one feed reads and how: fixed for all of its sessions."""
+
+    source: Source
+    reader: Reader
+    prefetch: int
+    letters: AnyDeadLetters | None
+    """Where messages die; None for an ephemeral reader."""
+    replies: AnyTopic | None = None
+    """Where failures of requests are answered; None where nothing is answered."""
+    in_place: bool
+    """Retry without a copy, holding the key."""
+    by_key: bool
+    """At most one message of a key is out."""
+    by_hand: bool = False
+    max_deliveries: int = 10
+    lease: float = 60.0
+
+    @property
+    def name(self) -> str:
+        """The address and group, for logs."""
+        group = self.source.group
+        return self.source.address.name + (f" (group {group})" if group else "")
+
+
+class Session:
+    """The settler of all messages that one consumer delivers."""
+
+    def __init__(self, consumer: Consumer, plan: Plan, env: Env, inbox: Inbox) -> None:
+        self.consumer = consumer
+        self.plan = plan
+        self.env = env
+        self.settling = Settling(consumer, self._settled, self._settle_error)
+        self.held = 0
+        self.settled = 0
+        self.out: set[Message[Any]] = set()
+        """Handed to a handler or reader and not settled."""
+        self._inbox = inbox
+        self._lanes = Lanes() if plan.by_key else None
+        self._timers: dict[Message[Any], asyncio.TimerHandle] = {}
+        self._ended: asyncio.Future[None] | None = None
+        self.stopping = False
+
+    # ------------------------------------------------------------------ in
+
+    def admit(self, deliveries: Sequence[Delivery]) -> None:
+        """Take over what the consumer has received."""
+        plan, lanes, push = self.plan, self._lanes, self._inbox.push
+        self.held += len(deliveries)
+        for delivery in deliveries:
+            message: Message[Any] = Message(delivery, plan.reader, self, delivery.record.attempts)
+            if delivery.deliveries > plan.max_deliveries and plan.letters is not None:
+                if lanes is not None:
+                    lanes.enter(message)
+                self._bury(message, _crashed(delivery.deliveries - 1), delivery.record.attempts)
+            elif lanes is None or lanes.enter(message):
+                push(message)
+
+    def starved(self) -> None:
+        """Somebody could run more: let what waits behind busy keys not use up the prefetch."""
+        lanes = self._lanes
+        if lanes is not None and lanes.parked and lanes.parked_bytes <= PARKED_BYTES:
+            wanted = self.plan.prefetch + lanes.parked
+            if self.consumer.prefetch < wanted:
+                self.consumer.prefetch = wanted
+
+    def follow(self, message: Message[Any]) -> Message[Any] | None:
+        """Return the message that comes next behind *message* in its key's order, to be in one batch with it."""
+        return None if self._lanes is None else self._lanes.follow(message)
+
+    def put_back(self, message: Message[Any]) -> None:
+        """Take back what `follow` gave, to run alone after those before it."""
+        if self._lanes is not None:
+            self.out.discard(message)
+            self._lanes.put_back(message)
+
+    # ------------------------------------------------------------------ out: services
+
+    def succeed(self, message: Message[Any], extra: tuple[Record, ...] = ()) -> None:
+        """Acknowledge *message*, storing what it staged and *extra*."""
+        message._outcome = _ACK
+        staged = message._staged
+        if staged is None and not extra:
+            self.settling.add(Settlement(message._item))  # type: ignore[arg-type]
+        else:
+            records = (*(staged or ()), *extra)
+            watch = Watch(refused=partial(self._refused, message))
+            self.settling.add(Settlement(self._delivery(message), records), watch)
+        self._leave(message)
+
+    def fail(self, message: Message[Any], error: BaseException, policy: RetryPolicy) -> None:
+        """Carry out what the failed attempt of *message* demands."""
+        failures = message._attempts + 1
+        verdict = judge(error, policy, failures, in_place=self.plan.in_place)
+        if isinstance(verdict, Die):
+            message._outcome = message._outcome or _REJECT
+            self._bury(message, verdict, failures, error)
+            return
+        message._outcome = message._outcome or _NACK
+        self._log_retry(message, verdict, error)
+        if self.plan.in_place:
+            self._wait(message, verdict.wait, failures)
+        else:
+            first = message._first_failed or first_failure(message._item.record) or self.env.clock.time()
+            copy = retry_copy(message._item.record, failures=failures, wait=verdict.wait, first_failed=first)
+            self.settling.add(Settlement(self._delivery(message), (copy,)))
+            self._leave(message)
+
+    def release(self, message: Message[Any]) -> None:
+        """Hand *message* back without counting an attempt, and what waits behind its key, to keep their order."""
+        message._outcome = message._outcome or _RELEASE
+        self.out.discard(message)
+        behind = self._lanes.abandon(message) if self._lanes is not None else []
+        self.settling.release([self._delivery(message), *map(self._delivery, behind)])
+        self._notice()
+
+    def _bury(self, message: Message[Any], verdict: Die, failures: int, error: BaseException | None = None) -> None:
+        record, letters, now = message._item.record, self.plan.letters, self.env.clock.time()
+        self._log_dead(message, verdict, error)
+        if letters is None:
+            self.settling.add(Settlement(self._delivery(message)))
+            self._leave(message)
+            return
+        first = message._first_failed or first_failure(record) or now
+        publish: tuple[Record, ...] = (
+            dead_letter(record, letters, verdict, failures=failures, first_failed=first, now=now),
+        )
+        to = None if self.plan.replies is None else reply_to(record)
+        if to is not None and self.plan.replies is not None:
+            publish = (*publish, failure_reply(self.plan.replies, to, self.env.new_id(), verdict, now))
+        # The key goes on only when the letter is stored: else a crash could reorder it behind its successors.
+        self.settling.add(Settlement(self._delivery(message), publish), Watch(done=lambda _: self._leave(message)))
+
+    def _refused(self, message: Message[Any], error: BrokerError) -> None:
+        """What the handler wanted to publish cannot be stored: the attempt has failed after all."""
+        message._staged = None
+        failures = message._attempts + 1
+        self._bury(message, Die(f"what it published was refused: {error_text(error)}", type(error).__name__), failures)
+
+    def _wait(self, message: Message[Any], wait: float, failures: int) -> None:
+        again: Message[Any] = Message(self._delivery(message), self.plan.reader, self, failures)
+        again._single = message._single
+        again._first_failed = message._first_failed or self.env.clock.time()
+        self.out.discard(message)
+        if self.plan.letters is not None:
+            self.settling.hold(self._delivery(message), failures)
+        if self.stopping:
+            self.release(again)
+            return
+        if wait <= 0:
+            self._inbox.push(again)
+        else:
+            loop = asyncio.get_running_loop()
+            self._timers[again] = loop.call_later(wait, self._due, again)
+        self._notice()
+
+    def _due(self, message: Message[Any]) -> None:
+        del self._timers[message]
+        self._inbox.push(message)
+
+    def _leave(self, message: Message[Any]) -> None:
+        self.out.discard(message)
+        lanes = self._lanes
+        if lanes is not None:
+            following = lanes.leave(message)
+            if following is not None:
+                if self.stopping:
+                    behind = lanes.abandon(following)
+                    self.settling.release([self._delivery(following), *map(self._delivery, behind)])
+                else:
+                    self._inbox.push(following)
+            if self.consumer.prefetch > self.plan.prefetch:
+                self.consumer.prefetch = self.plan.prefetch + lanes.parked
+        if self._ended is not None:
+            self._notice()
+
+    # ------------------------------------------------------------------ out: by hand (Settler)
+
+    def check(self, outcome: Outcome) -> None:
+        """Raise if messages here cannot have *outcome*."""
+        self._check_open()
+        if self.plan.letters is None and outcome.kind in ("nack", "reject"):
+            raise ConfigError(f"a reader of {self.plan.name} without a group owns nothing: it cannot {outcome.kind}")
+        if outcome.kind == "nack":
+            seconds("delay", outcome.delay, high=MAX_DELAY)
+            if self.plan.in_place and outcome.delay > TOPIC_WAIT:
+                raise ValueError(f"nack(delay={outcome.delay:g}) on a topic: it holds its key, so at most {TOPIC_WAIT:g} s")
+
+    async def settle(self, message: Message[Any], outcome: Outcome, confirm: bool) -> None:
+        """Carry *outcome* out; with *confirm* return when it is stored."""
+        self._check_open()
+        match outcome.kind:
+            case "ack" if confirm:
+                await self._confirm(message)
+            case "ack":
+                self.succeed(message)
+            case "nack":
+                self.fail(message, Nack(delay=outcome.delay), _BY_HAND)
+            case "reject":
+                self.fail(message, Reject(outcome.reason[:MAX_REASON]), _BY_HAND)
+            case "release":
+                self.release(message)
+
+    def _check_open(self) -> None:
+        # After a lost connection settling is only in vain, which is logged; a reader must not die of it.
+        if self.settling.closed and self.stopping:
+            raise Closed(f"the subscription of {self.plan.name} has ended; the message will be delivered again")
+
+    async def _confirm(self, message: Message[Any]) -> None:
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: BrokerError | None) -> None:
+            if error is None:
+                self._leave(message)
+            if stored.done():
+                return
+            if error is None:
+                stored.set_result(None)
+            else:
+                stored.set_exception(error)
+
+        watch = Watch(done=done, once=True)
+        self.settling.add(Settlement(self._delivery(message), tuple(message._staged or ())), watch, confirm=True)
+        try:
+            await stored
+        finally:
+            if stored.done() and not stored.cancelled():
+                stored.exception()
+
+    async def failed(self, message: Message[Any], error: BaseException, retry: RetryPolicy) -> None:
+        """Settle *message* as its failed attempt demands."""
+        self._check_open()
+        self.fail(message, error, retry)
+
+    async def stage(self, message: Message[Any], item: Outgoing[object]) -> Record:
+        """Check and encode *item*, to be stored with the acknowledgement of *message*."""
+        if self.plan.letters is None:
+            raise ConfigError(f"a reader of {self.plan.name} without a group settles nothing: publish with the broker")
+        return await self.env.stage(item)
+
+    # ------------------------------------------------------------------ the end
+
+    def unstarted(self) -> list[Message[Any]]:
+        """Take out and return everything that no handler or reader has in hand, in order."""
+        waiting = self._inbox.drop(lambda message: message._settler is self)
+        for message, timer in self._timers.items():
+            timer.cancel()
+            waiting.append(message)
+        self._timers.clear()
+        if self._lanes is not None:
+            waiting.extend(self._lanes.clear())
+        return waiting
+
+    async def revoked(self, deliveries: Sequence[Delivery]) -> None:
+        """Let go of *deliveries*: drop what has not started, wait for what runs, and store its outcome."""
+        gone = {id(delivery) for delivery in deliveries}
+
+        def lost(message: Message[Any]) -> bool:
+            return message._settler is self and id(message._item) in gone
+
+        dropped = self._inbox.drop(lost)
+        for message in [message for message in self._timers if lost(message)]:
+            self._timers.pop(message).cancel()
+            dropped.append(message)
+        if self._lanes is not None:
+            self._lanes.remove(gone)
+            for message in dropped:
+                self._lanes.abandon(message)
+        while any(lost(message) for message in self.out):
+            await self._any_end()
+        await self.settling.flush()
+
+    async def idle(self) -> None:
+        """Wait until nothing is in hand."""
+        while self.out:
+            await self._any_end()
+
+    async def _any_end(self) -> None:
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._ended)
+
+    def _notice(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None and not ended.done():
+            ended.set_result(None)
+
+    # ------------------------------------------------------------------ counting and telling
+
+    @staticmethod
+    def _delivery(message: Message[Any]) -> Delivery:
+        item = message._item
+        assert isinstance(item, Delivery)
+        return item
+
+    def _settled(self, count: int) -> None:
+        self.settled += count
+        self.held -= count
+
+    def _event(self, make: Callable[..., events.Event], **details: object) -> None:
+        if self.env.emit is not None:
+            source = self.plan.source
+            self.env.emit(make(address=source.address.name, group=source.group, **details))
+
+    def _settle_error(self, delivery: Delivery, error: BrokerError) -> None:
+        id = delivery.record.id
+        if isinstance(error, DeliveryLost):
+            logger.warning("%s: message %s was lost to another consumer before it was settled", self.plan.name, id)
+            self._event(events.Lost, id=id)
+        else:
+            logger.warning("%s: the outcome of message %s is not stored yet: %s", self.plan.name, id, error_text(error))
+            self._event(events.SettleFailed, id=id, error=type(error).__name__)
+
+    def _log_retry(self, message: Message[Any], verdict: Again, error: BaseException) -> None:
+        logger.warning(
+            "%s: attempt %d of message %s failed, again in %.3g s: %s: %s",
+            self.plan.name,
+            message.attempt,
+            message.id,
+            verdict.wait,
+            type(error).__name__,
+            error_text(error),
+        )
+        self._event(
+            events.Retried, id=message.id, attempt=message.attempt, error=type(error).__name__, wait=verdict.wait
+        )
+
+    def _log_dead(self, message: Message[Any], verdict: Die, error: BaseException | None) -> None:
+        plain = error is None or isinstance(error, (Reject, Nack))
+        what = "dead-lettered" if self.plan.letters is not None else "dropped"
+        logger.error(
+            "%s: message %s %s at attempt %d: %s",
+            self.plan.name,
+            message.id,
+            what,
+            message.attempt,
+            verdict.reason,
+            exc_info=None if plain or error is None else (type(error), error, error.__traceback__),
+        )
+        if self.plan.letters is None:
+            self._event(events.Dropped, id=message.id, attempt=message.attempt, reason=verdict.reason)
+        else:
+            self._event(
+                events.DeadLettered,
+                id=message.id,
+                attempt=message.attempt,
+                reason=verdict.reason,
+                error=verdict.error,
+            )
+
+
+def _crashed(times: int) -> Die:
+    return Die(f"delivered {times} times without an outcome: whoever ran it crashed", "Crashed")
