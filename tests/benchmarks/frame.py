@@ -1,0 +1,284 @@
+"""The frame: rows, each measured in processes of its own, in alternating rounds.
+
+A driver adds rows: a subclass of `Row` for each program, instances of `Work` for what they do, and a `Backend` that starts
+its server.  Nothing here knows a message system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import IO, ClassVar, Final, Literal
+
+import msgspec
+import uvloop
+
+from .fresh import output, start
+from .job import RATE, Figures, Job
+
+READY: Final = "READY"
+RESULT: Final = "RESULT "
+Metric = Literal["rate", "latency"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """*row* against *than*: at least so many times its rate, or at most so many times its median latency."""
+
+    row: str
+    than: str
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is measured; a heading of the table."""
+
+    name: str
+    title: str
+    backend: str
+    metric: Metric = "rate"
+    handlers: int = 1
+    keyed: bool = False
+    """Whether rows that promise order per key are held to it."""
+    batch: int = 1
+    """Messages given to one publish call."""
+    yields: bool = False
+    """Whether handlers give the loop back once, so that they really overlap."""
+    goals: tuple[Goal, ...] = ()
+    most: int = 60_000
+    """Largest number of messages in one measurement."""
+
+
+class Row:
+    """One program doing one work.  Each method that is overridden runs in a fresh process, on uvloop."""
+
+    name: ClassVar[str]
+    note: ClassVar[str] = ""
+    ordered: ClassVar[bool] = False
+    """Whether it promises order per key."""
+
+    def __init__(self, work: Work, job: Job) -> None:
+        self.work = work
+        self.job = job
+
+    async def fill(self) -> None:
+        """Store all messages before the measurement, where it starts from a backlog."""
+
+    async def run(self) -> None:
+        """Do the work; its process is what is measured."""
+        raise NotImplementedError
+
+    async def feed(self) -> None:
+        """Publish beside `run`, from the moment it calls ``job.ready()``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A message system to measure on."""
+
+    name: str
+    serve: Callable[[], AbstractContextManager[str]]
+    """Starts it and yields its URL."""
+    clean: Callable[[str], None] = lambda url: None
+    """Called before each measurement."""
+
+
+Plan = Sequence[tuple[Work, Sequence[type[Row]]]]
+
+
+class Assignment(msgspec.Struct):
+    """What a fresh process is told."""
+
+    module: str
+    row: str
+    work: Work
+    part: Literal["fill", "run", "feed"]
+    n: int
+    url: str
+    entity: str
+    limit: float
+
+
+def overrides(row: type[Row], part: str) -> bool:
+    """Whether *row* has a part of its own by that name."""
+    return getattr(row, part) is not getattr(Row, part)
+
+
+# In the fresh process ------------------------------------------------------------------------------------------------
+
+
+def run_part(assignment: Assignment, out: IO[str]) -> None:
+    """Do what *assignment* says and write one result line to *out*."""
+    kind: type[Row] = getattr(importlib.import_module(assignment.module), assignment.row)
+
+    def ready() -> None:
+        print(READY, file=out, flush=True)
+
+    async def main() -> Figures:
+        job = Job(assignment.n, url=assignment.url, entity=assignment.entity, ready=ready)
+        error = None
+        try:
+            async with asyncio.timeout(assignment.limit):
+                await getattr(kind(assignment.work, job), assignment.part)()
+        except TimeoutError:
+            error = f"not done after {assignment.limit:g} s, {len(job.seen)} of {job.n} handled"
+        except Exception as failure:  # whatever it is, it is this row's result
+            error = f"{type(failure).__name__}: {failure}"[:300]
+        return job.figures(keyed=assignment.work.keyed and kind.ordered, error=error)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        figures = runner.run(main())
+    print(RESULT + msgspec.json.encode(figures).decode(), file=out, flush=True)
+
+
+# In the parent -------------------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """A fresh process that runs one part of a row."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._n = assignment.n
+        self._process = start("--part", msgspec.json.encode(assignment).decode())
+        # A row that blocks its loop cannot end itself.
+        self._guard = threading.Timer(assignment.limit + 20, self._process.kill)
+        self._guard.daemon = True
+        self._guard.start()
+        self.figures: Figures | None = None
+
+    def wait_ready(self) -> None:
+        """Return when it is ready, or has ended."""
+        self._read(READY)
+
+    def result(self) -> Figures:
+        """Wait for its end."""
+        self._read(None)
+        self._guard.cancel()
+        code = self._process.wait()
+        output(self._process).close()
+        return self.figures or Figures(n=self._n, error=f"the process ended without a result (exit code {code})")
+
+    def _read(self, word: str | None) -> None:
+        for line in output(self._process):
+            if line.startswith(RESULT):
+                self.figures = msgspec.json.decode(line[len(RESULT) :], type=Figures)
+            elif line.rstrip() == word:
+                return
+
+
+_counter = itertools.count(1)
+
+
+def measure(row: type[Row], work: Work, n: int, url: str, *, limit: float = 60.0) -> Figures:
+    """Measure *row* once with *n* messages."""
+    entity = f"bench-{os.getpid()}-{next(_counter)}"
+
+    def part(name: Literal["fill", "run", "feed"]) -> _Part:
+        return _Part(Assignment(row.__module__, row.__qualname__, work, name, n, url, entity, limit))
+
+    if overrides(row, "fill"):
+        filled = part("fill").result()
+        if filled.error is not None:
+            return Figures(n=n, error=f"fill: {filled.error}")
+    running = part("run")
+    fed: Figures | None = None
+    if overrides(row, "feed"):
+        running.wait_ready()
+        fed = part("feed").result()
+    figures = running.result()
+    if fed is not None and fed.error is not None:
+        figures.error = f"feed: {fed.error}"
+    return figures
+
+
+class Results:
+    """All figures of one run, by work and row, one entry a round."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rounds: dict[tuple[str, str], list[Figures]] = {
+            (work.name, row.name): [] for work, rows in plan for row in rows
+        }
+
+    def good(self, work: Work, row: str) -> list[Figures]:
+        """Return the figures of *row*, or none if one of its rounds has a flaw."""
+        figures = self.rounds[work.name, row]
+        return [] if any(one.flaw() for one in figures) else figures
+
+    def flaw(self, work: Work, row: str) -> str | None:
+        """Return what is wrong with *row*."""
+        return next((flaw for one in self.rounds[work.name, row] if (flaw := one.flaw())), None)
+
+    def ratio(self, work: Work, row: str, than: str) -> float | None:
+        """Return the median over the rounds of *row* against *than*, compared within each round."""
+        if (work.name, row) not in self.rounds or (work.name, than) not in self.rounds:
+            return None
+        pairs = list(zip(self.good(work, row), self.good(work, than), strict=False))
+        if not pairs:
+            return None
+        if work.metric == "latency":
+            return median((one.p50 or 0.0) / (other.p50 or 1e-9) for one, other in pairs)
+        return median(one.rate / other.rate for one, other in pairs)
+
+
+def run_plan(
+    plan: Plan,
+    backends: Sequence[Backend],
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
+    fixed: int | None = None,
+) -> Results:
+    """Measure every row of *plan* *rounds* times.
+
+    The rows of one work run one after the other, every second round in reverse, so that a drift of the machine meets them
+    all.  The number of messages of a row is calibrated once so that it takes about *seconds*, or is *fixed*.
+    """
+    results = Results(plan)
+    with contextlib.ExitStack() as stack:
+        known = {backend.name: backend for backend in backends}
+        urls = {name: stack.enter_context(known[name].serve()) for name in sorted({work.backend for work, _ in plan})}
+
+        def once(row: type[Row], work: Work, n: int) -> Figures:
+            known[work.backend].clean(urls[work.backend])
+            return measure(row, work, n, urls[work.backend])
+
+        counts: dict[tuple[str, str], int] = {}
+        for work, row in _pairs(plan):
+            counts[work.name, row.name] = fixed or _calibrate(partial(once, row, work), work, seconds)
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            for work, rows in plan:
+                for row in rows if number % 2 == 0 else reversed(rows):
+                    figures = once(row, work, counts[work.name, row.name])
+                    results.rounds[work.name, row.name].append(figures)
+                    if flaw := figures.flaw():
+                        say(f"  {work.name}, {row.name}: {flaw}")
+    return results
+
+
+def _pairs(plan: Plan) -> Iterator[tuple[Work, type[Row]]]:
+    return ((work, row) for work, rows in plan for row in rows)
+
+
+def _calibrate(once: Callable[[int], Figures], work: Work, seconds: float) -> int:
+    if work.metric == "latency":
+        return max(20, int(RATE * seconds))
+    n = 2000
+    # Twice: what a first short run spends on warming up would make the number too small.
+    for share in (0.3, 1.0):
+        figures = once(n)
+        if figures.flaw() is None:
+            n = min(work.most, max(500, int(figures.rate * seconds * share) // 100 * 100))
+    return n
