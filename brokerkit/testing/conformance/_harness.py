@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
+from ... import clock
+from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic, with_prefix
 from ...broker import Broker, Subscription, connect
-from ...driver import Backlog, Capabilities, Driver
+from ...driver import Backlog, Capabilities, Consumer, Delivery, Driver, Record, Source
+from ...errors import BufferFull
 from ...events import Event
 from ...message import Letter, Message
 from ...policy import Start
+from ...service import Service
 
 Kind: TypeAlias = Literal["topic", "queue"]
 E = TypeVar("E", bound=Event)
@@ -41,6 +44,8 @@ class Harness:
     """Seconds after which a working system has delivered what there is; a check that nothing comes waits as long."""
     retention: ClassVar[float] = 1.0
     """``Topic.retention`` of the topics from which `expire` removes records."""
+    bounded: ClassVar[Mapping[str, object] | None] = None
+    """Options for `connect` with which an address is full after some dozens of messages; None if there are none."""
     deadline: ClassVar[float] = 60.0
     """Seconds after which a test that waits for something fails."""
 
@@ -80,6 +85,17 @@ class Harness:
         """Let the system remove all that is in *topic*, whose retention is `retention`.  Here: let so much time pass."""
         await asyncio.sleep(self.retention + self.quiet)
 
+    async def fill(self, broker: Broker, address: AnyTopic | AnyQueue) -> None:
+        """Fill *address*, on a broker with the options `bounded`.  Here: publish until it is full."""
+        driver, number = self.driver(broker), 0
+        while True:
+            record = Record(address, f"fill{number}", b"body", timestamp=clock.current().time())
+            (result,) = await driver.publish([record], timeout=self.deadline)
+            if isinstance(result, BufferFull):
+                return
+            number += 1
+            assert number < 100_000, f"{address.name} is not full after {number} messages"
+
     async def restart(self) -> None:
         """Restart the system itself.  Called while no connection is open; where it keeps nothing, leave it running."""
 
@@ -111,6 +127,67 @@ class Harness:
     def driver(self, broker: Broker) -> Driver:
         """Return *broker*'s driver, for clauses that are the driver's alone."""
         return broker._driver
+
+    def native(self, broker: Broker, address: Address) -> Address:
+        """Return *address* as *broker*'s driver knows it: behind the prefix of the URL."""
+        return with_prefix(address, broker._prefix)
+
+    @asynccontextmanager
+    async def consume(
+        self, broker: Broker, address: AnyTopic | AnyQueue, *, group: str = "workers", prefetch: int = 100
+    ) -> AsyncIterator[Consumer]:
+        """Read *address* with the driver itself, below everything that brokerkit adds."""
+
+        async def revoked(_: Sequence[Delivery]) -> None:
+            return None
+
+        await broker.declare(address)
+        group_ = broker._prefix + group if isinstance(address, Topic) else None
+        source = Source(self.native(broker, address), group_)
+        async with self.driver(broker).consume(source, prefetch=prefetch, revoked=revoked) as consumer:
+            yield consumer
+
+    async def deliveries(self, consumer: Consumer, count: int) -> AsyncIterator[Delivery]:
+        """Receive exactly *count* deliveries from a driver's consumer, or fail after `deadline` seconds."""
+        end = self.now() + self.deadline
+        while count:
+            assert self.now() < end, f"{count} deliveries are missing"
+            for delivery in await consumer.receive(count, self.quiet):
+                count -= 1
+                yield delivery
+
+    @asynccontextmanager
+    async def serve(
+        self,
+        broker: Broker,
+        address: AnyTopic | AnyQueue,
+        handler: Callable[[Any], Any],
+        *,
+        name: str = "workers",
+        drain: float = 25,
+        **options: Any,
+    ) -> AsyncIterator[Service[None]]:
+        """Run a service of that one handler."""
+        service = Service(name)
+        subscribe: Any = service.subscribe
+        subscribe(address, **options)(handler)
+        async with service.running(broker, drain=drain):
+            yield service
+
+    @contextmanager
+    def wall_clock(self, ahead: float) -> Iterator[None]:
+        """Let the wall clock of this process be *ahead* by so many seconds; monotonic time goes on as it was."""
+        current: Any = clock.current()
+        before = current.time
+        current.time = lambda: before() + ahead
+        try:
+            yield
+        finally:
+            current.time = before
+
+    def now(self) -> float:
+        """Return the time of the loop: durations are differences of it."""
+        return asyncio.get_running_loop().time()
 
     def topic(self, name: str = "topic", type: Any = str, **options: Any) -> Topic[Any]:
         """Return a topic of 4 partitions."""

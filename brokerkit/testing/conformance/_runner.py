@@ -23,7 +23,7 @@ from .._loop import VirtualLoop
 from ._harness import Harness, Kind
 
 Test: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
-F = TypeVar("F", bound=Test)
+F = TypeVar("F", bound=Callable[..., Any])
 SEEDS = 3
 
 
@@ -37,15 +37,15 @@ class Suite:
 
 
 def needs(*what: str) -> Callable[[F], F]:
-    """Generate the test only where the harness claims all of *what*.
+    """Generate the test, or all of a class, only where the harness claims all of *what*.
 
     ``"topic"`` or ``"queue"`` stands for the kind of address that a test without *kind* uses (both, if it has no `needs`);
     ``"queue.delay"`` for a capability of it; ``"shared"`` alone for a capability of the kind at hand.  What is not claimed
-    must be refused, which is tested in ``capabilities``.
+    must be refused, which is tested in ``capabilities``.  ``"bounded"`` stands for `Harness.bounded`.
     """
 
     def mark(test: F) -> F:
-        test.__dict__["needs"] = what
+        setattr(test, "needs", what)  # noqa: B010
         return test
 
     return mark
@@ -55,7 +55,7 @@ def seeds(count: int) -> Callable[[F], F]:
     """Run the test with at most *count* seeds by default: for tests that are long, or do not depend on any order."""
 
     def mark(test: F) -> F:
-        test.__dict__["seeds"] = count
+        setattr(test, "seeds", count)  # noqa: B010
         return test
 
     return mark
@@ -94,13 +94,17 @@ def suite(harness: type[Harness]) -> dict[str, type]:
     return made
 
 
-def _kinds(harness: type[Harness], test: Test) -> list[Kind | None]:
+def _kinds(harness: type[Harness], group: type[Suite], test: Test) -> list[Kind | None]:
     """Return on which kinds of address *test* runs: None where it chooses itself, nothing where it does not apply."""
     own = "kind" in inspect.signature(test).parameters
-    wanted: tuple[str, ...] = getattr(test, "needs", () if own else ("topic", "queue"))
+    wanted: tuple[str, ...] = getattr(group, "needs", ()) + getattr(test, "needs", ())
+    if not wanted and not own:
+        wanted = ("topic", "queue")
     claimed = {"topic": harness.topics, "queue": harness.queues}
 
     def claims(what: str, kind: Kind | None) -> bool:
+        if what == "bounded":
+            return harness.bounded is not None
         name, _, capability = what.rpartition(".") if "." in what or what not in claimed else (what, "", "")
         claim = claimed[name or kind or ""]
         return claim is not None and (not capability or bool(getattr(claim, capability)))
@@ -110,7 +114,7 @@ def _kinds(harness: type[Harness], test: Test) -> list[Kind | None]:
 
 
 def _plain(harness: type[Harness], group: type[Suite], name: str, test: Test) -> Callable[..., None] | None:
-    kinds = _kinds(harness, test)
+    kinds = _kinds(harness, group, test)
     if not kinds:
         return None
     numbers = _seeds(test) if harness.virtual else [0]
