@@ -1,0 +1,244 @@
+"""An event loop that keeps its own time: tests of delays, leases and retries take no time and have one outcome per seed.
+
+When nothing is ready, the clock jumps to the next timer instead of waiting for it.  With a seed, tasks that are ready at the
+same moment take their turns in an order drawn from it, so that a race shows under some seed and again under the same one.
+
+What asyncio promises still holds.  Only the steps of different tasks change places, and only while nothing but other task
+steps stands between them in the ready queue: a plain callback (``call_soon``, a timer, a done callback, a transport's) never
+moves and nothing moves past it, and ``sleep(0)`` still lets every ready task take one step.
+
+Limits: time stands still while ``run_in_executor`` or ``anyio.to_thread`` works, but it does not wait for sockets,
+subprocesses or threads of another kind.  Real I/O is served, but its timeouts pass at once; use a usual loop for it.
+`datetime.now` and `time.time` tell the real time; `now` tells the loop's.
+
+This is the one place that relies on private names of asyncio: ``_run_once``, ``_ready`` and ``Handle._callback``, equal in
+Python 3.11 to 3.13, and tests/unit/test_loop.py fails where they change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from datetime import UTC, datetime
+from types import CodeType
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+from .. import clock as _clock
+from ..errors import BrokerError
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+_Events = list[tuple[selectors.SelectorKey, int]]
+
+EPOCH: Final = 1893456000.0
+"""The wall clock of a new virtual loop: 2030-01-01T00:00:00Z."""
+HORIZON: Final = 400 * 86400.0
+"""A loop that gets here has only its timers left to run, and never ends by itself: `Deadlock`."""
+PATIENCE: Final = 0.25
+"""Real seconds that time stands still for a thread.  After that it passes at its real speed, or a thread that waits for a
+timer of the loop would wait for ever."""
+LAST_PATIENCE: Final = 2.0
+"""Real seconds that another thread or a socket gets to wake a loop in which nothing else can happen."""
+
+# What the callback of a task's step or wake-up is called, in C and in Python; a bound ``Task.cancel`` is none of them.
+_STEPS: Final = frozenset((None, "task_wakeup", "__step", "__wakeup"))
+
+
+class Deadlock(BrokerError):
+    """Nothing can ever happen any more in a virtual loop; the text names the tasks that wait, and where."""
+
+
+class _VirtualClock:
+    """The wall clock and the monotonic clock of a virtual loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.monotonic = loop.time
+
+    def time(self) -> float:
+        return EPOCH + self.monotonic()
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Asks the loop what to do instead of waiting for a timer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wait: Callable[[float | None], _Events] = self.poll
+
+    def select(self, timeout: float | None = None) -> _Events:
+        events = self.poll(0)
+        return events if events or timeout == 0 else self.wait(timeout)
+
+    def poll(self, timeout: float | None) -> _Events:
+        return super().select(timeout)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop with virtual time, and with *seed* a shuffled order of ready tasks.
+
+    It starts at 0 s, `EPOCH` by its `clock`.  What can never end raises `Deadlock` out of the running call.
+    """
+
+    _ready: deque[asyncio.Handle]
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._now = 0.0
+        self._working = 0  # calls of run_in_executor that have not finished
+        self._grace: float | None = None  # the real time until which virtual time stands still for a thread
+        self._shuffler = None if seed is None else random.Random(seed)
+        self.seed = seed
+        self.clock: _clock.Clock = _VirtualClock(self)
+        """What `brokerkit.clock.current` returns in this loop."""
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+        self._jumping.wait = self._wait
+
+    def __repr__(self) -> str:
+        return (
+            f"<VirtualLoop at {self._now:g} s seed={self.seed} running={self.is_running()} closed={self.is_closed()}>"
+        )
+
+    def time(self) -> float:
+        """Return the virtual seconds since the loop was made."""
+        return self._now
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], R], *args: *Ts) -> asyncio.Future[R]:
+        """Run *func* in a thread; time stands still until it returns or nobody waits for it any more."""
+        future = super().run_in_executor(executor, func, *args)
+        self._working += 1
+        future.add_done_callback(self._worked)
+        return future
+
+    def _worked(self, future: asyncio.Future[Any]) -> None:
+        self._working -= 1
+        self._grace = None
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        # It waits in a thread of its own, with a timer that must not be jumped to.
+        self._working += 1
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self._working -= 1
+
+    def _run_once(self) -> None:
+        if self._shuffler is not None and len(self._ready) > 1:
+            self._shuffle(self._shuffler)
+        super()._run_once()  # type: ignore[misc]
+
+    def _shuffle(self, draw: random.Random) -> None:
+        # Other threads append at the right meanwhile, so handles are taken from the left and put back there.
+        ready = self._ready
+        handles = [ready.popleft() for _ in range(len(ready))]
+        start = 0
+        for end in range(len(handles) + 1):
+            if end == len(handles) or not _is_step(handles[end]):
+                if end - start > 1:
+                    steps = handles[start:end]
+                    draw.shuffle(steps)
+                    handles[start:end] = steps
+                start = end + 1
+        ready.extendleft(reversed(handles))
+
+    def _wait(self, timeout: float | None) -> _Events:
+        """Called when nothing is ready; *timeout* is the time to the next timer, None if there is none."""
+        poll = self._jumping.poll
+        if self._ready:  # a thread has just called call_soon_threadsafe
+            return []
+        if self._working or _anyio_works(self):
+            return self._wait_for_thread(timeout)
+        self._grace = None
+        if timeout is not None:
+            self._now += timeout
+            if self._now < HORIZON:
+                return []
+            raise Deadlock(f"only timers run, and {HORIZON / 86400:g} virtual days have passed; {_waiting(self)}")
+        alien = len(self._jumping.get_map()) > 1 or threading.active_count() > 1  # 1: the loop's own wake-up socket
+        events = poll(LAST_PATIENCE if alien else 0)
+        if events or self._ready:
+            return events
+        raise Deadlock(f"nothing can happen any more: no timer runs, no thread works; {_waiting(self)}")
+
+    def _wait_for_thread(self, timeout: float | None) -> _Events:
+        began = time.monotonic()
+        if self._grace is None:
+            self._grace = began + PATIENCE
+        if began < self._grace:
+            return self._jumping.poll(self._grace - began)
+        events = self._jumping.poll(timeout)
+        passed = time.monotonic() - began
+        if timeout is not None:
+            self._now += min(passed, timeout) if events else timeout
+        return events
+
+
+def _is_step(handle: asyncio.Handle) -> bool:
+    callback = handle._callback  # type: ignore[attr-defined]
+    return (
+        isinstance(getattr(callback, "__self__", None), asyncio.Task) and getattr(callback, "__name__", None) in _STEPS
+    )
+
+
+def _anyio_works(loop: asyncio.AbstractEventLoop) -> bool:
+    # anyio keeps threads of its own, which the loop is not told of.  One is busy until the loop has put it back among the
+    # idle ones, so nothing is missed between its result and the wake-up.
+    if threading.active_count() == 1:
+        return False
+    return any(
+        thread.name == "AnyIO worker thread"
+        and getattr(thread, "loop", None) is loop
+        and not getattr(thread, "stopping", True)
+        and thread not in getattr(thread, "idle_workers", (thread,))
+        for thread in threading.enumerate()
+    )
+
+
+def _waiting(loop: asyncio.AbstractEventLoop) -> str:
+    """Return one line for each task that waits: its name and the chain of calls it waits in, innermost last."""
+    tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
+    shown = [f"  {task.get_name()}: {_where(task)}" for task in tasks[:20]]
+    if len(tasks) > len(shown):
+        shown.append(f"  and {len(tasks) - len(shown)} more")
+    return "\n".join([f"{len(tasks)} tasks wait:", *shown])
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    calls: list[str] = []
+    awaitable: object = task.get_coro()
+    while awaitable is not None and len(calls) < 50:
+        frame = next((found for name in _FRAMES if (found := getattr(awaitable, name, None)) is not None), None)
+        if frame is not None:
+            code: CodeType = frame.f_code
+            calls.append(f"{code.co_name} ({code.co_filename.rpartition('/')[2]}:{frame.f_lineno})")
+        awaitable = next((found for name in _INNER if (found := getattr(awaitable, name, None)) is not None), None)
+    return " > ".join(calls) or repr(task)
+
+
+_FRAMES: Final = ("cr_frame", "gi_frame", "ag_frame")
+_INNER: Final = ("cr_await", "gi_yieldfrom", "ag_await")
+
+
+def virtual_loop(seed: int | None = None) -> Callable[[], VirtualLoop]:
+    """Return a loop factory, for ``asyncio.Runner(loop_factory=...)`` and anyio's ``backend_options``."""
+    return lambda: VirtualLoop(seed)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, R]] | Coroutine[Any, Any, R], *, seed: int | None = None) -> R:
+    """Run *main*, a coroutine function or coroutine, in a new `VirtualLoop` and return its result.
+
+    Raises:
+        Deadlock: nothing can ever happen any more.
+    """
+    with asyncio.Runner(loop_factory=virtual_loop(seed)) as runner:
+        return runner.run(main() if callable(main) else main)
+
+
+def now() -> datetime:
+    """Return the running loop's wall clock time, for ``delay=`` and `Start.at`; in a usual loop it is the system's."""
+    return datetime.fromtimestamp(_clock.current().time(), UTC)
