@@ -1,0 +1,42 @@
+"""A mutant: one small change to one file, the promise that it breaks, and where that should show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class Stale(Exception):
+    """The text that a mutant changes is not there, or not only once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """Replace *old*, which must be in *file* exactly once, by *new*."""
+
+    name: str
+    breaks: str
+    """The promise that no longer holds."""
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """The tests that run first, as pytest names them.  If they pass all the same, every test gets its chance."""
+
+    def apply(self, source: str) -> str:
+        """Return *source* with the fault in it."""
+        found = source.count(self.old)
+        if found != 1:
+            raise Stale(f"the text to change is in {self.file} {found} times, not once")
+        if self.old == self.new:
+            raise Stale("it changes nothing")
+        return source.replace(self.old, self.new)
+
+
+def clauses(*names: str) -> tuple[str, ...]:
+    """Return the ids of conformance tests on memory: ``Group`` for a whole group, ``Group::test_name`` for one test."""
+    return tuple(f"tests/conformance/test_memory.py::Test{name}" for name in names)
+
+
+def units(*modules: str) -> tuple[str, ...]:
+    """Return the files of unit tests: ``test_log``."""
+    return tuple(f"tests/unit/{module}.py" for module in modules)
