@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ... import clock
-from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic, with_prefix
+from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
 from ...broker import Broker, Subscription, connect
-from ...driver import Backlog, Capabilities, Consumer, Delivery, Driver, Record, Source
+from ...driver import Backlog, Capabilities, Driver, Record
 from ...errors import BufferFull
 from ...events import Event
 from ...message import Letter, Message
@@ -127,34 +127,6 @@ class Harness:
     def driver(self, broker: Broker) -> Driver:
         """Return *broker*'s driver, for clauses that are the driver's alone."""
         return broker._driver
-
-    def native(self, broker: Broker, address: Address) -> Address:
-        """Return *address* as *broker*'s driver knows it: behind the prefix of the URL."""
-        return with_prefix(address, broker._prefix)
-
-    @asynccontextmanager
-    async def consume(
-        self, broker: Broker, address: AnyTopic | AnyQueue, *, group: str = "workers", prefetch: int = 100
-    ) -> AsyncIterator[Consumer]:
-        """Read *address* with the driver itself, below everything that brokerkit adds."""
-
-        async def revoked(_: Sequence[Delivery]) -> None:
-            return None
-
-        await broker.declare(address)
-        group_ = broker._prefix + group if isinstance(address, Topic) else None
-        source = Source(self.native(broker, address), group_)
-        async with self.driver(broker).consume(source, prefetch=prefetch, revoked=revoked) as consumer:
-            yield consumer
-
-    async def deliveries(self, consumer: Consumer, count: int) -> AsyncIterator[Delivery]:
-        """Receive exactly *count* deliveries from a driver's consumer, or fail after `deadline` seconds."""
-        end = self.now() + self.deadline
-        while count:
-            assert self.now() < end, f"{count} deliveries are missing"
-            for delivery in await consumer.receive(count, self.quiet):
-                count -= 1
-                yield delivery
 
     @asynccontextmanager
     async def serve(

@@ -56,16 +56,18 @@ class Groups(Suite):
 
             async def member(stays: int | None) -> None:
                 nonlocal changes
-                async with system.connect() as own:
-                    async with system.subscribe(own, address, prefetch=prefetch) as messages:
-                        changes += 1
-                        while not stop.is_set() and stays != 0:
-                            for message in await messages.receive(limit=3, timeout=0.05):
-                                await asyncio.sleep(0.002)
-                                await message.ack()
-                                seen[message.id] += 1
-                            stays = stays and stays - 1
-                        changes += 1
+                async with (
+                    system.connect() as own,
+                    system.subscribe(own, address, prefetch=prefetch) as messages,
+                ):
+                    changes += 1
+                    while not stop.is_set() and stays != 0:
+                        for message in await messages.receive(limit=3, timeout=0.05):
+                            await asyncio.sleep(0.002)
+                            await message.ack()
+                            seen[message.id] += 1
+                        stays = stays and stays - 1
+                    changes += 1
 
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(member(None))

@@ -210,14 +210,17 @@ class Ordering(Suite):
     async def test_the_order_holds_across_a_disconnect(self, system: Harness) -> None:
         """O6: a part may come again, but nothing is skipped."""
         topic, trace = system.topic(), Trace()
-        async with system.connect() as broker, system.connect() as publisher:
-            async with system.serve(broker, topic, trace.handler(), concurrency=4):
-                await fill(publisher, topic, 0, 6)
-                await system.disconnect(broker)
-                await fill(publisher, topic, 6, 12)
-                await system.settle_down()
-                await system.reconnect(broker)
-                await system.eventually(lambda: all(11 in trace.seen[key] for key in KEYS))
+        async with (
+            system.connect() as broker,
+            system.connect() as publisher,
+            system.serve(broker, topic, trace.handler(), concurrency=4),
+        ):
+            await fill(publisher, topic, 0, 6)
+            await system.disconnect(broker)
+            await fill(publisher, topic, 6, 12)
+            await system.settle_down()
+            await system.reconnect(broker)
+            await system.eventually(lambda: all(11 in trace.seen[key] for key in KEYS))
         trace.no_skip(12)
 
     async def test_each_producer_keeps_its_order_under_a_shared_key(self, system: Harness) -> None:

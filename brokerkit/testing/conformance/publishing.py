@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -11,6 +12,7 @@ from ...broker import Broker
 from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound, PublishUnknown
 from ...policy import Start
 from ._harness import Harness, Kind
+from ._raw import raw_address
 from ._runner import Suite, needs, seeds
 
 
@@ -55,7 +57,7 @@ class Publishing(Suite):
             async with system.connect(declare=declare) as broker:
                 with pytest.raises(NotFound, match=address.name):
                     await broker.publish(address, "one")
-                assert await system.driver(broker).describe(system.native(broker, address)) is None
+                assert await system.driver(broker).describe(raw_address(system, kind)) is None
 
     async def test_subscribing_to_a_missing_address_is_not_found(self, system: Harness, kind: Kind) -> None:
         """P2: the reader of a missing address is told, instead of waiting for ever."""
@@ -65,7 +67,7 @@ class Publishing(Suite):
                 with pytest.raises(NotFound, match=address.name):
                     async with system.subscribe(broker, address):
                         pass
-                assert await system.driver(broker).describe(system.native(broker, address)) is None
+                assert await system.driver(broker).describe(raw_address(system, kind)) is None
 
     async def test_a_message_that_certainly_failed_is_never_delivered(self, system: Harness, kind: Kind) -> None:
         """P3: BrokerUnavailable means not stored, also after the connection is back."""
@@ -137,11 +139,15 @@ class Publishing(Suite):
         topic = system.topic()
         async with system.connect() as broker, asyncio.TaskGroup() as tasks:
             for other in range(5):
-                tasks.create_task(system.publish(broker, topic, [f"other {other} {n}" for n in range(30)], key=f"o{other}"))
+                tasks.create_task(
+                    system.publish(broker, topic, [f"other {other} {n}" for n in range(30)], key=f"o{other}")
+                )
             for number in range(0, 60, 6):
                 await broker.publish(topic, str(number), key="one key")
                 many = [topic.outgoing(str(n), key="one key") for n in range(number + 1, number + 6)]
-                assert not [result for result in await broker.publish_many(topic, many) if isinstance(result, BrokerError)]
+                assert not [
+                    result for result in await broker.publish_many(topic, many) if isinstance(result, BrokerError)
+                ]
         async with system.connect() as broker:
             values = [value for value in await self.values(broker, topic) if value.isdigit()]
             assert values == [str(number) for number in range(60)]
@@ -204,7 +210,9 @@ class Publishing(Suite):
                 assert [message.value for message in await system.drain(messages)] == ["one"]
 
     @seeds(2)
-    async def test_a_publish_cancelled_under_way_leaves_the_connection_usable(self, system: Harness, kind: Kind) -> None:
+    async def test_a_publish_cancelled_under_way_leaves_the_connection_usable(
+        self, system: Harness, kind: Kind
+    ) -> None:
         """P8: whatever the moment, the answers of other publishes stay their own."""
         address = system.address(kind)
         done: set[str] = set()
@@ -216,10 +224,8 @@ class Publishing(Suite):
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 task.cancel()
-                try:
+                with suppress(asyncio.CancelledError):
                     done.add((await task).id)
-                except asyncio.CancelledError:
-                    pass
                 assert (await beside).id == f"b{steps}"
                 assert (await broker.publish(address, "after", id=f"a{steps}")).id == f"a{steps}"
             async with system.subscribe(broker, address) as messages:
