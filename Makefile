@@ -40,7 +40,7 @@ check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 	@$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 
 bench: $(VENV)/.bench ## Measure the speed on memory://, beside other libraries
-	@$(BIN)/python tests/benchmarks/run.py
+	@$(BIN)/python -m tests.benchmarks
 
 servers: ## Start development servers; memory:// needs none
 	@echo "memory:// runs in the program itself: in this release there is no server to start."

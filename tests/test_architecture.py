@@ -1,0 +1,279 @@
+"""The rules of the tree: layers, sizes, public names, documentation, and what must not be in it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import brokerkit
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "brokerkit"
+
+LAYERS = (
+    ("errors",),
+    ("clock",),
+    ("policy",),
+    ("address",),
+    ("events",),
+    ("driver",),
+    ("_redact", "_tasks", "_heartbeat"),
+    ("_json",),
+    ("_lossless",),
+    ("codecs",),
+    ("message",),
+    ("middleware",),
+    ("_binding", "_lanes", "_outcome", "_settle"),
+    ("_session",),
+    ("_intake",),
+    ("_subscription", "_requests", "_workers"),
+    ("drivers",),
+    ("broker",),
+    ("service",),
+    ("__init__",),
+    ("blocking",),
+    ("testing",),
+)
+"""Each row imports only from rows above it, and from its own."""
+
+DRIVERS_MAY = {"errors", "clock", "policy", "address", "events", "driver", "_redact", "drivers"}
+LONGEST = 500
+
+
+def sources(*tops: str) -> list[Path]:
+    found = [path for top in tops for path in sorted((ROOT / top).rglob("*.py")) if "__pycache__" not in path.parts]
+    assert found, f"no sources below {tops}"
+    return found
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(name: str) -> str:
+    """Return what a module belongs to: the file or folder below brokerkit."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the names of the modules of brokerkit that a file imports."""
+    package = module(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "brokerkit")
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            if base[:1] == ["brokerkit"]:
+                for alias in node.names:
+                    whole = [*base, alias.name]
+                    yield ".".join(whole if is_module(whole) else base)
+
+
+def is_module(parts: list[str]) -> bool:
+    path = ROOT.joinpath(*parts)
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+def rows() -> dict[str, int]:
+    return {name: number for number, row in enumerate(LAYERS) for name in row}
+
+
+def test_every_module_has_a_row_and_every_row_a_module() -> None:
+    rooms = {room(module(path)) for path in sources("brokerkit")}
+    assert rooms == set(rows())
+
+
+@pytest.mark.parametrize("path", sources("brokerkit"), ids=module)
+def test_a_row_imports_only_from_rows_above_it(path: Path) -> None:
+    here = room(module(path))
+    below = {name for name in imports(path) if rows()[room(name)] > rows()[here]}
+    assert not below, f"{module(path)} imports {below} from rows below its own"
+    if here == "drivers":
+        assert {room(name) for name in imports(path)} <= DRIVERS_MAY
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {module(path): set(imports(path)) for path in sources("brokerkit")}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"a circle of imports: {' → '.join((*trail, name))}"
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                # A package and what is in it: importing the part runs the whole first, in this order and no other.
+                if not other.startswith(name + ".") and not name.startswith(other + "."):
+                    visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_type_checking_hides_no_circle() -> None:
+    hidden = [module(path) for path in sources("brokerkit") if "TYPE_CHECKING" in path.read_text(encoding="utf-8")]
+    assert not hidden
+
+
+@pytest.mark.parametrize(
+    "path", sources("brokerkit", "tests", "examples"), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_file_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_no_file_is_called_for_nothing_in_particular() -> None:
+    vague = {"utils", "util", "helpers", "helper", "misc", "common", "manager"}
+    assert not [path for path in sources("brokerkit", "tests", "examples") if path.stem.strip("_") in vague]
+
+
+def test_importing_brokerkit_loads_no_client_library() -> None:
+    code = "import sys, brokerkit; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    )
+    assert "brokerkit" in loaded
+    assert not loaded & {"aiokafka", "redis", "celery", "kombu", "kio", "pydantic", "pytest", "hypothesis", "uvloop"}
+
+
+def test_public_names_are_pinned() -> None:
+    assert sorted(brokerkit.__all__) == sorted(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(brokerkit, name) is not None
+
+
+def test_public_names_are_all_that_the_package_shows() -> None:
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    shown = {name for name in vars(brokerkit) if not name.startswith("_")} - modules
+    assert shown <= set(PUBLIC), "import it as a private name, or make it public"
+
+
+def public_definitions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+    """Yield the public classes, functions and methods of a file; of overloads only the implementation."""
+
+    def walk(
+        body: list[ast.stmt], where: str
+    ) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+        for node in body:
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            if any(isinstance(mark, ast.Name) and mark.id == "overload" for mark in node.decorator_list):
+                continue
+            yield f"{where}.{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from walk(node.body, f"{where}.{node.name}")
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")).body, module(path))
+
+
+def documented() -> list[Path]:
+    """Return the files that users read: all but private ones and the suite, whose tests are named as sentences."""
+    return [
+        path
+        for path in sources("brokerkit")
+        if not any(part.startswith("_") and part != "__init__" for part in path.with_suffix("").parts)
+        and "conformance" not in path.parts
+    ]
+
+
+@pytest.mark.parametrize("path", documented(), ids=module)
+def test_everything_public_is_documented(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{module(path)} has no docstring"
+    bare = [name for name, node in public_definitions(path) if not ast.get_docstring(node)]
+    assert not bare
+
+
+@pytest.mark.parametrize("path", documented(), ids=module)
+def test_a_docstring_begins_with_a_sentence(path: Path) -> None:
+    bad = []
+    for name, node in public_definitions(path):
+        text = (ast.get_docstring(node) or "").strip()
+        if text and not re.match(r"(?s)[^a-z].*?[.:?](\s|$)", text):
+            bad.append(name)
+    assert not bad
+
+
+@pytest.mark.parametrize("path", documented(), ids=module)
+def test_any_is_in_no_public_signature(path: Path) -> None:
+    """But as the parameter of a generic type, where it says "of any payload"."""
+    found = []
+    for name, node in public_definitions(path):
+        if isinstance(node, ast.ClassDef):
+            continue
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+        notes = [argument.annotation for argument in arguments if argument is not None]
+        for note in [*notes, node.returns]:
+            alternatives = [note]
+            while alternatives:
+                part = alternatives.pop()
+                if isinstance(part, ast.BinOp):
+                    alternatives += [part.left, part.right]
+                elif isinstance(part, ast.Name) and part.id == "Any":
+                    found.append(name)
+    assert not found
+
+
+def tree() -> list[Path]:
+    """Return the files of the tree: what git has, or would take; of an unpacked archive all."""
+    if (ROOT / ".git").exists():
+        command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout.decode().split("\0")
+        found = [ROOT / name for name in listed if name]
+    else:
+        made = re.compile(r"\.venv.*|__pycache__|\.\w+_cache|\.hypothesis|.*\.egg-info|build|dist")
+        found = [p for p in ROOT.rglob("*") if not any(made.fullmatch(part) for part in p.relative_to(ROOT).parts)]
+    return [path for path in found if path.is_file()]
+
+
+FOREIGN = {
+    "a path of somebody's machine": rb"/(?:root|work|Users|home/\w+)/",
+    "the host of a package registry": rb"(?i)pypi\.(?:org|python)|pythonhosted|registry\.npmjs|artifactory|nexus|--(?:extra-)?index-url",
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_the_tree_has_nothing_of_one_machine(what: str) -> None:
+    found = [
+        str(path.relative_to(ROOT))
+        for path in tree()
+        if path != Path(__file__) and re.search(FOREIGN[what], path.read_bytes())
+    ]
+    assert not found, f"{what} in {found}"
+
+
+def test_nothing_is_skipped() -> None:
+    marks = re.compile(r"\b(?:pytest\.(?:skip|xfail|importorskip)|mark\.(?:skip|skipif|xfail)|unittest\.skip)\b")
+    found = [
+        module(path)
+        for path in sources("brokerkit", "tests", "examples")
+        if path != Path(__file__) and marks.search(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
+def test_the_top_has_only_what_every_project_has() -> None:
+    names = {path.relative_to(ROOT).parts[0] for path in tree()}
+    assert names == {
+        ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "brokerkit", "docs",
+        "examples", "pyproject.toml", "tests",
+    }  # fmt: skip
+
+
+PUBLIC = [
+    "AlreadySettled", "AuthenticationError", "AuthorizationError", "Backlog", "Batch", "Broker", "BrokerError",
+    "BrokerUnavailable", "BufferFull", "CapabilityError", "Closed", "Codec", "ConfigError", "Dead", "DeadLetters",
+    "DecodeError", "DeliveryLost", "EVERY_REPLICA", "EncodeError", "Health", "InsecureCredentials", "InvalidName",
+    "Letter", "Message", "Nack", "NotAttempted", "NotFound", "Outcome", "Outgoing", "PositionLost", "PublishUnknown",
+    "Queue", "Receipt", "RedriveReport", "Reject", "RemoteError", "Reply", "RequestTimeout", "RetryPolicy", "Service",
+    "SettingsMismatch", "Start", "Stored", "Subscription", "TooLarge", "Topic", "connect", "run",
+]  # fmt: skip
