@@ -1,15 +1,15 @@
 """Refuses values that JSON would change without a word.
 
-msgspec writes a float that is not finite as null, cuts a zone offset with seconds to minutes, turns dict keys into text,
-and what stands where the type says ``Any`` comes back as JSON has it (a tuple as a list).  `checker` finds once per type
-where such values can stand, so that only there is anything looked at.
+msgspec writes a float that is not finite as null, cuts a zone offset with seconds to minutes, turns dict keys into
+text, and what stands where the type says ``Any`` comes back as JSON has it (a tuple as a list).  `checker` finds once
+per type where such values can stand, so that only there is anything looked at.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from datetime import datetime, time
+from datetime import UTC
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
@@ -29,18 +29,18 @@ def checker(node: shape.Type) -> Check | None:
 
 
 def _float(value: Any) -> None:
-    if value.__class__ is float or isinstance(value, float):
+    if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("a float in it is not finite, and JSON has no such number")
-    elif value is not msgspec.UNSET and (
-        isinstance(value, bool) or not isinstance(value, int) or float(value) != value
-    ):
-        raise ValueError("a float in it is something else, or an int that no float equals")
+    elif isinstance(value, bool) or not isinstance(value, int):
+        if value is not msgspec.UNSET:
+            raise ValueError(f"a float in it is a {type(value).__name__}")
+    elif float(value) != value:
+        raise ValueError("a float in it is an int that no float equals")
 
 
 def _floats(values: Iterable[Any]) -> None:
-    kinds = set(map(type, values))
-    if kinds != _ONLY_FLOAT or not all(map(math.isfinite, values)):
+    if set(map(type, values)) != _ONLY_FLOAT or not all(map(math.isfinite, values)):
         for value in values:
             _float(value)
 
@@ -54,19 +54,31 @@ def _decimal(value: Any) -> None:
 
 
 def _offset(value: Any) -> None:
-    offset = value.utcoffset() if isinstance(value, (datetime, time)) else None
+    zone = getattr(value, "tzinfo", None)
+    if zone is None or zone is UTC:
+        return
+    offset = value.utcoffset()
     if offset is not None and (offset.seconds % 60 or offset.microseconds):
-        raise ValueError(
-            "a time in it has a zone offset with seconds, which JSON's ISO 8601 cannot carry; convert it to UTC"
-        )
+        raise ValueError("a zone offset in it has seconds, which JSON's ISO 8601 cannot carry; convert the time to UTC")
 
 
 def _plain(value: Any) -> None:
     if read_any(write(value)) != value:
-        raise ValueError(
-            "where its type says Any stands something that JSON would change (such as a tuple, a set, a datetime, NaN, "
-            "or a dict key that is no text); give it a type"
-        )
+        raise ValueError(_CHANGED)
+
+
+_CHANGED: Final = (
+    "where its type says Any stands something that JSON would change (such as a tuple, a set, a datetime, NaN, or a "
+    "dict key that is no text); give it a type"
+)
+
+
+def write_plain(value: Any) -> bytes:
+    """Write a value that is plain JSON as a whole."""
+    body = write(value)
+    if read_any(body) != value:
+        raise ValueError(_CHANGED)
+    return body
 
 
 def _text_keys(value: Any) -> None:
@@ -77,7 +89,7 @@ class _Checks:
     """One walk over a type.  A class may hold itself: its check is found through the table when it runs."""
 
     def __init__(self) -> None:
-        self.classes: dict[object, Check | None] = {}
+        self.classes: dict[object, Check] = {}
 
     def of(self, node: shape.Type) -> Check | None:
         match bare(node):
@@ -140,23 +152,36 @@ class _Checks:
     ) -> Check | None:
         if node.cls in self.classes:
             return self.classes[node.cls]
+        if not _may_change(node, set()):
+            return None
         checks = self.classes
 
         def again(value: Any) -> None:
-            check = checks[node.cls]
-            if check is not None and check is not again:
-                check(value)
+            checks[node.cls](value)
 
         checks[node.cls] = again
-        found = [(field.name, self.of(field.type)) for field in node.fields]
-        fields = [(name, check) for name, check in found if check is not None]
-        if all(check is again for _, check in fields):
-            checks[node.cls] = None
-        elif isinstance(node, shape.TypedDictType):
-            checks[node.cls] = _items(fields)
-        else:
-            checks[node.cls] = _attributes(fields)
+        fields = [(field.name, check) for field in node.fields if (check := self.of(field.type)) is not None]
+        checks[node.cls] = _items(fields) if isinstance(node, shape.TypedDictType) else _attributes(fields)
         return checks[node.cls]
+
+
+def _may_change(node: shape.Type, seen: set[object]) -> bool:
+    """Return whether anything that needs a look can stand in *node*."""
+    match bare(node):
+        case shape.DataclassType() | shape.StructType() | shape.NamedTupleType() | shape.TypedDictType() as kind:
+            if kind.cls in seen:
+                return False
+            seen.add(kind.cls)
+            return any(_may_change(field.type, seen) for field in kind.fields)
+        case shape.ListType() | shape.SetType() | shape.FrozenSetType() | shape.VarTupleType() as many:
+            return _may_change(many.item_type, seen)
+        case shape.UnionType(types=nodes) | shape.TupleType(item_types=nodes):
+            return any(_may_change(inner, seen) for inner in nodes)
+        case found:
+            return isinstance(
+                found,
+                (shape.AnyType, shape.FloatType, shape.DecimalType, shape.DateTimeType, shape.TimeType, shape.DictType),
+            )
 
 
 def _each(check: Check | None) -> Check | None:
@@ -190,27 +215,27 @@ def _items(fields: list[tuple[str, Check]]) -> Check:
 
 
 def _attributes(fields: list[tuple[str, Check]]) -> Check:
-    if len(fields) == 1:
-        [(name, check_one)] = fields
-        get_one = attrgetter(name)
-        if check_one is _float:
-            finite = math.isfinite
+    floats = [name for name, check in fields if check is _float]
+    others = [(attrgetter(name), check) for name, check in fields if check is not _float]
+    finite = math.isfinite
+    if len(fields) == 1 and floats:
+        get_one = attrgetter(*floats)
 
-            def check_float(value: Any) -> None:
-                number = get_one(value)
-                if number.__class__ is not float or not finite(number):
-                    _float(number)
+        def check_float(value: Any) -> None:
+            number = get_one(value)
+            if number.__class__ is not float or not finite(number):
+                _float(number)
 
-            return check_float
-
-        def check_field(value: Any) -> None:
-            check_one(get_one(value))
-
-        return check_field
-    pairs = [(attrgetter(name), check) for name, check in fields]
+        return check_float
+    # attrgetter of one name gives no tuple; a name twice costs less than another function.
+    get_floats: Any = attrgetter(*floats, floats[0]) if floats else None
 
     def check_fields(value: Any) -> None:
-        for get, check in pairs:
+        if get_floats is not None:
+            for number in get_floats(value):
+                if number.__class__ is not float or not finite(number):
+                    _float(number)
+        for get, check in others:
             check(get(value))
 
     return check_fields

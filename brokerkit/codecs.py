@@ -14,24 +14,24 @@ a codec given to the address              the codec's                      the c
 
 The form with ``type`` and ``value`` is used for each member of a union that JSON cannot tell apart (two dataclasses,
 ``str | datetime``), with the class's name as the tag.  Unions that it can tell apart (``Order | None``, ``int | str``,
-Structs with tags) are written as they are.  On receipt a body is always validated: unknown fields are ignored, missing ones
-take their default, nothing is converted.  On publish the class is checked, and what would arrive as another value is refused.
+Structs with tags) are written as they are.  On receipt a body is always validated: unknown fields are ignored, missing
+ones take their default, nothing is converted.  On publish the class is checked, and what would arrive as another value
+is refused.
 """
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, is_typeddict
+from typing import Any, Final, TypeAlias, get_origin, is_typeddict
 
-import msgspec
 from msgspec import inspect as shape
 
 from ._json import classes, is_model, read_model, reader, shape_of, shown, write, write_model
-from ._lossless import Check, checker
+from ._lossless import Check, checker, write_plain
+from ._unions import members_of, tags, told_apart, union_of
 from .address import Codec
-from .errors import BrokerError, ConfigError, DecodeError, EncodeError
+from .errors import ConfigError, DecodeError, EncodeError
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
@@ -63,7 +63,7 @@ def for_type(form: object, codec: Codec[Any] | None = None) -> BoundCodec:
     Raises:
         ConfigError: the type is not supported.
     """
-    members, nullable = _members(form)
+    members, nullable = members_of(form)
     if codec is not None:
         return _custom(form, members, nullable, codec)
     if len(members) == 1 and is_model(members[0]):
@@ -78,28 +78,6 @@ def for_type(form: object, codec: Codec[Any] | None = None) -> BoundCodec:
             case _:
                 pass
     return _json(form, members, nullable)
-
-
-def _members(form: object) -> tuple[list[Any], bool]:
-    """Return the members of a union, nested ones and aliases opened, without None, and whether None was one."""
-    if form is None or form is type(None):
-        return [], True
-    if type(form).__name__ == "TypeAliasType":  # of typing or of typing_extensions
-        alias: Any = form
-        return _members(alias.__value__)
-    origin = get_origin(form)
-    if origin is Union or origin is types.UnionType:
-        parts = [_members(part) for part in get_args(form)]
-        members = [member for found, _ in parts for member in found]
-        return [member for i, member in enumerate(members) if member not in members[:i]], any(null for _, null in parts)
-    if origin is Annotated:
-        members, nullable = _members(get_args(form)[0])
-        if nullable or len(members) != 1:
-            return members, nullable
-    if origin is Literal and None in get_args(form):
-        rest = tuple(value for value in get_args(form) if value is not None)
-        return ([Literal[rest]] if rest else []), True
-    return [form], False
 
 
 # ---------------------------------------------------------------------------------------------------- errors
@@ -176,50 +154,75 @@ def _plain_base(kinds: frozenset[type], value: object) -> type | None:
 
 
 def _raw(kind: type[bytes] | type[str], nullable: bool) -> BoundCodec:
-    content_type = BYTES if kind is bytes else TEXT
-    check = _class_check(kind, frozenset({kind}), nullable)
+    kinds = frozenset({kind})
+    check = _class_check(kind, kinds, nullable)
+    if kind is bytes:
+        return _bind(kind, BYTES, nullable, kinds, check, bytes, _same)
+    return _bind(kind, TEXT, nullable, kinds, check, str.encode, bytes.decode)
 
-    def encode(value: Any) -> bytes | None:
-        if value.__class__ is not kind:
-            check(value)
-        if value is None or kind is bytes:
-            return value  # type: ignore[no-any-return]
-        try:
-            return value.encode()  # type: ignore[no-any-return]
-        except UnicodeError as error:
-            raise _unwritable(kind, error) from error
 
-    def decode(body: bytes | None, got: str | None, _headers: Mapping[str, str]) -> Any:
-        if got is not None and got != content_type:
-            _demand_type(got, content_type)
-        if body is None:
-            if nullable:
-                return None
-            raise _unreadable(kind, body, ValueError())
-        if kind is bytes:
-            return body
-        try:
-            return body.decode()
-        except UnicodeError as error:
-            raise _unreadable(kind, body, error) from error
+def _same(body: bytes) -> bytes:
+    return body
 
-    return BoundCodec(content_type, check, encode, decode)
+
+def _model(kind: Any, nullable: bool) -> BoundCodec:
+    def load(body: bytes) -> Any:
+        return read_model(kind, body)
+
+    kinds = frozenset({kind})
+    return _bind(kind, JSON, nullable, kinds, _class_check(kind, kinds, nullable), write_model, load)
+
+
+def _json(form: object, members: list[Any], nullable: bool) -> BoundCodec:
+    whole = union_of(members, nullable)
+    if len(members) > 1 and (any(map(is_model, members)) or not told_apart(whole)):
+        return _tagged(form, members, nullable)
+    shape_of(whole)
+    values = shape_of(union_of(members, False)) if members else shape.NoneType()
+    kinds = classes(values)
+    if kinds is None:
+        return _bind(form, JSON, True, frozenset(), _accept, write_plain, reader(whole).decode)
+    check = _class_check(form, kinds, nullable)
+    if isinstance(values, shape.LiteralType):
+        return _bind(
+            form, JSON, nullable, frozenset(), _one_of(form, values.values, check), write, reader(whole).decode
+        )
+    return _bind(form, JSON, nullable, kinds, check, write, reader(whole).decode, checker(values))
+
+
+def _tagged(form: object, members: list[Any], nullable: bool) -> BoundCodec:
+    table = tags(form, members)
+    kinds = frozenset(table)
+    read = reader(union_of([wrapper for wrapper, _ in table.values()], nullable)).decode
+
+    def dump(value: Any) -> bytes:
+        kind: type = value.__class__
+        wrapper, look = table[kind if kind in table else _plain_base(kinds, value) or kind]
+        if look is not None:
+            look(value)
+        return write(wrapper(value))
+
+    def load(body: bytes) -> Any:
+        found = read(body)
+        return None if found is None else found.value
+
+    return _bind(form, JSON, nullable, kinds, _class_check(form, kinds, nullable), dump, load)
 
 
 def _bind(
     form: object,
-    nullable: bool,
     content_type: str,
+    nullable: bool,
+    kinds: frozenset[type],
     check: Callable[[Any], None],
-    only: type | None,
     dump: Callable[[Any], bytes],
     load: Callable[[bytes], Any],
     look: Check | None = None,
 ) -> BoundCodec:
-    """Return the codec of *dump* and *load*.  A value of the class *only* needs no further *check*."""
+    """Return the codec of *dump* and *load*.  A value whose class is one of *kinds* needs no *check*."""
 
-    def encode_looking(value: Any) -> bytes | None:
-        if value.__class__ is not only:
+    def encode(value: Any) -> bytes | None:
+        if value.__class__ not in kinds:
             check(value)
             if value is None and nullable:
                 return None
@@ -227,20 +230,6 @@ def _bind(
             if look is not None:
                 look(value)
             return dump(value)
-        except BrokerError:
-            raise
-        except Exception as error:
-            raise _unwritable(form, error) from error
-
-    def encode_plain(value: Any) -> bytes | None:
-        if value.__class__ is not only:
-            check(value)
-            if value is None and nullable:
-                return None
-        try:
-            return dump(value)
-        except BrokerError:
-            raise
         except Exception as error:
             raise _unwritable(form, error) from error
 
@@ -248,40 +237,13 @@ def _bind(
         if got is not None and got != content_type:
             _demand_type(got, content_type)
         try:
-            return load(body)  # type: ignore[arg-type]  # a body that is None raises, and costs the others nothing
+            return load(body)  # type: ignore[arg-type]  # None raises; looking for it first would cost every message
         except Exception as error:
             if body is None and nullable:
                 return None
             raise _unreadable(form, body, error) from error
 
-    return BoundCodec(content_type, check, encode_plain if look is None else encode_looking, decode)
-
-
-def _only(kinds: frozenset[type] | None) -> type | None:
-    return next(iter(kinds)) if kinds is not None and len(kinds) == 1 else None
-
-
-def _model(kind: Any, nullable: bool) -> BoundCodec:
-    check = _class_check(kind, frozenset({kind}), nullable)
-
-    def load(body: bytes) -> Any:
-        return read_model(kind, body)
-
-    return _bind(kind, nullable, JSON, check, kind, write_model, load)
-
-
-def _json(form: object, members: list[Any], nullable: bool) -> BoundCodec:
-    whole = _union(members, nullable)
-    if len(members) > 1 and (any(map(is_model, members)) or not _told_apart(whole)):
-        return _tagged(form, members, nullable)
-    node = shape_of(whole)
-    values = shape_of(_union(members, False)) if members else node
-    kinds = classes(values)
-    check = _class_check(form, kinds, nullable)
-    if isinstance(values, shape.LiteralType):
-        check = _one_of(form, values.values, check)
-    only = None if isinstance(values, shape.LiteralType) else _only(kinds)
-    return _bind(form, nullable, JSON, check, only, write, reader(whole).decode, checker(values))
+    return BoundCodec(content_type, check, encode, decode)
 
 
 def _one_of(form: object, values: tuple[object, ...], check: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -293,73 +255,6 @@ def _one_of(form: object, values: tuple[object, ...], check: Callable[[Any], Non
             raise EncodeError(f"the value is not one of {shown(form)}")
 
     return check_literal
-
-
-def _union(members: list[Any], nullable: bool) -> Any:
-    return Union[(*members, None)] if nullable else Union[tuple(members)]  # noqa: UP007  # the members are computed
-
-
-def _told_apart(union: Any) -> bool:
-    try:
-        reader(union)
-    except TypeError:
-        return False
-    return True
-
-
-def _tagged(form: object, members: list[Any], nullable: bool) -> BoundCodec:
-    """Return the codec of a union whose members JSON cannot tell apart: each travels with its name."""
-    wrappers: dict[type, Callable[[Any], Any]] = {}
-    checks: dict[type, Check] = {}
-    for name, member in _named(form, members).items():
-        node = shape_of(member)
-        kinds = classes(node)
-        if kinds is None:
-            raise ConfigError(f"the payload type {shown(form)} is not supported: Any takes every other member")
-        if name == "Literal":
-            kinds -= wrappers.keys()  # Literal["a"] | str is str
-        elif kinds & wrappers.keys():
-            raise ConfigError(
-                f"the payload type {shown(form)} is not supported: the class of a value does not tell {shown(member)} "
-                "from another member; use a class for each"
-            )
-        struct = msgspec.defstruct(name, [("value", member)], tag=name, tag_field="type", frozen=True)
-        wrappers |= dict.fromkeys(kinds, struct)
-        look = checker(node)
-        if look is not None:
-            checks |= dict.fromkeys(kinds, look)
-    known = frozenset(wrappers)
-    check = _class_check(form, known, nullable)
-    read = reader(_union(list(wrappers.values()), nullable)).decode
-
-    def dump(value: Any) -> bytes:
-        kind: type = value.__class__
-        if kind not in wrappers:
-            kind = _plain_base(known, value) or kind
-        if kind in checks:
-            checks[kind](value)
-        return write(wrappers[kind](value))
-
-    def load(body: bytes) -> Any:
-        found = read(body)
-        return None if found is None else found.value
-
-    return _bind(form, nullable, JSON, check, None, dump, load)
-
-
-def _named(form: object, members: list[Any]) -> dict[str, Any]:
-    """Return the members of a union by the names they travel with; all Literals are one member, the last."""
-    named: dict[str, Any] = {}
-    literals: list[object] = []
-    for member in members:
-        origin = get_origin(member) or member
-        if origin is Literal:
-            literals += get_args(member)
-        elif named.setdefault(getattr(origin, "__name__", shown(member)), member) is not member:
-            raise ConfigError(
-                f"the payload type {shown(form)} is not supported: two of its members are called {origin.__name__}"
-            )
-    return named | ({"Literal": Literal[tuple(literals)]} if literals else {})
 
 
 def _custom(form: object, members: list[Any], nullable: bool, codec: Codec[Any]) -> BoundCodec:
