@@ -56,7 +56,7 @@ lock: $(VENV)/.dev $(VENV)/.bench ## Write down the versions of all tools, for r
 # Prints the first Python of version $(1) that works and can make virtual environments.
 find = for python in python$(1) "$$HOME"/.pyenv/versions/$(1).*/bin/python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1])' $(1) 2>/dev/null \
-		&& { echo "$$python"; break; }; done
+		&& { echo "$$python"; break; }; done; true
 
 $(VENV)/bin/activate:
 	@set -e; python="$(PYTHON)"; \
