@@ -219,7 +219,7 @@ def _attributes(fields: list[tuple[str, Check]]) -> Check:
     others = [(attrgetter(name), check) for name, check in fields if check is not _float]
     finite = math.isfinite
     if len(fields) == 1 and floats:
-        get_one = attrgetter(*floats)
+        get_one = attrgetter(floats[0])
 
         def check_float(value: Any) -> None:
             number = get_one(value)
@@ -227,15 +227,20 @@ def _attributes(fields: list[tuple[str, Check]]) -> Check:
                 _float(number)
 
         return check_float
-    # attrgetter of one name gives no tuple; a name twice costs less than another function.
-    get_floats: Any = attrgetter(*floats, floats[0]) if floats else None
+    get_floats = _getter(floats)
 
     def check_fields(value: Any) -> None:
-        if get_floats is not None:
-            for number in get_floats(value):
-                if number.__class__ is not float or not finite(number):
-                    _float(number)
+        for number in get_floats(value):
+            if number.__class__ is not float or not finite(number):
+                _float(number)
         for get, check in others:
             check(get(value))
 
     return check_fields
+
+
+def _getter(names: list[str]) -> Callable[[Any], Iterable[Any]]:
+    if not names:
+        return lambda _value: ()
+    # attrgetter of one name gives no tuple; the name twice costs less than a function of Python.
+    return attrgetter(*names, names[0])
