@@ -344,7 +344,7 @@ class Zombies(Suite):
 
     async def redriven(self, system: Harness, broker: Broker) -> bool:
         report = await broker.redrive(system.queue().dead_letters)
-        return bool(report.redriven)
+        return bool(report.moved)
 
     async def test_a_stale_retry_or_dead_letter_is_not_stored(self, system: Harness, kind: Kind) -> None:
         """A5: a zombie's outcome publishes nothing, so that no second copy appears."""

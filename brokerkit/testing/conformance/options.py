@@ -1,0 +1,527 @@
+"""OPTIONS: every option of publishing, subscribing and addresses, on every kind of address.
+
+`OPTIONS` is the option table.  An option that is not in it fails the suite, and so does one without a test of its name here.
+A test shows the effect of an option where the table says that it works, and a refusal everywhere else: nothing is ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ...address import Queue, Topic
+from ...broker import Broker
+from ...clock import current
+from ...errors import BrokerError, BrokerUnavailable, CapabilityError, ConfigError, DecodeError
+from ...message import Message
+from ...policy import EVERY_REPLICA, MAX_PREFETCH, Batch, RetryPolicy, Start
+from ...service import Service
+from ._harness import Harness, Kind
+from ._runner import Suite, seeds
+
+
+@dataclass(frozen=True)
+class Option:
+    """Where an option works.  False: it is refused; a text: it works where that capability is claimed."""
+
+    topic: bool | str
+    queue: bool | str
+
+    def on(self, kind: Kind) -> bool | str:
+        return self.topic if kind == "topic" else self.queue
+
+
+BOTH = Option(topic=True, queue=True)
+TOPIC = Option(topic=True, queue=False)
+QUEUE = Option(topic=False, queue=True)
+
+OPTIONS: dict[str, Option] = {
+    "publish.key": TOPIC,
+    "publish.id": BOTH,
+    "publish.headers": BOTH,
+    "publish.delay": Option(topic=False, queue="delay"),
+    "publish.ttl": Option(topic=False, queue="ttl"),
+    "publish.priority": Option(topic=False, queue="priority"),
+    "publish.timeout": BOTH,
+    "subscribe.group": TOPIC,
+    "subscribe.start": TOPIC,
+    "subscribe.prefetch": BOTH,
+    "subscribe.until_end": TOPIC,
+    "subscribe.on_invalid": TOPIC,
+    "service.group": TOPIC,
+    "service.start": TOPIC,
+    "service.concurrency": BOTH,
+    "service.prefetch": BOTH,
+    "service.retry": BOTH,
+    "service.max_deliveries": BOTH,
+    "service.timeout": BOTH,
+    "service.batch": BOTH,
+    "address.partitions": TOPIC,
+    "address.retention": TOPIC,
+    "address.priorities": Option(topic=False, queue="priority"),
+    "address.dedup": Option(topic=False, queue="dedup"),
+    "address.lease": QUEUE,
+    "address.codec": BOTH,
+    "address.owned": BOTH,
+    "address.reply": QUEUE,
+    "address.reply_codec": QUEUE,
+}
+
+REFUSALS = (ConfigError, TypeError, ValueError)
+"""What misuse may raise that a type checker sees first."""
+
+
+def signatures() -> set[str]:
+    """Return every option that there is, by the names of the table."""
+    functions: dict[str, list[Callable[..., Any]]] = {
+        "publish": [Broker.publish],
+        "subscribe": [Broker.subscribe],
+        "service": [Service.subscribe],
+        "address": [Topic.__init__, Queue.__init__],
+    }
+    return {
+        f"{name}.{parameter.name}"
+        for name, several in functions.items()
+        for function in several
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+class Options(Suite):
+    @seeds(1)
+    async def test_every_option_is_in_the_table_and_has_a_test(self, system: Harness) -> None:
+        """A new option must come with a column for each kind of address."""
+        assert signatures() == set(OPTIONS)
+        for option in OPTIONS:
+            assert hasattr(Options, f"test_{option.replace('.', '_')}"), f"no test of {option}"
+
+    def works(self, system: Harness, option: str, kind: Kind) -> type[Exception] | tuple[type[Exception], ...] | None:
+        """Return None where *option* works, else what using it must raise."""
+        cell = OPTIONS[option].on(kind)
+        if cell is False:
+            return REFUSALS
+        claim = system.topics if kind == "topic" else system.queues
+        return None if cell is True or getattr(claim, cell) else CapabilityError
+
+    async def publishing(self, system: Harness, kind: Kind, option: str, address: Any, **options: Any) -> Any:
+        """Publish with an option, and return the message that comes; None where the option is refused, as it must be."""
+        error = self.works(system, option, kind)
+        async with system.connect() as broker, system.subscribe(broker, system.address(kind, "plain")) as unused:
+            if error is not None:
+                with pytest.raises(error):
+                    await broker.publish(address, "value", **options)
+                await system.nothing(unused)
+                return None
+            await broker.publish(address, "value", **options)
+            async with system.subscribe(broker, address) as messages:
+                (message,) = await system.take(messages, 1)
+                await message.ack()
+                return message
+
+    async def test_publish_key(self, system: Harness, kind: Kind) -> None:
+        """A topic's message shows its key; a queue has none."""
+        message = await self.publishing(system, kind, "publish.key", system.address(kind), key="kéy")
+        assert message is None or message.key == "kéy"
+
+    async def test_publish_id(self, system: Harness, kind: Kind) -> None:
+        """The message has the id that it was given."""
+        message = await self.publishing(system, kind, "publish.id", system.address(kind), id="my id")
+        assert message.id == "my id"
+
+    async def test_publish_headers(self, system: Harness, kind: Kind) -> None:
+        """The message has the headers that it was given, and shows no others."""
+        message = await self.publishing(system, kind, "publish.headers", system.address(kind), headers={"a": "b"})
+        assert message.headers == {"a": "b"}
+
+    async def test_publish_delay(self, system: Harness, kind: Kind) -> None:
+        """A queue's message comes after its delay, in seconds and as a time."""
+        for delay in (
+            system.quiet,
+            datetime.fromtimestamp(current().time()).astimezone() + timedelta(seconds=system.quiet),
+        ):
+            began = system.now()
+            message = await self.publishing(system, kind, "publish.delay", system.address(kind), delay=delay)
+            assert message is None or system.now() - began >= system.quiet * 0.9
+
+    async def test_publish_ttl(self, system: Harness, kind: Kind) -> None:
+        """A queue's message that is handled in time is handled."""
+        message = await self.publishing(system, kind, "publish.ttl", system.address(kind), ttl=system.deadline)
+        assert message is None or message.value == "value"
+
+    async def test_publish_priority(self, system: Harness, kind: Kind) -> None:
+        """A queue's message of high priority comes first."""
+        address = system.topic() if kind == "topic" else system.queue(priorities=3)
+        error = self.works(system, "publish.priority", kind)
+        async with system.connect() as broker:
+            if error is not None:
+                with pytest.raises(error):
+                    await broker.publish(address, "value", priority=1)
+                return
+            for priority in (0, 2, 1):
+                await broker.publish(system.queue(priorities=3), str(priority), priority=priority)
+            async with system.subscribe(broker, address, prefetch=1) as messages:
+                order = []
+                for _ in range(3):
+                    (message,) = await system.take(messages, 1)
+                    order.append(message.value)
+                    await message.ack()
+        assert order == ["2", "1", "0"]
+
+    async def test_publish_timeout(self, system: Harness, kind: Kind) -> None:
+        """Without a connection the call ends at its timeout."""
+        address = system.address(kind)
+        async with system.connect() as broker:
+            await broker.publish(address, "value", timeout=system.deadline)
+            await system.disconnect(broker)
+            began = system.now()
+            with pytest.raises(BrokerUnavailable):
+                await broker.publish(address, "value", timeout=3 * system.quiet)
+            assert system.now() - began <= 4 * system.quiet
+            await system.reconnect(broker)
+            for timeout in (0, -1, "1"):
+                with pytest.raises(ConfigError):
+                    await broker.publish(address, "value", timeout=timeout)  # type: ignore[arg-type]
+
+    async def reading(self, system: Harness, kind: Kind, option: str, **options: Any) -> list[Message[str]] | None:
+        """Subscribe with an option and return what comes, of one message before and one after; None where it is refused."""
+        address = system.address(kind)
+        error = self.works(system, option, kind)
+        async with system.connect() as broker:
+            subscribe: Any = broker.subscribe
+            await system.publish(broker, address, ["before"])
+            if error is not None:
+                with pytest.raises(error):
+                    async with subscribe(address, **options):
+                        pass
+                return None
+            async with subscribe(address, **options) as messages:
+                await system.publish(broker, address, ["after"])
+                taken: list[Message[str]] = []
+                while got := await messages.receive(limit=10, timeout=system.quiet):
+                    taken += got
+                return taken
+
+    async def test_subscribe_group(self, system: Harness, kind: Kind) -> None:
+        """A group of a topic starts at the earliest, and has a position."""
+        got = await self.reading(system, kind, "subscribe.group", group="g")
+        assert got is None or sorted(m.value for m in got) == ["after", "before"]
+
+    async def test_subscribe_start(self, system: Harness, kind: Kind) -> None:
+        """A reader starts where it is told to."""
+        got = await self.reading(system, kind, "subscribe.start", start=Start.EARLIEST)
+        assert got is None or sorted(m.value for m in got) == ["after", "before"]
+        if kind == "topic":
+            async with system.connect() as broker:
+                with pytest.raises(ConfigError):
+                    async with broker.subscribe(system.topic(), start="earliest"):  # type: ignore[call-overload]
+                        pass
+
+    async def test_subscribe_prefetch(self, system: Harness, kind: Kind) -> None:
+        """So many messages are in hand at most; it may be changed."""
+        address = system.address(kind)
+        async with system.connect() as broker, system.subscribe(broker, address, prefetch=3) as messages:
+            await system.publish(broker, address, [f"v{n}" for n in range(10)])
+            assert len(await system.take(messages, 3)) == 3
+            await system.nothing(messages)
+            assert messages.prefetch == 3
+            messages.prefetch = 5
+            assert len(await system.take(messages, 2)) == 2
+            await system.nothing(messages)
+            for bad in (0, -1, MAX_PREFETCH + 1, 1.5):
+                with pytest.raises(ConfigError):
+                    async with system.subscribe(broker, address, prefetch=bad):  # type: ignore[arg-type]
+                        pass
+
+    async def test_subscribe_until_end(self, system: Harness, kind: Kind) -> None:
+        """A reader ends after what was there on entering."""
+        got = await self.reading(system, kind, "subscribe.until_end", start=Start.EARLIEST, until_end=True)
+        assert got is None or [m.value for m in got] == ["before"]
+
+    async def test_subscribe_on_invalid(self, system: Harness, kind: Kind) -> None:
+        """An ephemeral reader raises what it cannot read, or passes it over."""
+        error = self.works(system, "subscribe.on_invalid", kind)
+        address = system.address(kind, "numbers", int)
+        foreign = system.topic("numbers", bytes) if kind == "topic" else system.queue("numbers", bytes)
+        async with system.connect() as broker, system.connect() as other:
+            subscribe: Any = broker.subscribe
+            if error is not None:
+                with pytest.raises(error):
+                    async with subscribe(address, on_invalid="skip"):
+                        pass
+                return
+            async with (
+                subscribe(address, on_invalid="skip") as skipping,
+                subscribe(address, on_invalid="raise") as raising,
+            ):
+                await other.publish(foreign, b"?", key="k")
+                await broker.publish(system.topic("numbers", int), 7, key="k")
+                assert [m.value for m in await system.take(skipping, 1)] == [7]
+                with pytest.raises(DecodeError):
+                    await system.take(raising, 1)
+                assert [m.value for m in await system.take(raising, 1)] == [7]
+            with pytest.raises(ConfigError):
+                async with subscribe(address, on_invalid="ignore"):
+                    pass
+
+    async def serving(
+        self, system: Harness, kind: Kind, option: str, check: Callable[[list[Message[str]]], object], **options: Any
+    ) -> None:
+        """Run a service with an option until *check* holds for what was handled; or see it refused."""
+        address = system.address(kind)
+        error = self.works(system, option, kind)
+        handled: list[Message[str]] = []
+
+        async def handle(message: Message[str]) -> None:
+            handled.append(message)
+
+        async with system.connect() as broker:
+            await system.publish(broker, address, ["before"])
+            if error is not None:
+                with pytest.raises(error):
+                    async with system.serve(broker, address, handle, **options):
+                        pass
+                assert not handled
+                return
+            async with system.serve(broker, address, handle, **options):
+                await system.publish(broker, address, ["after"])
+                await system.eventually(lambda: check(handled))
+                await system.settle_down()
+                assert check(handled)
+
+    async def test_service_group(self, system: Harness, kind: Kind) -> None:
+        """The group is the service's name or the one given; EVERY_REPLICA reads what comes, ephemerally."""
+        await self.serving(system, kind, "service.group", lambda got: len(got) == 2, group="other")
+        await self.serving(
+            system, kind, "service.group", lambda got: [m.value for m in got] == ["after"], group=EVERY_REPLICA
+        )
+
+    async def test_service_start(self, system: Harness, kind: Kind) -> None:
+        """A new group of a topic starts where it is told to."""
+        await self.serving(
+            system, kind, "service.start", lambda got: [m.value for m in got] == ["after"], start=Start.LATEST
+        )
+
+    async def test_service_concurrency(self, system: Harness, kind: Kind) -> None:
+        """So many handlers run at the same time, and never more."""
+        address = system.address(kind)
+        running, most, done = 0, 0, 0
+
+        async def handle(message: Message[str]) -> None:
+            nonlocal running, most, done
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(system.quiet / 10)
+            running -= 1
+            done += 1
+
+        async with system.connect() as broker, system.serve(broker, address, handle, concurrency=3):
+            await system.publish(broker, address, [f"v{n}" for n in range(12)])
+            await system.eventually(lambda: done == 12)
+        assert most == 3
+        await self.bad(system, kind, concurrency=0)
+
+    async def bad(self, system: Harness, kind: Kind, **options: Any) -> None:
+        """Fail unless a service with *options* is refused."""
+
+        async def handle(message: Message[str]) -> None:
+            return None
+
+        async with system.connect() as broker:
+            with pytest.raises(ConfigError):
+                async with system.serve(broker, system.address(kind), handle, **options):
+                    pass
+
+    async def test_service_prefetch(self, system: Harness, kind: Kind) -> None:
+        """A service holds so many messages at most: the others are there for another process."""
+        address = system.address(kind)
+        started, go = asyncio.Event(), asyncio.Event()
+
+        async def handle(message: Message[str]) -> None:
+            started.set()
+            await go.wait()
+
+        async with system.connect() as broker, system.serve(broker, address, handle, prefetch=4):
+            await system.publish(broker, address, [f"v{n}" for n in range(10)])
+            await started.wait()
+            await system.settle_down()
+            backlog = await system.backlog(broker, address)
+            assert (backlog.in_flight, backlog.waiting) in {(4, 6), (None, None)}
+            go.set()
+        await self.bad(system, kind, prefetch=0)
+
+    async def test_service_retry(self, system: Harness, kind: Kind) -> None:
+        """The policy says how often a message runs."""
+        address = system.address(kind)
+        runs: list[int] = []
+
+        async def handle(message: Message[str]) -> None:
+            runs.append(message.attempt)
+            raise RuntimeError("always")
+
+        retry = RetryPolicy(attempts=2, wait_initial=0)
+        async with system.connect() as broker, system.serve(broker, address, handle, retry=retry):
+            await system.publish(broker, address, ["a"])
+            await system.eventually(lambda: system.browse(broker, system.letters(address)))
+        assert runs == [1, 2]
+
+    async def test_service_max_deliveries(self, system: Harness, kind: Kind) -> None:
+        """A message that was in so many processes that died is dead-lettered."""
+        address = system.address(kind)
+        deaths = 0
+        async with system.connect() as broker:
+            await system.publish(broker, address, ["a"])
+            for _ in range(4):
+                process = system.connect()
+                started = asyncio.Event()
+
+                async def hang(message: Message[str], started: asyncio.Event = started) -> None:
+                    started.set()
+                    await asyncio.Event().wait()
+
+                async def buried() -> bool:
+                    return bool(await system.browse(broker, system.letters(address)))
+
+                async with process, system.serve(process, address, hang, max_deliveries=2, drain=0):
+
+                    async def over(started: asyncio.Event = started) -> bool:
+                        return started.is_set() or await buried()
+
+                    await system.eventually(over)
+                    if not started.is_set():
+                        break
+                    deaths += 1
+                    await system.crash(process)
+            assert await buried()
+        assert deaths == 2
+        await self.bad(system, kind, max_deliveries=0)
+
+    async def test_service_timeout(self, system: Harness, kind: Kind) -> None:
+        """A run that takes longer is a failed attempt."""
+        address = system.address(kind)
+        runs: list[int] = []
+
+        async def handle(message: Message[str]) -> None:
+            runs.append(message.attempt)
+            if message.attempt == 1:
+                await asyncio.Event().wait()
+
+        async with system.connect() as broker:
+            retry = RetryPolicy(wait_initial=0)
+            async with system.serve(broker, address, handle, timeout=system.quiet, retry=retry):
+                await system.publish(broker, address, ["a"])
+                await system.eventually(lambda: runs == [1, 2])
+        await self.bad(system, kind, timeout=0)
+
+    async def test_service_batch(self, system: Harness, kind: Kind) -> None:
+        """The handler takes several messages at once, as many as it says at most."""
+        address = system.address(kind)
+        batches: list[int] = []
+
+        async def handle(messages: list[Message[str]]) -> None:
+            batches.append(len(messages))
+
+        async with system.connect() as broker:
+            await system.publish(broker, address, [f"v{n}" for n in range(10)])
+            async with system.serve(broker, address, handle, batch=Batch(max=4, wait=system.quiet)):
+                await system.eventually(lambda: sum(batches) == 10)
+        assert max(batches) == 4
+
+    async def declared(self, system: Harness, option: str, kind: Kind, value: object) -> None:
+        """Declare an address with a setting and find it again, or see it refused."""
+        name = option.partition(".")[2]
+        error = self.works(system, option, kind)
+        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
+        async with system.connect() as broker:
+            declare: Callable[[], Awaitable[None]] = lambda: broker.declare(make(**{name: value}))  # noqa: E731
+            if error is not None:
+                with pytest.raises(error):
+                    await declare()
+                return
+            await declare()
+        async with system.connect(declare="check") as broker:
+            await broker.publish(make(**{name: value}), "value")
+        async with system.connect(declare="check") as broker:
+            with pytest.raises(BrokerError, match=name):
+                await broker.publish(make(), "value")
+
+    async def test_address_partitions(self, system: Harness, kind: Kind) -> None:
+        """A topic is made with so many, and a program that says otherwise is told."""
+        await self.declared(system, "address.partitions", kind, 7)
+
+    async def test_address_retention(self, system: Harness, kind: Kind) -> None:
+        """A topic is made with it, and a program that says otherwise is told."""
+        await self.declared(system, "address.retention", kind, 4000.0)
+
+    async def test_address_priorities(self, system: Harness, kind: Kind) -> None:
+        """A queue is made with so many levels, and a program that says otherwise is told."""
+        await self.declared(system, "address.priorities", kind, 4)
+
+    async def test_address_dedup(self, system: Harness, kind: Kind) -> None:
+        """A queue is made with its window, and a program that says otherwise is told."""
+        await self.declared(system, "address.dedup", kind, 90.0)
+
+    async def test_address_lease(self, system: Harness, kind: Kind) -> None:
+        """A queue is made with it, and a program that says otherwise is told."""
+        await self.declared(system, "address.lease", kind, 77.0)
+
+    async def test_address_codec(self, system: Harness, kind: Kind) -> None:
+        """Bodies are what the codec makes of values."""
+        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
+        message = await self.publishing(system, kind, "address.codec", make(codec=Upside()))
+        assert (message.value, message.body) == ("value", b"eulav")
+
+    async def test_address_owned(self, system: Harness, kind: Kind) -> None:
+        """What others own is neither created nor deleted, but used."""
+        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
+        async with system.connect() as broker:
+            with pytest.raises(BrokerError):
+                await broker.publish(make(owned=False), "value", timeout=system.quiet)
+        async with system.connect() as broker:
+            await broker.declare(make())
+        async with system.connect() as broker:
+            await broker.publish(make(owned=False), "value")
+            with pytest.raises(ConfigError):
+                await broker.delete(make(owned=False))
+            async with system.subscribe(broker, make(owned=False)) as messages:
+                assert [m.value for m in await system.drain(messages)] == ["value"]
+
+    async def asking(self, system: Harness, kind: Kind, **options: Any) -> None:
+        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
+        if kind == "topic":
+            with pytest.raises(TypeError):
+                make(reply=str, **options)
+            return
+
+        async def answer(message: Message[str]) -> str:
+            return message.value * 2
+
+        queue = make(reply=str, **options)
+        async with system.connect() as broker, system.serve(broker, queue, answer):
+            assert await broker.request(queue, "ab", timeout=system.deadline) == "abab"
+
+    async def test_address_reply(self, system: Harness, kind: Kind) -> None:
+        """A queue that replies answers requests."""
+        await self.asking(system, kind)
+
+    async def test_address_reply_codec(self, system: Harness, kind: Kind) -> None:
+        """Its answers are what the codec makes of them."""
+        await self.asking(system, kind, reply_codec=Upside())
+
+
+class Upside:
+    """A codec that writes text backwards."""
+
+    content_type = "text/backwards"
+
+    def encode(self, value: str, /) -> bytes:
+        return value[::-1].encode()
+
+    def decode(self, body: bytes, headers: object, /) -> str:
+        return body.decode()[::-1]
