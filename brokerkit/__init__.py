@@ -1,1 +1,95 @@
 """brokerkit: publish and subscribe on topics and queues, with one meaning on Kafka, on Redis and in memory."""
+
+from ._letters import RedriveReport
+from ._run import run
+from ._subscription import Subscription
+from .address import Address, Codec, DeadLetters, Outgoing, Queue, Reply, Topic
+from .broker import Broker, connect
+from .driver import Backlog, Health, Receipt
+from .errors import (
+    AlreadySettled,
+    AuthenticationError,
+    AuthorizationError,
+    BrokerError,
+    BrokerUnavailable,
+    BufferFull,
+    CapabilityError,
+    Closed,
+    ConfigError,
+    DecodeError,
+    DeliveryLost,
+    EncodeError,
+    InsecureCredentials,
+    InvalidName,
+    Nack,
+    NotAttempted,
+    NotFound,
+    PositionLost,
+    PublishUnknown,
+    Reject,
+    RemoteError,
+    RequestTimeout,
+    SettingsMismatch,
+    TooLarge,
+)
+from .events import Event
+from .message import Dead, Letter, Message, Outcome, Stored
+from .middleware import CallNext, Middleware
+from .policy import EVERY_REPLICA, Batch, EveryReplica, RetryPolicy, Start
+from .service import Service
+
+__all__ = [
+    "EVERY_REPLICA",
+    "Address",
+    "AlreadySettled",
+    "AuthenticationError",
+    "AuthorizationError",
+    "Backlog",
+    "Batch",
+    "Broker",
+    "BrokerError",
+    "BrokerUnavailable",
+    "BufferFull",
+    "CallNext",
+    "CapabilityError",
+    "Closed",
+    "Codec",
+    "ConfigError",
+    "Dead",
+    "DeadLetters",
+    "DecodeError",
+    "DeliveryLost",
+    "EncodeError",
+    "Event",
+    "EveryReplica",
+    "Health",
+    "InsecureCredentials",
+    "InvalidName",
+    "Letter",
+    "Message",
+    "Middleware",
+    "Nack",
+    "NotAttempted",
+    "NotFound",
+    "Outcome",
+    "Outgoing",
+    "PositionLost",
+    "PublishUnknown",
+    "Queue",
+    "Receipt",
+    "RedriveReport",
+    "Reject",
+    "RemoteError",
+    "Reply",
+    "RequestTimeout",
+    "RetryPolicy",
+    "Service",
+    "SettingsMismatch",
+    "Start",
+    "Stored",
+    "Subscription",
+    "TooLarge",
+    "Topic",
+    "connect",
+    "run",
+]

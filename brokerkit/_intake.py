@@ -7,17 +7,19 @@ Each source has a `Feed`, which keeps a consumer open for as long as the subscri
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from . import events
 from ._redact import error_text
 from ._session import Env, Plan, Session
-from ._tasks import Background, first_error
+from ._tasks import first_error
 from .driver import Consumer, Delivery
 from .errors import BrokerError, PositionLost
 from .message import Message
@@ -48,6 +50,11 @@ class Intake:
         self.ready.append(message)
         if self._takers and not self._waking:
             self._wake_one()
+
+    def push_front(self, messages: Sequence[Message[Any]]) -> None:
+        """Let *messages* be taken before all others."""
+        self.ready.extendleft(reversed(messages))
+        self.wake_next()
 
     def drop(self, dropped: Callable[[Message[Any]], bool]) -> list[Message[Any]]:
         """Take out and return the messages of which *dropped* is true."""
@@ -106,13 +113,13 @@ class Intake:
 
     # ------------------------------------------------------------------ life
 
-    async def start(self, background: Background) -> None:
+    async def start(self, group: TaskGroup) -> None:
         """Open all feeds and return when they are ready, or raise what the first one failed with."""
         started: list[asyncio.Future[None]] = []
         for feed in self.feeds:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             started.append(future)
-            background.start(feed.run, future, name=f"brokerkit feed {feed.plan.name}")
+            group.start_soon(feed.run, future, name=f"brokerkit feed {feed.plan.name}")
         try:
             for future in started:
                 await future
@@ -155,7 +162,7 @@ class Feed:
         self.problem = "not started yet"
         self._env = env
         self._intake = intake
-        self._fetching = anyio.CancelScope()
+        self._fetching: anyio.CancelScope | None = None
         self._stopping = False
         self._finished = asyncio.Event()
         self._left = asyncio.Event()
@@ -195,6 +202,7 @@ class Feed:
     async def _connect(self, started: asyncio.Future[None], *, resumed: bool) -> BrokerError | None:
         """Open a consumer and read; return None when asked to stop, else why it failed."""
         plan, env = self.plan, self._env
+        self.session = None
         revoked = _Revoked()
         try:
             async with env.driver.consume(plan.source, prefetch=plan.prefetch, revoked=revoked) as consumer:
@@ -205,14 +213,19 @@ class Feed:
                     logger.info("%s: consuming again", plan.name)
                 if not started.done():
                     started.set_result(None)
-                async with anyio.create_task_group() as group:
-                    group.start_soon(session.settling.run)
-                    error = await self._pump(consumer, session)
-                    if error is None:
-                        await self._finished.wait()
-                    session.stopping = session.stopping or error is None
-                    group.cancel_scope.cancel()
-                return error
+                try:
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(session.settling.run)
+                        error = await self._pump(consumer, session)
+                        if error is None:
+                            await self._finished.wait()
+                        group.cancel_scope.cancel()
+                    return error
+                finally:
+                    # Nothing may start any more: what is unsettled belongs to whoever owns it next.
+                    session.stopping = session.stopping or self._stopping
+                    session.settling.close()
+                    session.unstarted()
         except BrokerError as error:
             return error
         except Exception as error:
@@ -221,15 +234,10 @@ class Feed:
             failed = BrokerError(f"the driver failed: {type(inner).__name__}: {error_text(inner)}")
             failed.__cause__ = inner
             return failed
-        finally:
-            if self.session is not None:
-                # Whatever did not start comes again: it belongs to whoever owns it next.
-                self.session.settling.close()
-                self.session.unstarted()
 
     async def _pump(self, consumer: Consumer, session: Session) -> BrokerError | None:
         settled = -1
-        with self._fetching:
+        with anyio.CancelScope() as self._fetching:
             while not self._stopping:
                 try:
                     deliveries = await consumer.receive(max(consumer.prefetch, 1), min(POLL, self.plan.lease))
@@ -257,15 +265,28 @@ class Feed:
         level = logging.WARNING if error.retryable else logging.ERROR
         logger.log(level, "%s: stopped consuming, again in %.3g s: %s", self.plan.name, wait, error_text(error))
         self._tell(events.Disconnected, error=type(error).__name__, wait=wait)
-        with self._fetching:
+        with anyio.CancelScope() as self._fetching:
             await anyio.sleep(wait)
+
+    @property
+    def prefetch(self) -> int:
+        """How many deliveries are held at once."""
+        return self.plan.prefetch
+
+    @prefetch.setter
+    def prefetch(self, value: int) -> None:
+        self.plan = dataclasses.replace(self.plan, prefetch=value)
+        if self.session is not None:
+            self.session.plan = self.plan
+            self.session.consumer.prefetch = value
 
     # ------------------------------------------------------------------ stopping
 
     def stop_fetching(self) -> int:
         """Receive nothing more and hand back what has not started; return how many that were."""
         self._stopping = True
-        self._fetching.cancel()
+        if self._fetching is not None:
+            self._fetching.cancel()
         session = self.session
         if session is None:
             return 0
@@ -314,5 +335,3 @@ class _Revoked:
     async def __call__(self, deliveries: Sequence[Delivery]) -> None:
         if self.session is not None:
             await self.session.revoked(deliveries)
-
-

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import types
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, Final, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -51,7 +52,19 @@ _CLASSES: Final = (shape.DataclassType, shape.StructType, shape.NamedTupleType)
 
 def shown(form: object) -> str:
     """Return *form* as its author wrote it, nearly."""
-    return form.__name__ if isinstance(form, type) and get_origin(form) is None else repr(form).replace("typing.", "")
+    origin, arguments = get_origin(form), get_args(form)
+    if form.__class__ is list:  # the parameters of a Callable
+        parameters: Any = form
+        return f"[{', '.join(map(shown, parameters))}]"
+    if form is None or form is type(None):
+        return "None"
+    if origin is Union or origin is types.UnionType:
+        return " | ".join(map(shown, arguments))
+    if origin is Annotated:
+        return shown(arguments[0])
+    if isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(map(shown, arguments))}]"
+    return form.__name__ if isinstance(form, type) else repr(form).replace("typing.", "")
 
 
 def is_model(form: object) -> bool:

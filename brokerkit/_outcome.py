@@ -133,7 +133,9 @@ def reply_to(record: Record) -> tuple[bytes, bytes] | None:
     return inbox, correlation
 
 
-def reply(replies: AnyTopic, to: tuple[bytes, bytes], id: str, body: bytes | None, content_type: str, now: float) -> Record:
+def reply(
+    replies: AnyTopic, to: tuple[bytes, bytes], id: str, body: bytes | None, content_type: str, now: float
+) -> Record:
     """Return the record that answers a request with a value."""
     headers = ((CONTENT_TYPE, content_type.encode()), (CORRELATION, to[1]))
     return Record(address=replies, id=id, body=body, key=to[0], headers=headers, timestamp=now)

@@ -21,7 +21,7 @@ from ._settle import Settling, Watch
 from .address import AnyDeadLetters, AnyTopic, Outgoing
 from .clock import Clock
 from .driver import Consumer, Delivery, Driver, Record, Settlement, Source
-from .errors import BrokerError, Closed, ConfigError, DeliveryLost, Nack, Reject
+from .errors import BrokerError, Closed, ConfigError, DecodeError, DeliveryLost, Nack, Reject
 from .events import Listener
 from .message import Message, Outcome, Reader
 from .policy import MAX_DELAY, MAX_REASON, TOPIC_WAIT, RetryPolicy, seconds
@@ -41,6 +41,7 @@ class Inbox(Protocol):
     """Where a session puts messages that may run now: an intake."""
 
     def push(self, message: Message[Any]) -> None: ...
+    def push_front(self, messages: Sequence[Message[Any]]) -> None: ...
     def drop(self, dropped: Callable[[Message[Any]], bool]) -> list[Message[Any]]: ...
 
 
@@ -119,18 +120,39 @@ class Session:
         lanes = self._lanes
         if lanes is not None and lanes.parked and lanes.parked_bytes <= PARKED_BYTES:
             wanted = self.plan.prefetch + lanes.parked
-            if self.consumer.prefetch < wanted:
-                self.consumer.prefetch = wanted
+            self.consumer.prefetch = max(self.consumer.prefetch, wanted)
 
     def follow(self, message: Message[Any]) -> Message[Any] | None:
         """Return the message that comes next behind *message* in its key's order, to be in one batch with it."""
-        return None if self._lanes is None else self._lanes.follow(message)
+        following = None if self._lanes is None else self._lanes.follow(message)
+        if following is not None and following._single and self._lanes is not None:
+            self._lanes.put_back(following)
+            return None
+        return following
 
-    def put_back(self, message: Message[Any]) -> None:
-        """Take back what `follow` gave, to run alone after those before it."""
-        if self._lanes is not None:
+    def alone(self, messages: Sequence[Message[Any]]) -> None:
+        """Have *messages* of a batch that failed run one by one, each key in its order.  It counts as no attempt."""
+        first: list[Message[Any]] = []
+        behind: list[Message[Any]] = []
+        keys: set[bytes] = set()
+        for message in messages:
+            message._single = True
             self.out.discard(message)
-            self._lanes.put_back(message)
+            key = message._item.record.key
+            if self._lanes is None or key is None or key not in keys:
+                first.append(message)
+                if key is not None:
+                    keys.add(key)
+            else:
+                behind.append(message)
+        if self._lanes is not None:
+            for message in reversed(behind):
+                self._lanes.put_back(message)
+        if self.stopping:
+            for message in first:
+                self.release(message)
+        else:
+            self._inbox.push_front(first)
 
     # ------------------------------------------------------------------ out: services
 
@@ -163,6 +185,16 @@ class Session:
             copy = retry_copy(message._item.record, failures=failures, wait=verdict.wait, first_failed=first)
             self.settling.add(Settlement(self._delivery(message), (copy,)))
             self._leave(message)
+
+    def pass_on(self, message: Message[Any]) -> None:
+        """Give up *message* of an ephemeral reader to whoever reads it: nothing is owed for it."""
+        self.settling.add(Settlement(self._delivery(message)))
+        self._leave(message)
+
+    def undecodable(self, message: Message[Any], error: DecodeError) -> None:
+        """Dead-letter *message*, which never reached its handler, with its bytes untouched."""
+        text = error_text(error)
+        self._bury(message, Die(f"cannot be decoded: {text}"[:MAX_REASON], "DecodeError", text), message._attempts)
 
     def release(self, message: Message[Any]) -> None:
         """Hand *message* back without counting an attempt, and what waits behind its key, to keep their order."""
@@ -242,7 +274,9 @@ class Session:
         if outcome.kind == "nack":
             seconds("delay", outcome.delay, high=MAX_DELAY)
             if self.plan.in_place and outcome.delay > TOPIC_WAIT:
-                raise ValueError(f"nack(delay={outcome.delay:g}) on a topic: it holds its key, so at most {TOPIC_WAIT:g} s")
+                raise ValueError(
+                    f"nack(delay={outcome.delay:g}) on a topic: it holds its key, so at most {TOPIC_WAIT:g} s"
+                )
 
     async def settle(self, message: Message[Any], outcome: Outcome, confirm: bool) -> None:
         """Carry *outcome* out; with *confirm* return when it is stored."""
@@ -251,7 +285,8 @@ class Session:
             case "ack" if confirm:
                 await self._confirm(message)
             case "ack":
-                self.succeed(message)
+                if message in self.out:  # else an ephemeral reader's: settled when it was handed over
+                    self.succeed(message)
             case "nack":
                 self.fail(message, Nack(delay=outcome.delay), _BY_HAND)
             case "reject":
@@ -277,6 +312,8 @@ class Session:
             else:
                 stored.set_exception(error)
 
+        if message not in self.out:
+            self.held += 1  # settled before: the second answer is counted again
         watch = Watch(done=done, once=True)
         self.settling.add(Settlement(self._delivery(message), tuple(message._staged or ())), watch, confirm=True)
         try:

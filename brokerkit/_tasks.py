@@ -1,72 +1,65 @@
 """Background tasks that belong to an ``async with``, whichever tasks enter and leave it.
 
 A task group entered in one task and left in another breaks (test fixtures do just that), and it wraps what the body raises.
-So the group lives in a task of its own, which the ``async with`` starts, and waits for on leaving.
+So the groups live in a task of their own, which the ``async with`` starts, and waits for on leaving.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Self, TypeVarTuple
+from typing import Any, Self
 
 import anyio
-from anyio.abc import TaskGroup
-
-Ts = TypeVarTuple("Ts")
 
 
-class Background:
-    """A task group in a task of its own.  Leaving cancels what still runs and raises the first error of a task."""
+class Hosted:
+    """Runs ``main(started)`` in a task of its own for as long as an ``async with`` lasts.
 
-    def __init__(self, name: str) -> None:
+    *main* sets the result of *started* when entering is done, works until `stopping` is set, cleans up within deadlines of
+    its own and returns.  What it raises comes out of entering or of leaving.
+    """
+
+    def __init__(self, name: str, main: Callable[[asyncio.Future[None]], Coroutine[Any, Any, None]]) -> None:
+        self.stopping = asyncio.Event()
         self._name = name
-        self._host: asyncio.Task[None] | None = None
-        self._group: TaskGroup | None = None
-        self._ready: asyncio.Future[None] | None = None
+        self._main = main
+        self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._ready = loop.create_future()
-        self._host = loop.create_task(self._run(self._ready), name=self._name)
-        await self._ready
+        started: asyncio.Future[None] = loop.create_future()
+        task = self.task = loop.create_task(self._main(started), name=self._name)
+        try:
+            await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            await finished(task)
+            if not task.cancelled():
+                task.exception()
+            raise
+        if not started.done():
+            started.cancel()
+            _result(task)
+            raise RuntimeError(f"{self._name} ended before it began")
         return self
 
-    async def _run(self, ready: asyncio.Future[None]) -> None:
-        try:
-            async with anyio.create_task_group() as group:
-                self._group = group
-                ready.set_result(None)
-                await anyio.sleep_forever()
-        finally:
-            self._group = None
-            if not ready.done():
-                ready.cancel()
-
-    def start(self, run: Callable[[*Ts], Coroutine[Any, Any, object]], *args: *Ts, name: str | None = None) -> None:
-        """Run ``run(*args)`` in the background until it ends or the ``async with`` is left."""
-        if self._group is None:
-            raise RuntimeError(f"{self._name} is not running")
-        self._group.start_soon(run, *args, name=name)
-
-    @property
-    def running(self) -> bool:
-        """Whether tasks can be started."""
-        return self._group is not None
-
     async def __aexit__(self, *_: object) -> None:
-        if self._host is None:
-            return
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
-        await finished(self._host)
-        try:
-            self._host.result()
-        except asyncio.CancelledError:
-            pass
-        except BaseExceptionGroup as group:
-            error = first_error(group)
-            raise error from error.__cause__
+        self.stopping.set()
+        if self.task is not None:
+            await finished(self.task)
+            _result(self.task)
+
+
+def _result(task: asyncio.Task[None]) -> None:
+    """Raise what *task* failed with, one error and not a group of ours."""
+    try:
+        task.result()
+    except asyncio.CancelledError:
+        pass
+    except BaseExceptionGroup as group:
+        error = first_error(group)
+        raise error from error.__cause__
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -218,7 +218,7 @@ class Topic(_Named, Generic[T]):
 
     def dead_letters(self, group: str) -> DeadLetters[T]:
         """Return the address of what *group* failed to handle."""
-        return _letters(self, check_name(group, "group name"))
+        return letters_of(self, check_name(group, "group name"))
 
     def outgoing(
         self,
@@ -357,7 +357,7 @@ class Queue(_Named, Generic[T, A]):
     @property
     def dead_letters(self) -> DeadLetters[T]:
         """The address of the messages that could not be handled."""
-        return _letters(self, None)
+        return letters_of(self, None)
 
     def outgoing(
         self,
@@ -403,7 +403,7 @@ class DeadLetters(_Named, Generic[T]):
         raise ConfigError("take dead letters from their address: queue.dead_letters or topic.dead_letters(group)")
 
 
-def _letters(of: Topic[T] | Queue[T, Any], group: str | None) -> DeadLetters[T]:
+def letters_of(of: Topic[T] | Queue[T, Any], group: str | None) -> DeadLetters[T]:
     form: type[DeadLetters[T]] = DeadLetters
     letters = object.__new__(form)
     parts = (of.name, "dead") if group is None else (of.name, group, "dead")
@@ -438,5 +438,5 @@ def with_prefix(address: Address, prefix: str) -> Address:
     if isinstance(address, DeadLetters):
         of = with_prefix(address.of, prefix)
         assert not isinstance(of, DeadLetters)
-        return _letters(of, None if address.group is None else prefix + address.group)
+        return letters_of(of, None if address.group is None else prefix + address.group)
     return address._named(prefix + address.name) if address.owned else address

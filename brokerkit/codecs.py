@@ -68,13 +68,13 @@ def for_type(form: object, codec: Codec[Any] | None = None) -> BoundCodec:
         return _custom(form, members, nullable, codec)
     if len(members) == 1 and is_model(members[0]):
         shape_of(members[0])
-        return _model(members[0], nullable)
+        return _model(form, members[0], nullable)
     if len(members) == 1:
         match shape_of(members[0]):
             case shape.BytesType(min_length=None, max_length=None):
-                return _raw(bytes, nullable)
+                return _raw(form, bytes, nullable)
             case shape.StrType(min_length=None, max_length=None, pattern=None):
-                return _raw(str, nullable)
+                return _raw(form, str, nullable)
             case _:
                 pass
     return _json(form, members, nullable)
@@ -91,7 +91,7 @@ def _refuse(form: object, kinds: frozenset[type], value: object) -> EncodeError:
                 f"{kind.__name__} is a subclass of {base.__name__} and would arrive as {base.__name__}; "
                 f"declare the address for {shown(form)} | {kind.__name__}"
             )
-    return EncodeError(f"a {kind.__name__} was given where the address carries {shown(form)}")
+    return EncodeError(f"a value of class {kind.__name__} was given, the address carries {shown(form)}")
 
 
 def _unwritable(form: object, error: BaseException) -> EncodeError:
@@ -153,24 +153,24 @@ def _plain_base(kinds: frozenset[type], value: object) -> type | None:
 # ---------------------------------------------------------------------------------------------------- the codecs
 
 
-def _raw(kind: type[bytes] | type[str], nullable: bool) -> BoundCodec:
+def _raw(form: object, kind: type[bytes] | type[str], nullable: bool) -> BoundCodec:
     kinds = frozenset({kind})
-    check = _class_check(kind, kinds, nullable)
+    check = _class_check(form, kinds, nullable)
     if kind is bytes:
-        return _bind(kind, BYTES, nullable, kinds, check, bytes, _same)
-    return _bind(kind, TEXT, nullable, kinds, check, str.encode, bytes.decode)
+        return _bind(form, BYTES, nullable, kinds, check, bytes, _same)
+    return _bind(form, TEXT, nullable, kinds, check, str.encode, bytes.decode)
 
 
 def _same(body: bytes) -> bytes:
     return body
 
 
-def _model(kind: Any, nullable: bool) -> BoundCodec:
+def _model(form: object, kind: Any, nullable: bool) -> BoundCodec:
     def load(body: bytes) -> Any:
         return read_model(kind, body)
 
     kinds = frozenset({kind})
-    return _bind(kind, JSON, nullable, kinds, _class_check(kind, kinds, nullable), write_model, load)
+    return _bind(form, JSON, nullable, kinds, _class_check(form, kinds, nullable), write_model, load)
 
 
 def _json(form: object, members: list[Any], nullable: bool) -> BoundCodec:

@@ -19,7 +19,6 @@ import msgspec
 
 from .address import Address, AnyDeadLetters, AnyQueue
 from .errors import BrokerError
-from .events import Listener
 from .policy import Start
 
 Headers: TypeAlias = tuple[tuple[str, bytes], ...]
@@ -305,15 +304,6 @@ class Driver(Protocol):
     async def migrate(self, queue: AnyQueue) -> None:
         """Move *queue* to the system's better kind of group; only where `Capabilities.migrate`."""
         ...
-
-
-class DriverFactory(Protocol):
-    """How a driver is made: the URL (with its password) and the options of query and ``options=`` together.
-
-    Raises `ConfigError` for what it does not know, and does no I/O.  *emit* takes events, for what only a driver can see.
-    """
-
-    def __call__(self, url: str, options: Mapping[str, str], emit: Listener) -> Driver: ...
 
 
 DEAD = "bk-dead-"

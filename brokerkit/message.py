@@ -155,7 +155,16 @@ class Message(Stored[T_co]):
     message once, or use `process`.  Methods may be called from any task of the event loop.
     """
 
-    __slots__ = ("__weakref__", "_attempts", "_first_failed", "_outcome", "_published", "_settler", "_single", "_staged")
+    __slots__ = (
+        "__weakref__",
+        "_attempts",
+        "_first_failed",
+        "_outcome",
+        "_published",
+        "_settler",
+        "_single",
+        "_staged",
+    )
 
     def __init__(self, item: Delivery, reader: Reader, settler: Settler, attempts: int) -> None:
         self._item = item

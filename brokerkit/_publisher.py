@@ -1,0 +1,189 @@
+"""What a broker publishes: messages, many of them, and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, cast, overload
+
+from typing_extensions import TypeVar
+
+from ._binding import check_timeout
+from ._connection import Connection
+from ._publishing import CHUNK, Result, resend, send
+from ._requests import Inbox
+from .address import Outgoing, Queue, Reply, Topic
+from .driver import Receipt, Record
+from .errors import BrokerError, Closed, ConfigError
+from .message import CONTENT_TYPE
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Publisher(Connection):
+    """The publishing half of a broker."""
+
+    @overload
+    async def publish(
+        self,
+        address: Topic[T],
+        value: T,
+        *,
+        key: str | bytes | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30,
+    ) -> Receipt: ...
+    @overload
+    async def publish(
+        self,
+        address: Queue[T, Any],
+        value: T,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float | datetime = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+        timeout: float = 30,
+    ) -> Receipt: ...
+    async def publish(
+        self,
+        address: Topic[Any] | Queue[Any, Any],
+        value: object,
+        *,
+        key: str | bytes | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float | datetime = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+        timeout: float = 30,
+    ) -> Receipt:
+        """Publish *value* and return when it is stored.
+
+        Messages of a topic with equal *key* stay in order.  *id* identifies the message, it never deduplicates by itself.
+        *delay* is seconds, never early, or an aware datetime by this machine's clock; after *ttl* seconds the message is
+        dropped; higher *priority* goes first.  What is certainly not stored is sent again until *timeout* seconds are over.
+        Cancelling leaves it open whether the message is stored.
+
+        Raises:
+            PublishUnknown: no answer in time; the message may be stored.
+            BrokerUnavailable, BufferFull: not stored.
+            EncodeError, TooLarge, ConfigError, CapabilityError: not sent.
+            NotFound: the address does not exist.
+        """
+        self._check()
+        bound = self._bindings.get(address) or await self._publishable(address)
+        if key is None and id is None and headers is None and ttl is None and delay == 0 and priority == 0:
+            record = self._records.simple(bound, value)
+        else:
+            record = self._records.make(bound, value, key, id, headers, delay, ttl, priority)
+        if timeout != 30:
+            check_timeout(timeout)
+        result: Result = (await self._driver.publish((record,), timeout=timeout))[0]
+        if result.__class__ is not Receipt:
+            result = await self._publish_again(record, result, timeout)
+        return result
+
+    async def _publish_again(self, record: Record, result: Result, timeout: float) -> Receipt:
+        until = self._clock.monotonic() + timeout
+        last = (await resend(self._driver, self._clock, (record,), (result,), until))[0]
+        if isinstance(last, BrokerError):
+            raise last
+        return last
+
+    @overload
+    async def publish_many(
+        self, address: Topic[T] | Queue[T, Any], values: Iterable[T], *, timeout: float = 30
+    ) -> list[Receipt | BrokerError]: ...
+    @overload
+    async def publish_many(
+        self, address: Topic[T] | Queue[T, Any], values: Iterable[Outgoing[T]], *, timeout: float = 30
+    ) -> list[Receipt | BrokerError]: ...
+    async def publish_many(
+        self, address: Topic[Any] | Queue[Any, Any], values: Iterable[Any], *, timeout: float = 30
+    ) -> list[Receipt | BrokerError]:
+        """Publish *values*, or items of ``address.outgoing(...)``, in order; return one receipt or error each.
+
+        A bad item fails alone.  After one that could not be stored, later ones of the same key are `NotAttempted`.
+        """
+        self._check()
+        check_timeout(timeout)
+        bound = self._bindings.get(address) or await self._publishable(address)
+        records: list[Record] = []
+        indices: list[int] = []
+        results: list[Receipt | BrokerError] = []
+        make, simple, until = self._records.outgoing, self._records.simple, self._clock.monotonic() + timeout
+
+        async def flush() -> None:
+            left = max(until - self._clock.monotonic(), 0.001)
+            for index, answer in zip(indices, await send(self._driver, self._clock, records, left), strict=True):
+                results[index] = answer
+            records.clear()
+            indices.clear()
+
+        waiting = Closed("not sent yet")
+        for item in values:
+            try:
+                if isinstance(item, Outgoing):
+                    if item.address != address:
+                        raise ConfigError(f"an item for {item.address!r} in publish_many of {address!r}")
+                    record = make(bound, item)
+                else:
+                    record = simple(bound, item)
+            except BrokerError as error:
+                results.append(error)
+                continue
+            indices.append(len(results))
+            results.append(waiting)
+            records.append(record)
+            if len(records) == CHUNK:
+                await flush()
+        if records:
+            await flush()
+        return results
+
+    async def request(
+        self, queue: Queue[T, Reply[R]], value: T, *, timeout: float, headers: Mapping[str, str] | None = None
+    ) -> R:
+        """Publish *value* to a queue that replies and return the answer.
+
+        The request expires with *timeout* (seconds), so nobody works on what nobody waits for.
+
+        Raises:
+            RequestTimeout: nobody answered in time.
+            RemoteError: the replier failed for good; its text is redacted.
+            DecodeError: the answer is not of the queue's reply type.
+        """
+        self._check()
+        until = self._clock.monotonic() + check_timeout(timeout)
+        bound = self._bindings.get(queue) or await self._publishable(queue)
+        if bound.reply_codec is None:
+            raise ConfigError(f"{queue!r} does not reply: declare it with reply=")
+        inbox = await self._open_inbox()
+        correlation, mine = inbox.headers()
+        try:
+            plain = self._records.make(bound, value, headers=headers, ttl=timeout)
+            record = Record(
+                plain.address, plain.id, plain.body, None, (*plain.headers, *mine), plain.timestamp, ttl=plain.ttl
+            )
+            left = max(until - self._clock.monotonic(), 0.001)
+            sent = (await send(self._driver, self._clock, (record,), left))[0]
+            if isinstance(sent, BrokerError):
+                raise sent
+            answer = await inbox.reply(correlation, max(until - self._clock.monotonic(), 0.001), repr(queue))
+        finally:
+            inbox.forget(correlation)
+        types = {name: content.decode("utf-8", "replace") for name, content in answer.headers}
+        return cast(R, bound.reply_codec.decode(answer.body, types.get(CONTENT_TYPE), {}))
+
+    async def _open_inbox(self) -> Inbox:
+        if self._inbox is None:
+            async with self._inbox_lock:
+                if self._inbox is None:
+                    inbox = Inbox(await self.replies(), self.env())
+                    await inbox.open()
+                    self._inbox = inbox
+        return self._inbox

@@ -1,0 +1,388 @@
+"""Workers: they take messages from an intake, run the handler, and settle by how it ends.
+
+A pool has as many workers as the subscription's concurrency.  They are long-lived, because a task for each message costs more
+than all else brokerkit does for it.  One timer for the pool watches the timeouts of all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from anyio.abc import TaskGroup
+
+from . import events
+from ._binding import Bound
+from ._heartbeat import Heartbeat
+from ._intake import Intake
+from ._outcome import reply, reply_to
+from ._session import Env, Session
+from .address import AnyTopic
+from .driver import Record
+from .errors import DecodeError
+from .message import Message
+from .middleware import CallNext
+from .policy import Batch, RetryPolicy
+
+logger = logging.getLogger("brokerkit")
+
+TURN = 128
+"""Messages a worker runs before it lets others have the loop, should its handler never wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a pool runs, and how."""
+
+    name: str
+    call: CallNext
+    bound: Bound
+    group: str | None
+    concurrency: int
+    policy: RetryPolicy
+    timeout: float | None
+    batch: Batch | None
+    replies: AnyTopic | None
+
+
+class Slot:
+    """What one worker does at the moment."""
+
+    __slots__ = ("began", "busy", "ended", "expired", "messages", "task", "thread")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Any] | None = None
+        self.busy = False
+        self.began = 0.0
+        self.ended = 0.0
+        self.expired = False
+        self.thread = False
+        """A thread runs the handler: it cannot be cancelled."""
+        self.messages: Sequence[Message[Any]] = ()
+
+
+_slot: contextvars.ContextVar[Slot] = contextvars.ContextVar("brokerkit_slot")
+
+
+class Pool:
+    """The workers of one subscription."""
+
+    def __init__(self, intake: Intake, job: Job, env: Env, heartbeat: Heartbeat) -> None:
+        self.intake = intake
+        self.job = job
+        self.slots = [Slot() for _ in range(job.concurrency)]
+        self.finished = 0
+        self.cancelled = 0
+        self._env = env
+        self._heartbeat = heartbeat
+        self._monotonic = env.clock.monotonic
+        self._watching: asyncio.TimerHandle | None = None
+        self._quiet: asyncio.Future[None] | None = None
+        self._draining = False
+
+    def start(self, group: TaskGroup) -> None:
+        """Run all workers in *group*, until the intake is closed or the group cancelled."""
+        for number, slot in enumerate(self.slots):
+            group.start_soon(self._work, slot, name=f"brokerkit {self.job.name} {number}")
+
+    async def quiet(self) -> None:
+        """Wait until no handler runs."""
+        while any(slot.busy for slot in self.slots):
+            if self._quiet is None or self._quiet.done():
+                self._quiet = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._quiet)
+
+    def cancel(self) -> tuple[int, int]:
+        """Cancel the handlers that still run; return how many, and how many threads run on."""
+        busy = [slot for slot in self.slots if slot.busy]
+        for slot in busy:
+            if slot.task is not None:
+                slot.task.cancel()
+        threads = sum(slot.thread for slot in busy)
+        return len(busy) - threads, threads
+
+    # ------------------------------------------------------------------ working
+
+    async def _work(self, slot: Slot) -> None:
+        slot.task = asyncio.current_task()
+        _slot.set(slot)
+        intake, ready, batch = self.intake, self.intake.ready, self.job.batch
+        turn = 0
+        try:
+            while not intake.closed:
+                if not ready:
+                    await intake.wait()
+                    continue
+                message = ready.popleft()
+                if ready:
+                    intake.wake_next()
+                if batch is None:
+                    await self._one(slot, message)
+                else:
+                    await self._several(slot, await self._gather(message, batch))
+                turn += 1
+                if turn == TURN:
+                    turn = 0
+                    await asyncio.sleep(0)
+        finally:
+            if self._watching is not None:
+                self._watching.cancel()
+                self._watching = None
+
+    async def _one(self, slot: Slot, message: Message[Any]) -> None:
+        session: Session = message._settler  # type: ignore[assignment]
+        session.out.add(message)
+        try:
+            message.value  # noqa: B018  # reads and keeps it
+        except DecodeError as error:
+            session.undecodable(message, error)
+            return
+        slot.messages = (message,)
+        self._begin(slot)
+        try:
+            result = await self.job.call(message)
+            extra = () if self.job.replies is None else self._reply(message, result)
+        except BaseException as error:
+            self._end(slot)
+            self._failed(slot, session, slot.messages, error)
+        else:
+            self._end(slot)
+            if message._outcome is None:
+                if slot.expired:
+                    self._overran(slot, session, slot.messages)
+                    return
+                session.succeed(message, extra)
+            self._handled(slot, message)
+
+    async def _several(self, slot: Slot, gathered: Sequence[Message[Any]]) -> None:
+        session: Session = gathered[0]._settler  # type: ignore[assignment]
+        messages: list[Message[Any]] = []
+        for message in gathered:
+            session.out.add(message)
+            try:
+                message.value  # noqa: B018
+            except DecodeError as error:
+                session.undecodable(message, error)
+            else:
+                messages.append(message)
+        if not messages:
+            return
+        slot.messages = messages
+        self._begin(slot)
+        try:
+            await self.job.call(messages)
+        except BaseException as error:
+            self._end(slot)
+            self._failed(slot, session, messages, error)
+        else:
+            self._end(slot)
+            if slot.expired:
+                self._overran(slot, session, messages)
+                return
+            for message in messages:
+                if message._outcome is None:
+                    session.succeed(message)
+                self._handled(slot, message)
+
+    async def _gather(self, first: Message[Any], batch: Batch) -> list[Message[Any]]:
+        """Collect what goes into one call with *first*: of one session, each key in its order."""
+        messages = [first]
+        session: Session = first._settler  # type: ignore[assignment]
+        ready, loop = self.intake.ready, asyncio.get_running_loop()
+        if first._single:
+            return messages
+
+        def follow() -> None:
+            while len(messages) < batch.max:
+                following = session.follow(messages[-1])
+                if following is None:
+                    return
+                messages.append(following)
+
+        follow()
+        until = loop.time() + batch.wait
+        try:
+            while len(messages) < batch.max and not self.intake.closed and not self._draining:
+                if ready and not ready[0]._single and ready[0]._settler is session:
+                    messages.append(ready.popleft())
+                    follow()
+                elif ready:
+                    break
+                else:
+                    async with asyncio.timeout_at(until):
+                        await self.intake.wait()
+        except TimeoutError:
+            pass
+        except BaseException:
+            session.alone(messages)
+            raise
+        return messages
+
+    # ------------------------------------------------------------------ ends
+
+    def _failed(self, slot: Slot, session: Session, messages: Sequence[Message[Any]], error: BaseException) -> None:
+        open_ = [message for message in messages if message._outcome is None]
+        if isinstance(error, asyncio.CancelledError):
+            task = slot.task
+            if slot.expired and not self._draining:
+                self._overran(slot, session, messages)
+                return
+            for message in open_:
+                session.release(message)
+            if task is not None and task.cancelling():
+                self.cancelled += len(messages)
+                raise error
+            return
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            for message in open_:
+                session.release(message)
+            raise error
+        if len(open_) < len(messages):
+            logger.warning("%s raised after it had settled its message: %r", self.job.name, type(error).__name__)
+        if len(messages) > 1:
+            logger.warning(
+                "%s failed on a batch of %d messages, which run one by one now: %s",
+                self.job.name,
+                len(messages),
+                type(error).__name__,
+            )
+            session.alone(open_)
+            return
+        for message in open_:
+            session.fail(message, error, self.job.policy)
+
+    def _overran(self, slot: Slot, session: Session, messages: Sequence[Message[Any]]) -> None:
+        if slot.task is not None and slot.task.cancelling() and not self._draining:
+            slot.task.uncancel()  # our own cancellation, also where the handler has swallowed it
+        error = TimeoutError(f"{self.job.name} did not finish within {self.job.timeout:g} s")
+        open_ = [message for message in messages if message._outcome is None]
+        if len(messages) > 1:
+            session.alone(open_)
+            return
+        for message in open_:
+            session.fail(message, error, self.job.policy)
+
+    def _reply(self, message: Message[Any], result: object) -> tuple[Record, ...]:
+        to = reply_to(message._item.record)
+        codec, replies = self.job.bound.reply_codec, self.job.replies
+        if to is None or codec is None or replies is None:
+            return ()
+        body = codec.encode(result)
+        return (reply(replies, to, self._env.new_id(), body, codec.content_type, self._env.clock.time()),)
+
+    def _handled(self, slot: Slot, message: Message[Any]) -> None:
+        self.finished += 1
+        if self._env.emit is not None:
+            self._env.emit(
+                events.Handled(
+                    address=self.job.bound.name,
+                    group=self.job.group,
+                    id=message.id,
+                    attempt=message.attempt,
+                    took=slot.ended - slot.began,
+                )
+            )
+
+    # ------------------------------------------------------------------ time
+
+    def _begin(self, slot: Slot) -> None:
+        slot.began = self._monotonic()
+        slot.expired = False
+        slot.busy = True
+        if not self._heartbeat.armed:
+            self._heartbeat.arm()
+        if self._watching is None and self.job.timeout is not None:
+            self._watch(self.job.timeout)
+
+    def _end(self, slot: Slot) -> None:
+        slot.busy = False
+        slot.thread = False
+        slot.ended = self._monotonic()
+        if self._quiet is not None and not self._quiet.done() and not any(other.busy for other in self.slots):
+            self._quiet.set_result(None)
+
+    def _watch(self, after: float) -> None:
+        self._watching = asyncio.get_running_loop().call_later(after, self._look)
+
+    def _look(self) -> None:
+        """Expire the slots that are over their timeout, and look again when the next one can be."""
+        self._watching = None
+        timeout, now = self.job.timeout, self._monotonic()
+        if timeout is None:
+            return
+        following: float | None = None
+        for slot in self.slots:
+            if not slot.busy or slot.expired:
+                continue
+            left = slot.began + timeout - now
+            if left <= 0:
+                self._expire(slot, timeout)
+            elif following is None or left < following:
+                following = left
+        if following is not None:
+            self._watch(following)
+
+    def _expire(self, slot: Slot, timeout: float) -> None:
+        slot.expired = True
+        if not slot.thread:
+            if slot.task is not None:
+                slot.task.cancel()
+            return
+        for message in slot.messages:
+            logger.warning(
+                "%s is over its timeout of %g s with message %s; a thread cannot be cancelled, so its message stays owned",
+                self.job.name,
+                timeout,
+                message.id,
+            )
+            if self._env.emit is not None:
+                self._env.emit(
+                    events.Overrun(
+                        address=self.job.bound.name,
+                        group=self.job.group,
+                        id=message.id,
+                        handler=self.job.name,
+                        timeout=timeout,
+                    )
+                )
+
+    def drain(self) -> None:
+        """Take no more into a batch that is being gathered."""
+        self._draining = True
+        self.intake.close()
+
+
+def in_thread(handler: Callable[..., object], resources: tuple[object, ...], executor: Executor) -> CallNext:
+    """Return an async form of a plain function: it runs in *executor*, and what it returns is awaited if it can be."""
+
+    async def call(message: Any) -> object:
+        loop = asyncio.get_running_loop()
+        slot = _slot.get(None)
+        if slot is not None:
+            slot.thread = True
+        context = contextvars.copy_context()
+        future = loop.run_in_executor(executor, partial(context.run, handler, message, *resources))
+        try:
+            result = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread runs on; nobody is left to hear what it raises.
+            future.add_done_callback(_ignore)
+            raise
+        finally:
+            if slot is not None:
+                slot.thread = False
+        return await result if inspect.isawaitable(result) else result
+
+    return call
+
+
+def _ignore(future: asyncio.Future[object]) -> None:
+    if not future.cancelled():
+        future.exception()
