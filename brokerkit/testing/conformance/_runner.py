@@ -120,8 +120,7 @@ def _plain(harness: type[Harness], group: type[Suite], name: str, test: Test) ->
     numbers = _seeds(test) if harness.virtual else [0]
 
     def plain(self: object, kind: Kind | None, seed: int) -> None:
-        label = f"{group.__name__}.{name}" + (f"[{kind}]" if kind else "")
-        _run(harness, group, test, label, kind, seed, last=seed == numbers[-1])
+        _run(harness, group, test, kind, seed, last=seed == numbers[-1])
 
     plain.__name__, plain.__qualname__, plain.__doc__ = name, f"{group.__name__}.{name}", test.__doc__
     cases = [(kind, seed) for kind in kinds for seed in numbers]
@@ -138,9 +137,7 @@ def _seeds(test: Test) -> list[int]:
     return list(range(int(most) if most else min(SEEDS, getattr(test, "seeds", SEEDS))))
 
 
-def _run(
-    harness: type[Harness], group: type[Suite], test: Test, label: str, kind: Kind | None, seed: int, *, last: bool
-) -> None:
+def _run(harness: type[Harness], group: type[Suite], test: Test, kind: Kind | None, seed: int, *, last: bool) -> None:
     began = time.perf_counter()
     error = "did not end"
     try:
@@ -159,11 +156,11 @@ def _run(
     except BaseException as exc:
         error = f"{type(exc).__name__}: {exc}"
         if harness.virtual:
-            node = os.environ.get("PYTEST_CURRENT_TEST", label).rpartition("[")[0]
+            node = os.environ.get("PYTEST_CURRENT_TEST", test.__qualname__).rpartition("[")[0]
             exc.add_note(f"repeat it: BROKERKIT_SEED={seed} python -m pytest '{node}'")
         raise
     finally:
-        _record(harness, label, seed, error, time.perf_counter() - began)
+        _record(harness, group, test, kind, seed, error, time.perf_counter() - began)
 
 
 async def _main(harness: type[Harness], group: type[Suite], test: Test, kind: Kind | None) -> None:
@@ -203,16 +200,40 @@ def _sockets() -> set[str]:
     return found
 
 
-def _record(harness: type[Harness], label: str, seed: int, error: str, took: float) -> None:
+_recorded: set[str] = set()
+
+
+def _record(
+    harness: type[Harness], group: type[Suite], test: Test, kind: Kind | None, seed: int, error: str, took: float
+) -> None:
     path = os.environ.get("BROKERKIT_RESULTS")
-    if path:
-        line = {
-            "column": harness.column,
-            "test": label,
-            "seed": seed,
-            "ok": not error,
-            "error": error[:200],
-            "took": round(took, 4),
-        }
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    if not path:
+        return
+    claimed = {"topic": harness.topics, "queue": harness.queues}
+    line = {
+        "column": harness.column,
+        "test": f"{group.__name__}.{test.__name__}",
+        "kinds": [kind] if kind else [name for name in claimed if name in _used(group, test)],
+        "claims": [
+            f"{name}.{field}"
+            for name, claim in claimed.items()
+            if claim is not None
+            for field in claim.__struct_fields__
+            if getattr(claim, field) is True
+        ],
+        "seed": seed,
+        "ok": not error,
+        "error": error[:200],
+        "took": round(took, 4),
+    }
+    # The first line of a process begins a new run; processes of one run (pytest-xdist) add to one file.
+    fresh = path not in _recorded and "PYTEST_XDIST_WORKER" not in os.environ
+    _recorded.add(path)
+    with open(path, "w" if fresh else "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _used(group: type[Suite], test: Test) -> set[str]:
+    """Return the kinds of address that a test without *kind* uses."""
+    wanted = getattr(group, "needs", ()) + getattr(test, "needs", ())
+    return {what.partition(".")[0] for what in wanted} or set(get_args(Kind))
