@@ -39,8 +39,6 @@ _Events = list[tuple[selectors.SelectorKey, int]]
 
 EPOCH: Final = 1893456000.0
 """The wall clock of a new virtual loop: 2030-01-01T00:00:00Z."""
-HORIZON: Final = 400 * 86400.0
-"""A loop that gets here has only its timers left to run, and never ends by itself: `Deadlock`."""
 PATIENCE: Final = 0.25
 """Real seconds that time stands still for a thread.  After that it passes at its real speed, or a thread that waits for a
 timer of the loop would wait for ever."""
@@ -66,15 +64,14 @@ class _VirtualClock:
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Asks the loop what to do instead of waiting for a timer."""
+    """Asks the loop instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.wait: Callable[[float | None], _Events] = self.poll
+        self.decide: Callable[[float | None], _Events] = self.poll
 
     def select(self, timeout: float | None = None) -> _Events:
-        events = self.poll(0)
-        return events if events or timeout == 0 else self.wait(timeout)
+        return self.decide(timeout)
 
     def poll(self, timeout: float | None) -> _Events:
         return super().select(timeout)
@@ -86,11 +83,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     It starts at 0 s, `EPOCH` by its `clock`.  What can never end raises `Deadlock` out of the running call.
     """
 
+    horizon = 400 * 86400.0
+    """The virtual time at which `Deadlock` is raised: only timers that repeat get a loop there."""
+    jumps = 1_000_000
+    """How many jumps a loop makes before it raises `Deadlock`: timers that repeat in short steps."""
+
     _ready: deque[asyncio.Handle]
     _clock_resolution: float
 
     def __init__(self, seed: int | None = None) -> None:
         self._now = 0.0
+        self._jumped = 0
+        self.moves = 0
+        """How often something came from outside of the ready queue: a jump, a thread's call, I/O."""
+        self._quiet: dict[asyncio.Future[None], int] = {}
         self._working = 0  # calls of run_in_executor that have not finished
         self._grace: float | None = None  # the real time until which virtual time stands still for a thread
         self._shuffler = None if seed is None else random.Random(seed)
@@ -100,7 +106,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
         self._advance(0)
-        self._jumping.wait = self._wait
+        self._jumping.decide = self._select
 
     def __repr__(self) -> str:
         return (
@@ -110,6 +116,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual seconds since the loop was made."""
         return self._now
+
+    async def quiet(self, after: int = -1) -> None:
+        """Wait until everything that is ready has run, before time moves; and *after* that many `moves`, if it is given.
+
+        It must be awaited under a timeout: what waits here keeps no loop from a deadlock.
+        """
+        waiter: asyncio.Future[None] = self.create_future()
+        self._quiet[waiter] = after
+        try:
+            await waiter
+        finally:
+            del self._quiet[waiter]
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], R], *args: *Ts) -> asyncio.Future[R]:
         """Run *func* in a thread; time stands still until it returns or nobody waits for it any more."""
@@ -149,24 +167,41 @@ class VirtualLoop(asyncio.SelectorEventLoop):
                 start = end + 1
         ready.extendleft(reversed(handles))
 
-    def _wait(self, timeout: float | None) -> _Events:
-        """Called when nothing is ready; *timeout* is the time to the next timer, None if there is none."""
-        poll = self._jumping.poll
-        if self._ready:  # a thread has just called call_soon_threadsafe
-            return []
+    def _select(self, timeout: float | None) -> _Events:
+        """Return the I/O that is there; *timeout* is 0, or the time to the next timer, or None if there is none."""
+        events = self._jumping.poll(0)
+        if events:
+            self.moves += 1
+        if events or timeout == 0 or self._ready:  # ready by now: a thread has just called call_soon_threadsafe
+            return events
         if self._working or _anyio_works(self):
+            self.moves += 1
             return self._wait_for_thread(timeout)
         self._grace = None
+        if self._tell_quiet():
+            return events
+        self.moves += 1
         if timeout is not None:
-            self._advance(timeout)
-            if self._now < HORIZON:
-                return []
-            raise Deadlock(f"only timers run, and {HORIZON / 86400:g} virtual days have passed; {_waiting(self)}")
+            self._jump(timeout)
+            return events
         alien = len(self._jumping.get_map()) > 1 or threading.active_count() > 1  # 1: the loop's own wake-up socket
-        events = poll(LAST_PATIENCE if alien else 0)
+        events = self._jumping.poll(LAST_PATIENCE if alien else 0)
         if events or self._ready:
             return events
         raise Deadlock(f"nothing can happen any more: no timer runs, no thread works; {_waiting(self)}")
+
+    def _tell_quiet(self) -> bool:
+        waiters = [waiter for waiter, after in self._quiet.items() if after < self.moves and not waiter.done()]
+        for waiter in waiters:
+            waiter.set_result(None)
+        return bool(waiters)
+
+    def _jump(self, seconds: float) -> None:
+        self._jumped += 1
+        self._advance(seconds)
+        if self._now >= self.horizon or self._jumped > self.jumps:
+            passed = f"{self._jumped} jumps to {self._now:g} virtual seconds"
+            raise Deadlock(f"only timers run, and that for ever: {passed}; {_waiting(self)}")
 
     def _wait_for_thread(self, timeout: float | None) -> _Events:
         began = time.monotonic()
@@ -189,9 +224,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 def _is_step(handle: asyncio.Handle) -> bool:
     callback = handle._callback  # type: ignore[attr-defined]
-    return (
-        isinstance(getattr(callback, "__self__", None), asyncio.Task) and getattr(callback, "__name__", None) in _STEPS
-    )
+    owner = getattr(callback, "__self__", None)
+    return owner is not None and asyncio.isfuture(owner) and getattr(callback, "__name__", None) in _STEPS
 
 
 def _anyio_works(loop: asyncio.AbstractEventLoop) -> bool:
