@@ -404,6 +404,7 @@ class DeadLetters(_Named, Generic[T]):
 
 
 def letters_of(of: Topic[T] | Queue[T, Any], group: str | None) -> DeadLetters[T]:
+    """Return the dead letters of a queue, or of a topic's *group*."""
     form: type[DeadLetters[T]] = DeadLetters
     letters = object.__new__(form)
     parts = (of.name, "dead") if group is None else (of.name, group, "dead")
