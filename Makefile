@@ -6,10 +6,11 @@ PYTHON :=
 VERSIONS := 3.11 3.12 3.13
 URL :=
 CONSTRAINTS := tests/constraints.txt
+RESULTS := $(abspath $(VENV))/results.jsonl
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all check bench servers clean lock
+.PHONY: help demo test test-all check bench mutants promises servers clean lock pytest
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,8 +18,7 @@ help: ## Show this help
 demo: $(VENV)/.run ## Run the example service on real orders; URL=... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
 
-test: check ## Run everything: lint, types, unit, conformance, examples
-	@$(BIN)/pytest
+test: check pytest ## Run everything: lint, types, unit, conformance, examples
 
 test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 	@found=; for version in $(VERSIONS); do \
@@ -29,9 +29,18 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 		$(MAKE) --no-print-directory VENV=.venv-$$version PYTHON=$$python pytest || exit 1; \
 	done; echo "passed on Python$$found"
 
-.PHONY: pytest
 pytest: $(VENV)/.dev
-	@$(BIN)/pytest
+	@rm -f $(RESULTS)
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest
+	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
+
+promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite
+	@rm -f $(RESULTS)
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest tests/conformance
+	@$(BIN)/python -m brokerkit.testing.conformance.promises $(RESULTS) README.md
+
+mutants: $(VENV)/.dev ## Plant faults and print which test catches each
+	@$(BIN)/python -m tests.mutants
 
 check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 	@$(BIN)/ruff check --quiet
