@@ -37,6 +37,7 @@ class Intake:
     def __init__(self, plans: Sequence[Plan], env: Env) -> None:
         self.ready: deque[Message[Any]] = deque()
         self.feeds = [Feed(plan, env, self) for plan in plans]
+        self._until_end = plans[0].source.until_end
         self.error: BrokerError | None = None
         """Why reading by hand cannot go on; raised by the next receive."""
         self._takers: deque[asyncio.Future[None]] = deque()
@@ -109,7 +110,7 @@ class Intake:
     @property
     def ended(self) -> bool:
         """Whether everything of an ``until_end`` source was handed out and nothing waits to be tried again."""
-        return not self.ready and all(feed.ended for feed in self.feeds)
+        return self._until_end and not self.ready and all(feed.ended for feed in self.feeds)
 
     # ------------------------------------------------------------------ life
 
@@ -169,11 +170,11 @@ class Feed:
 
     @property
     def ended(self) -> bool:
-        """Whether an ``until_end`` source is through; a feed without an end never keeps others from ending."""
+        """Whether an ``until_end`` source is through; a feed without an end keeps no other from ending."""
         if not self.plan.source.until_end:
-            return self.session is not None and not self.session.out
+            return True
         session = self.session
-        return session is not None and session.consumer.ended and session.held == len(session.out)
+        return session is not None and session.consumer.ended and not session.waiting
 
     async def run(self, started: asyncio.Future[None]) -> None:
         """Read until `finish`.  *started* gets a result when the source is ready for the first time."""
@@ -204,6 +205,7 @@ class Feed:
         plan, env = self.plan, self._env
         self.session = None
         revoked = _Revoked()
+        ended: BrokerError | None = None
         try:
             async with env.driver.consume(plan.source, prefetch=plan.prefetch, revoked=revoked) as consumer:
                 session = self.session = revoked.session = Session(consumer, plan, env, self._intake)
@@ -216,11 +218,10 @@ class Feed:
                 try:
                     async with anyio.create_task_group() as group:
                         group.start_soon(session.settling.run)
-                        error = await self._pump(consumer, session)
-                        if error is None:
+                        ended = await self._pump(consumer, session)
+                        if ended is None:
                             await self._finished.wait()
                         group.cancel_scope.cancel()
-                    return error
                 finally:
                     # Nothing may start any more: what is unsettled belongs to whoever owns it next.
                     session.stopping = session.stopping or self._stopping
@@ -229,11 +230,12 @@ class Feed:
         except BrokerError as error:
             return error
         except Exception as error:
-            inner = first_error(error) if isinstance(error, ExceptionGroup) else error
+            inner = first_error(error)
             logger.exception("%s: the driver failed", plan.name)
             failed = BrokerError(f"the driver failed: {type(inner).__name__}: {error_text(inner)}")
             failed.__cause__ = inner
             return failed
+        return ended
 
     async def _pump(self, consumer: Consumer, session: Session) -> BrokerError | None:
         settled = -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, final
 
@@ -45,7 +45,7 @@ class Pages(Generic[S_co]):
     def __init__(
         self,
         driver: Driver,
-        bind: Callable[[], Any],
+        bind: Callable[[], Awaitable[Bound]],
         show: Callable[[StoredRecord, Bound], S_co],
         limit: int,
         start: Start | None,
@@ -64,23 +64,24 @@ class Pages(Generic[S_co]):
         return self
 
     async def __anext__(self) -> S_co:
-        if self._bound is None:
-            self._bound = await self._bind()
+        bound = self._bound
+        if bound is None:
+            bound = self._bound = await self._bind()
         if not self._page and self._left > 0 and not self._through:
-            await self._read(self._bound)
+            await self._read(bound)
         if not self._page:
             raise StopAsyncIteration
-        return self._show(self._page.popleft(), self._bound)
+        return self._show(self._page.popleft(), bound)
 
     async def _read(self, bound: Bound) -> None:
         wanted = min(PAGE, self._left)
+        page: Sequence[StoredRecord] = ()
         try:
             page = await self._driver.browse(bound.address, limit=wanted, start=self._start, after=self._after)
         except NotFound:
             # Dead letters exist from the first one on: none yet is an empty list, no mistake.
             if not isinstance(bound.address, DeadLetters):
                 raise
-            page = []
         self._page.extend(page)
         self._left -= len(page)
         self._through = len(page) < wanted

@@ -83,9 +83,9 @@ class Publisher(Connection):
         if timeout != 30:
             check_timeout(timeout)
         result: Result = (await self._driver.publish((record,), timeout=timeout))[0]
-        if result.__class__ is not Receipt:
-            result = await self._publish_again(record, result, timeout)
-        return result
+        if type(result) is Receipt:
+            return result
+        return await self._publish_again(record, result, timeout)
 
     async def _publish_again(self, record: Record, result: Result, timeout: float) -> Receipt:
         until = self._clock.monotonic() + timeout
@@ -127,10 +127,11 @@ class Publisher(Connection):
         waiting = Closed("not sent yet")
         for item in values:
             try:
-                if isinstance(item, Outgoing):
-                    if item.address != address:
-                        raise ConfigError(f"an item for {item.address!r} in publish_many of {address!r}")
-                    record = make(bound, item)
+                outgoing = _as_outgoing(item)
+                if outgoing is not None:
+                    if outgoing.address != address:
+                        raise ConfigError(f"an item for {outgoing.address!r} in publish_many of {address!r}")
+                    record = make(bound, outgoing)
                 else:
                     record = simple(bound, item)
             except BrokerError as error:
@@ -187,3 +188,7 @@ class Publisher(Connection):
                     await inbox.open()
                     self._inbox = inbox
         return self._inbox
+
+
+def _as_outgoing(item: object) -> Outgoing[Any] | None:
+    return item if isinstance(item, Outgoing) else None

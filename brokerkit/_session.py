@@ -335,6 +335,11 @@ class Session:
 
     # ------------------------------------------------------------------ the end
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something waits for its turn or its next attempt."""
+        return bool(self._timers) or (self._lanes is not None and self._lanes.parked > 0)
+
     def unstarted(self) -> list[Message[Any]]:
         """Take out and return everything that no handler or reader has in hand, in order."""
         waiting = self._inbox.drop(lambda message: message._settler is self)

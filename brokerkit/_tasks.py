@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import anyio
 
@@ -57,16 +57,16 @@ def _result(task: asyncio.Task[None]) -> None:
         task.result()
     except asyncio.CancelledError:
         pass
-    except BaseExceptionGroup as group:
+    except BaseException as group:
         error = first_error(group)
         raise error from error.__cause__
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first real error in *group*: users see one error, not a group of ours."""
-    for error in group.exceptions:
-        return first_error(error) if isinstance(error, BaseExceptionGroup) else error
-    return group
+def first_error(error: BaseException) -> BaseException:
+    """Return *error*, or the first one in it if it is a group: users see one error, not a group of ours."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error
 
 
 async def finished(task: asyncio.Future[None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Literal, overload
@@ -102,7 +102,7 @@ class Broker(Publisher):
         prefetch: int,
         until_end: bool,
         on_invalid: Literal["raise", "skip"],
-    ) -> AsyncIterator[Subscription[Any]]:
+    ) -> AsyncGenerator[Subscription[Any]]:
         bound = await self._readable(address)
         if isinstance(address, Queue):
             plans = queue_plans(bound, prefetch=prefetch, by_hand=True, replies=await self._replies_of(bound))
@@ -156,8 +156,11 @@ class Broker(Publisher):
         whole("limit", limit, low=1, high=1_000_000_000)
         if start is not None and not isinstance(address, Topic):
             raise ConfigError(f"start is an option of topics, not of {address!r}")
-        show: Callable[[StoredRecord, Bound], Stored[Any]] = Letter if isinstance(address, DeadLetters) else Stored
-        return Pages(self._driver, partial(self.bind, address), show, limit, start)
+        show: Callable[[StoredRecord, Bound], Stored[Any]] = (
+            Letter[Any] if isinstance(address, DeadLetters) else Stored[Any]
+        )
+        pages: Pages[Stored[Any]] = Pages(self._driver, partial(self.bind, address), show, limit, start)
+        return pages
 
     # ------------------------------------------------------------------ looking after
 

@@ -6,7 +6,7 @@ decided by the `Settler` behind a message, so this module knows neither brokers 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -245,7 +245,7 @@ class Message(Stored[T_co]):
         return self._process(retry)
 
     @asynccontextmanager
-    async def _process(self, retry: RetryPolicy) -> AsyncIterator[None]:
+    async def _process(self, retry: RetryPolicy) -> AsyncGenerator[None]:
         try:
             yield
         except Exception as error:
