@@ -191,4 +191,7 @@ class Publisher(Connection):
 
 
 def _as_outgoing(item: object) -> Outgoing[Any] | None:
-    return item if isinstance(item, Outgoing) else None
+    if not isinstance(item, Outgoing):
+        return None
+    found: Outgoing[Any] = item
+    return found
