@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from ... import clock
-from ...address import Address, AnyDeadLetters, AnyQueue, AnyTopic, Topic, redrive_queue, with_prefix
+from ...address import Address, AnyDeadLetters, AnyQueue, AnyTopic, Queue, Topic, redrive_queue, with_prefix
 from ...broker import Broker
 from ...driver import DEAD, Consumer, Delivery, Headers, Receipt, Record, Revoked, Settlement, Source
 from ...errors import BrokerError
@@ -45,14 +45,16 @@ def source(
 
 def raw_topic(system: Harness, name: str = "topic", **options: Any) -> AnyTopic:
     """Return `Harness.topic` as drivers know it: behind the prefix of the URL."""
-    named = system.topic(name, **options)
-    return with_prefix(named, system.connect()._prefix)
+    named = with_prefix(system.topic(name, **options), system.connect()._prefix)
+    assert isinstance(named, Topic)
+    return named
 
 
 def raw_queue(system: Harness, name: str = "queue", **options: Any) -> AnyQueue:
     """Return `Harness.queue` as drivers know it."""
-    named = system.queue(name, **options)
-    return with_prefix(named, system.connect()._prefix)
+    named = with_prefix(system.queue(name, **options), system.connect()._prefix)
+    assert isinstance(named, Queue)
+    return named
 
 
 def raw_address(system: Harness, kind: Kind, name: str | None = None) -> AnyTopic | AnyQueue:

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+from ...address import Queue
 from ...errors import BrokerError
 from ...events import DeadLettered, Retried
 from ...message import Message
@@ -302,7 +303,7 @@ class Cancelling(Suite):
     @seeds(1)
     async def test_cancelling_a_request_at_every_point_leaves_the_broker_usable(self, system: Harness) -> None:
         """C3: the next request gets its own answer."""
-        quotes = system.queue("quotes", int, reply=int)
+        quotes = Queue("quotes", int, reply=int, lease=system.lease)
 
         async def double(message: Message[int]) -> int:
             return 2 * message.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from ...driver import Delivery
 from ...errors import PositionLost
 from ._harness import Harness, Kind
 from ._raw import ids, names, raw, raw_address, raw_topic
@@ -88,7 +89,7 @@ class DriverEnded(Suite):
             await r.put(topic, names(10))
             async with r.consume(topic, group=None, until_end=True) as consumer:
                 await r.put(topic, names(5, "later"))
-                taken = []
+                taken: list[Delivery] = []
                 while not consumer.ended:
                     assert len(taken) < 10, "everything is handed out, and it does not end"
                     taken += await consumer.receive(3, system.deadline)
@@ -125,7 +126,7 @@ class DriverEnded(Suite):
             assert len(await r.left(topic)) == 4
             await r.put(topic, names(3, "new"))
             async with r.consume(topic, until_end=True) as consumer:
-                taken = []
+                taken: list[Delivery] = []
                 while not consumer.ended:
                     got = await consumer.receive(100, system.deadline)
                     await r.done(consumer, *got)
@@ -191,7 +192,7 @@ class DriverReceive(Suite):
         """Consumer.receive, C1: the records come out of a later call, each once."""
         address = raw_address(system, kind)
         async with raw(system, address) as r, r.consume(address) as consumer:
-            taken = []
+            taken: list[Delivery] = []
             for number, id in enumerate(names(20)):
                 waiting = asyncio.ensure_future(consumer.receive(1, system.deadline))
                 publishing = asyncio.ensure_future(r.put(address, [id]))

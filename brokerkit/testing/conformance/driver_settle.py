@@ -7,7 +7,7 @@ import asyncio
 from ...driver import Settlement
 from ...errors import BrokerError, BufferFull, DeliveryLost
 from ._harness import Harness, Kind
-from ._raw import copy, ids, names, raw, raw_address, raw_queue, raw_topic
+from ._raw import copy, ids, names, raw, raw_address, raw_queue
 from ._runner import Suite, needs
 
 
@@ -148,18 +148,15 @@ class DriverSettle(Suite):
 
     async def test_a_lost_item_does_not_fail_the_others(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle, A8: one bad member of a batch reports at its index."""
-        if kind == "queue":
-            lost, kept = raw_queue(system, "lost"), raw_queue(system, "lost")
-        else:
-            lost, kept = raw_topic(system, "lost"), raw_topic(system, "lost")
-        async with raw(system, lost, kept) as r, raw(system) as zombie, zombie.consume(lost) as old:
-            await r.put(lost, names(2))
+        address = raw_address(system, kind)
+        async with raw(system, address) as r, raw(system) as zombie, zombie.consume(address) as old:
+            await r.put(address, names(2))
             stale = await zombie.take(old, 2)
             await system.freeze(zombie.broker)
-            async with r.consume(lost) as new:
+            async with r.consume(address) as new:
                 await r.done(new, *(await r.take(new, 2)), confirm=True)
             await system.thaw(zombie.broker)
-            await r.put(kept, ["fresh"])
+            await r.put(address, ["fresh"])
             try:
                 (mine,) = await zombie.take(old, 1)
             except BrokerError:  # a driver may demand a new consumer once everything was lost
@@ -169,7 +166,7 @@ class DriverSettle(Suite):
                 items = [Settlement(stale[0]), Settlement(mine), Settlement(stale[1])]
                 results = await old.settle(items, confirm=True)
                 assert [isinstance(result, DeliveryLost) for result in results] == [True, False, True]
-                assert await r.left(kept) == []
+                assert await r.left(address) == []
 
     async def test_settling_a_delivery_again_must_do_nothing_and_report_none(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle, A2: idempotent, also with records."""

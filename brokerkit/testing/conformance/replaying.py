@@ -147,7 +147,8 @@ class Replaying(Suite):
             await fill(system, broker, topic, "m")
             for text in ("nonsense", "0", "-1", "99999999999999999999", "é", "0" * 10_000, "1-1-1-1"):
                 with pytest.raises(BrokerError):
-                    assert await replay(broker, topic, Start.position(text)) == "an error"
+                    await replay(broker, topic, Start.position(text))
+                    raise AssertionError(text)
 
     @needs("topic.replay")
     async def test_a_position_that_is_gone_is_reported(self, system: Harness) -> None:
@@ -160,7 +161,7 @@ class Replaying(Suite):
             await system.expire(broker, topic)
             await fill(system, broker, topic, "new")
             with pytest.raises(PositionLost):
-                assert await replay(broker, topic, Start.position(receipt.position)) == "PositionLost"
+                await replay(broker, topic, Start.position(receipt.position))
             assert await replay(broker, topic, Start.EARLIEST) == ["new0", "new1", "new2", "new3"]
 
     @needs("topic.replay")
