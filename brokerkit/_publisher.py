@@ -191,7 +191,4 @@ class Publisher(Connection):
 
 
 def _as_outgoing(item: object) -> Outgoing[Any] | None:
-    if not isinstance(item, Outgoing):
-        return None
-    found: Outgoing[Any] = item
-    return found
+    return item if isinstance(item, Outgoing) else None  # pyright: ignore[reportUnknownVariableType]
