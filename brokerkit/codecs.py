@@ -157,12 +157,8 @@ def _raw(form: object, kind: type[bytes] | type[str], nullable: bool) -> BoundCo
     kinds = frozenset({kind})
     check = _class_check(form, kinds, nullable)
     if kind is bytes:
-        return _bind(form, BYTES, nullable, kinds, check, bytes, _same)
+        return _bind(form, BYTES, nullable, kinds, check, bytes, bytes)  # of bytes these are the same object
     return _bind(form, TEXT, nullable, kinds, check, str.encode, bytes.decode)
-
-
-def _same(body: bytes) -> bytes:
-    return body
 
 
 def _model(form: object, kind: Any, nullable: bool) -> BoundCodec:
@@ -178,16 +174,15 @@ def _json(form: object, members: list[Any], nullable: bool) -> BoundCodec:
     if len(members) > 1 and (any(map(is_model, members)) or not told_apart(whole)):
         return _tagged(form, members, nullable)
     shape_of(whole)
-    values = shape_of(union_of(members, False)) if members else shape.NoneType()
+    load = reader(whole).decode
+    values = shape_of(union_of(members, False)) if members else shape.UnionType(())
     kinds = classes(values)
     if kinds is None:
-        return _bind(form, JSON, True, frozenset(), _accept, write_plain, reader(whole).decode)
+        return _bind(form, JSON, True, frozenset(), _accept, write_plain, load)
     check = _class_check(form, kinds, nullable)
     if isinstance(values, shape.LiteralType):
-        return _bind(
-            form, JSON, nullable, frozenset(), _one_of(form, values.values, check), write, reader(whole).decode
-        )
-    return _bind(form, JSON, nullable, kinds, check, write, reader(whole).decode, checker(values))
+        return _bind(form, JSON, nullable, frozenset(), _one_of(form, values.values, check), write, load)
+    return _bind(form, JSON, nullable, kinds, check, write, load, checker(values))
 
 
 def _tagged(form: object, members: list[Any], nullable: bool) -> BoundCodec:
@@ -260,19 +255,18 @@ def _one_of(form: object, values: tuple[object, ...], check: Callable[[Any], Non
 def _custom(form: object, members: list[Any], nullable: bool, codec: Codec[Any]) -> BoundCodec:
     """Return what an address does with a codec of its own: the payload type only tells the class of values."""
     content_type = getattr(codec, "content_type", None)
-    if (
-        not isinstance(content_type, str)
-        or not callable(getattr(codec, "encode", None))
-        or not callable(getattr(codec, "decode", None))
-    ):
-        raise ConfigError(f"{codec!r} is no codec: it needs content_type, encode(value) and decode(body, headers)")
+    methods = getattr(codec, "encode", None), getattr(codec, "decode", None)
+    if isinstance(codec, type) or not isinstance(content_type, str) or not all(map(callable, methods)):
+        raise ConfigError(
+            f"{codec!r} is no codec: give an object with content_type, encode(value) and decode(body, headers)"
+        )
     content_type = content_type.lower()
     kinds: set[type] = set()
     for member in members:
         kind: object = get_origin(member) or member
         if is_typeddict(kind):
             kinds.add(dict)
-        elif isinstance(kind, type):
+        elif isinstance(kind, type) and kind is not Any:
             kinds.add(kind)
         else:
             kinds.add(object)
