@@ -1,0 +1,347 @@
+"""A queue of the server: what waits, what is delayed, who holds what."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from ...address import AnyQueue
+from ...driver import Backlog, Delivery, Receipt, Record, StoredRecord
+from ...errors import BrokerError, NotFound
+from ...policy import LONE_DELIVERY, MAX_BODY
+from ._stored import Lease, Session, full, lease_of, too_large
+from ._timers import Timers
+
+DEDUP_FACTOR = 10
+"""A dedup window remembers at most so many times the ids that the queue can hold."""
+
+
+class QueueStore:
+    """One queue.  A record waits as the very `Delivery` that will be handed out, so that this costs nothing more."""
+
+    def __init__(self, address: AnyQueue, limit: int, timers: Timers) -> None:
+        self.name = address.name
+        self.address = address
+        self.waiters: dict[Session, None] = {}
+        """Sessions whose owners wait for a record, the longest first."""
+        self.sessions: dict[Session, None] = {}
+        self._timers = timers
+        self._limit = limit
+        self._levels: list[deque[Delivery]] = [deque() for _ in range(address.priorities)]
+        self._lowest = self._levels[0]
+        self._suspects: deque[Delivery] = deque()
+        self._draining: dict[Session, None] = {}
+        self._delayed: list[tuple[float, int, Delivery]] = []
+        self._armed = math.inf
+        self._stored = 0
+        self._sequence = 0
+        self._timed = False
+        self._dropped = 0
+        self._simple = not address.dedup and address.priorities == 1
+        self._seen: dict[str, None] = {}
+        self._forget: deque[tuple[float, str]] = deque()
+
+    # ------------------------------------------------------------------ storing
+
+    def put(self, record: Record, at: float) -> Receipt | BrokerError:
+        """Store a published *record* if there is room and its id is new to the dedup window."""
+        if record.body is not None and len(record.body) > MAX_BODY:
+            return too_large(record)
+        if not self._simple and self.address.dedup:
+            return self._put_once(record, at)
+        if self._stored >= self._limit and not self.room():
+            return full(self.name, self._limit)
+        return self.keep(record, at)
+
+    def keep(self, record: Record, at: float) -> Receipt:
+        """Store *record* whatever the limits say: the copies that a settlement makes."""
+        self._sequence = number = self._sequence + 1
+        self._stored += 1
+        position = f"{self.name}@{number}"
+        if (
+            self._simple
+            and not record.deliveries
+            and not record.delay
+            and record.ttl is None
+            and record.expires is None
+        ):
+            self._lowest.append(Delivery(record, Lease(number), position, 1))
+        else:
+            if record.ttl is not None and record.expires is None:
+                record = msgspec.structs.replace(record, expires=self._timers.epoch() + record.ttl)
+            self._timed = self._timed or record.expires is not None
+            delivery = Delivery(record, Lease(number), position, record.deliveries + 1)
+            if record.delay > 0:
+                self._delay(delivery, number, record.delay)
+                return Receipt(record.id, position)
+            self._enqueue(delivery)
+        if self.waiters:
+            self.wake(1)
+        return Receipt(record.id, position)
+
+    def _put_once(self, record: Record, at: float) -> Receipt | BrokerError:
+        now = self._timers.now()
+        while self._forget and self._forget[0][0] <= now:
+            self._seen.pop(self._forget.popleft()[1], None)
+        if record.id in self._seen:
+            return Receipt(record.id, None, duplicate=True)
+        if not self.room() or len(self._seen) >= self._limit * DEDUP_FACTOR:
+            return full(self.name, self._limit)
+        self._seen[record.id] = None
+        self._forget.append((now + self.address.dedup, record.id))
+        return self.keep(record, at)
+
+    def _level(self, record: Record) -> deque[Delivery]:
+        return self._levels[max(0, min(record.priority, len(self._levels) - 1))]
+
+    def _enqueue(self, delivery: Delivery, *, first: bool = False) -> None:
+        line = self._suspects if delivery.deliveries >= LONE_DELIVERY else self._level(delivery.record)
+        if first:
+            line.appendleft(delivery)
+        else:
+            line.append(delivery)
+
+    def _delay(self, delivery: Delivery, number: int, delay: float) -> None:
+        due = self._timers.now() + delay
+        heapq.heappush(self._delayed, (due, number, delivery))
+        if due < self._armed:
+            self._armed = due
+            self._timers.at(due, self._due)
+
+    def _due(self) -> None:
+        now, count = self._timers.now(), 0
+        while self._delayed and self._delayed[0][0] <= now:
+            self._enqueue(heapq.heappop(self._delayed)[2])
+            count += 1
+        self._armed = math.inf
+        if self._delayed:
+            self._armed = self._delayed[0][0]
+            self._timers.at(self._armed, self._due)
+        self.wake(count)
+
+    def room(self) -> bool:
+        """Return whether there is room, after dropping what has expired if need be."""
+        if self._stored >= self._limit:
+            self._sweep()
+        return self._stored < self._limit
+
+    def _sweep(self) -> None:
+        if not self._timed:
+            return
+        epoch, before = self._timers.epoch(), self._stored
+        for line in (*self._levels, self._suspects):
+            kept = [delivery for delivery in line if not _expired(delivery, epoch)]
+            self._stored -= len(line) - len(kept)
+            line.clear()
+            line.extend(kept)
+        kept_delayed = [entry for entry in self._delayed if not _expired(entry[2], epoch)]
+        self._stored -= len(self._delayed) - len(kept_delayed)
+        self._delayed = kept_delayed
+        heapq.heapify(self._delayed)
+        self._undrain()
+        self._dropped += before - self._stored
+
+    def _tell(self, expired: Callable[[int], None]) -> None:
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            expired(dropped)
+
+    # ------------------------------------------------------------------ handing out
+
+    def take(self, session: Session, room: int, expired: Callable[[int], None]) -> list[Delivery]:
+        """Hand out up to *room* records to *session*; tell *expired* how many were dropped instead."""
+        if room <= 0:
+            session.blocked = True
+            return []
+        if session.lone is not None or self._suspects or self._timed or not self._simple:
+            return self._take_carefully(session, room, expired)
+        lowest = self._lowest
+        if room >= len(lowest):
+            taken = list(lowest)
+            lowest.clear()
+        else:
+            popleft = lowest.popleft
+            taken = [popleft() for _ in range(room)]
+        held = session.held
+        for delivery in taken:
+            held[delivery.token] = delivery
+        session.blocked = False
+        return taken
+
+    def _take_carefully(self, session: Session, room: int, expired: Callable[[int], None]) -> list[Delivery]:
+        held = session.held
+        session.blocked = session.occupied()
+        if session.blocked:
+            return []
+        epoch, before = self._timers.epoch(), self._stored
+        taken: list[Delivery] = []
+        while self._suspects and not held and not taken:
+            delivery = self._suspects.popleft()
+            if _expired(delivery, epoch):
+                self._stored -= 1
+            else:
+                taken.append(delivery)
+                session.lone = lease_of(delivery)
+        self._undrain(session)
+        if not taken:
+            if self._drains(session):
+                session.blocked = True
+            else:
+                for line in reversed(self._levels):
+                    while line and len(taken) < room:
+                        delivery = line.popleft()
+                        if _expired(delivery, epoch):
+                            self._stored -= 1
+                        else:
+                            taken.append(delivery)
+        for delivery in taken:
+            held[lease_of(delivery)] = delivery
+        self._dropped += before - self._stored
+        self._tell(expired)
+        self._timed = self._timed and self._stored > 0
+        return taken
+
+    def _drains(self, session: Session) -> bool:
+        """Return whether *session* has to settle what it holds before it gets more, so that it can take a suspect."""
+        if session not in self._draining and len(self._draining) < len(self._suspects):
+            self._draining[session] = None
+        return session in self._draining
+
+    def _undrain(self, *gone: Session) -> None:
+        """Forget that *gone* drain, and let others go on who need not drain any more."""
+        for session in gone:
+            self._draining.pop(session, None)
+        while len(self._draining) > len(self._suspects):
+            self._draining.popitem()[0].owner.wake()
+
+    def wake(self, count: int) -> None:
+        """Let up to *count* owners look, those who have waited longest first; all of them if one may have to be alone."""
+        waiters = self.waiters
+        if self._suspects:
+            count = len(waiters)
+        while waiters and count > 0:
+            session = next(iter(waiters))
+            del waiters[session]
+            if session.owner.wake():
+                count -= 1
+
+    def pass_on(self) -> None:
+        """Wake another one: who was woken does not come."""
+        if self._suspects or any(self._levels):
+            self.wake(1)
+
+    # ------------------------------------------------------------------ settling
+
+    def settled(self, count: int) -> None:
+        """Forget *count* deliveries that their session has dropped: they are done."""
+        self._stored -= count
+
+    def hand_back(self, session: Session, deliveries: Sequence[Delivery], *, counted: bool) -> None:
+        """Let *deliveries*, if *session* holds them, wait again, first in line; *counted* if an ownership ended by it."""
+        count = 0
+        for delivery in reversed(deliveries):
+            if session.held.pop(delivery.token, None) is not None:
+                again = Lease(lease_of(delivery).number)
+                number = delivery.deliveries + 1 if counted else delivery.deliveries
+                self._enqueue(Delivery(delivery.record, again, delivery.position, number), first=True)
+                count += 1
+        self.wake(count)
+
+    # ------------------------------------------------------------------ sessions
+
+    def join(self, session: Session) -> None:
+        """Begin to serve *session*."""
+        self.sessions[session] = None
+
+    def leave(self, session: Session) -> None:
+        """Hand back what *session* holds and forget it."""
+        self._forget_session(session)
+        self.sessions.pop(session, None)
+        self.hand_back(session, list(session.held.values()), counted=False)
+
+    def suspend(self, session: Session) -> None:
+        """*session* shows no sign of life: what it holds is taken from it after the lease."""
+        if session.deadline is None and session in self.sessions:
+            self._forget_session(session)
+            session.deadline = deadline = self._timers.now() + self.address.lease
+            self._timers.at(deadline, functools.partial(self._expire, session, deadline))
+
+    def resume(self, session: Session) -> None:
+        """*session* lives."""
+        session.deadline = None
+        if session in self.sessions:
+            session.owner.wake()
+
+    def _forget_session(self, session: Session) -> None:
+        self.waiters.pop(session, None)
+        self._undrain(session)
+        self.pass_on()
+
+    def _expire(self, session: Session, deadline: float) -> None:
+        if session.deadline == deadline:
+            lost = list(session.held.values())
+            self.hand_back(session, lost, counted=True)
+            session.owner.lost(lost)
+
+    def drop(self) -> None:
+        """The queue is deleted."""
+        for session in self.sessions:
+            session.held.clear()
+            session.owner.fail(NotFound(f"the queue {self.name} was deleted"))
+        self.sessions.clear()
+        self.waiters.clear()
+
+    # ------------------------------------------------------------------ looking
+
+    def _held(self) -> Iterator[Delivery]:
+        return itertools.chain.from_iterable(session.held.values() for session in self.sessions)
+
+    def browse(self, limit: int, after: int) -> list[StoredRecord]:
+        """Return up to *limit* records with numbers above *after*: waiting, delayed and in flight."""
+        waiting = itertools.chain(*self._levels, self._suspects, (entry[2] for entry in self._delayed))
+        epoch = self._timers.epoch()
+        found = [
+            (lease_of(delivery).number, delivery, deliveries)
+            for deliveries, line in ((-1, waiting), (0, self._held()))
+            for delivery in line
+            if lease_of(delivery).number > after and (deliveries == 0 or not _expired(delivery, epoch))
+        ]
+        first = heapq.nsmallest(limit, found, key=lambda entry: entry[0])
+        return [StoredRecord(delivery.record, delivery.position, delivery.deliveries + n) for _, delivery, n in first]
+
+    def backlog(self, dead: int, expired: Callable[[int], None]) -> Backlog:
+        """Return what is left to do."""
+        self._sweep()
+        self._tell(expired)
+        waiting = itertools.chain(*self._levels, self._suspects, (entry[2] for entry in self._delayed), self._held())
+        oldest = min((delivery.record.timestamp for delivery in waiting), default=None)
+        delayed = len(self._delayed)
+        in_flight = sum(len(session.held) for session in self.sessions)
+        return Backlog(
+            waiting=sum(map(len, self._levels)) + len(self._suspects),
+            in_flight=in_flight,
+            delayed=delayed,
+            dead=dead,
+            oldest_age=None if oldest is None else max(0.0, self._timers.epoch() - oldest),
+        )
+
+    def purge(self) -> int:
+        """Remove all that waits and return how many."""
+        count = sum(map(len, self._levels)) + len(self._suspects) + len(self._delayed)
+        for line in (*self._levels, self._suspects):
+            line.clear()
+        self._delayed.clear()
+        self._stored -= count
+        self._undrain()
+        return count
+
+
+def _expired(delivery: Delivery, epoch: float) -> bool:
+    expires = delivery.record.expires
+    return expires is not None and expires <= epoch
