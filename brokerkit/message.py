@@ -341,6 +341,11 @@ class Letter(Stored[T_co]):
     __slots__ = ()
 
     @property
+    def attempt(self) -> int:
+        """The number of the last run of a handler; 1 also where none began."""
+        return max(1, self._item.record.attempts)
+
+    @property
     def dead(self) -> Dead:
         """Why it died."""
         notes = {
