@@ -36,6 +36,7 @@ class _Shape:
             handlers=self.handlers,
             keyed=self.keyed,
             batch=self.batch,
+            most=200_000,
             goals=(
                 Goal(row="brokerkit", than="bare", factor=0.3),
                 *(Goal(row="brokerkit", than=peer.name, factor=5) for peer in peers),
