@@ -8,8 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ... import clock
-from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
-from ...broker import Broker, Subscription, connect
+from ..._subscription import Subscription
+from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic, with_prefix
+from ...broker import Broker, connect
 from ...driver import Backlog, Capabilities, Driver, Record
 from ...errors import BufferFull
 from ...events import Event
@@ -161,6 +162,10 @@ class Harness:
         """Return the time of the loop: durations are differences of it."""
         return asyncio.get_running_loop().time()
 
+    def native(self, broker: Broker, address: Address) -> Any:
+        """Return *address* as *broker*'s driver knows it: behind the prefix of the URL."""
+        return with_prefix(address, broker.prefix)
+
     def topic(self, name: str = "topic", type: Any = str, **options: Any) -> Topic[Any]:
         """Return a topic of 4 partitions."""
         return Topic(name, type, **{"partitions": 4, **options})
@@ -252,6 +257,10 @@ class Harness:
                 return
             assert clock() < end, f"it never became true{': ' if what else ''}{what}"
             await asyncio.sleep(0.01)
+
+    async def reach(self, number: Callable[[], float], target: float) -> None:
+        """Wait until *number* returns *target* or more, or fail after `deadline` seconds."""
+        await self.eventually(lambda: number() >= target, f"at least {target}")
 
     async def settle_down(self) -> None:
         """Let everything that is under way happen: `quiet` seconds pass."""

@@ -105,7 +105,7 @@ class DeadLetters(Suite):
         address = raw_address(system, kind)
         async with raw(system, address) as opened:
             await opened.put(address, ["a", "b", "c"])
-            letters = address.dead_letters("workers") if kind == "topic" else address.dead_letters  # type: ignore[union-attr,operator]
+            letters = address.dead_letters("workers") if kind == "topic" else address.dead_letters  # type: ignore[operator]
             async with opened.consume(address) as consumer:
                 taken = await opened.take(consumer, 3)
                 large = Record(letters, "large", b"x" * (MAX_BODY + 1))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from ...broker import Broker
 from ...policy import Start
 from ._harness import Harness, Kind
 from ._runner import Suite, needs
@@ -31,8 +32,8 @@ class Groups(Suite):
         seen: Counter[str] = Counter()
         async with system.connect() as one, system.connect() as two, system.connect() as three:
 
-            async def consume(broker: object) -> None:
-                async with system.subscribe(broker, address, prefetch=10) as messages:  # type: ignore[arg-type]
+            async def consume(broker: Broker) -> None:
+                async with system.subscribe(broker, address, prefetch=10) as messages:
                     seen.update(m.id for m in await system.drain(messages))
 
             async with asyncio.TaskGroup() as tasks:
@@ -202,7 +203,7 @@ class Groups(Suite):
                 for key in keys:
                     await system.publish(slow, address, [f"first/{key}"], key=key)
                 await asyncio.gather(drained := asyncio.ensure_future(system.drain(flowing)), system.drain(held))
-                owned = {m.key for m in drained.result()}
+                owned = {m.key or "" for m in drained.result()}
                 assert 0 < len(owned) < len(keys), "both members take part"
             for key in keys:
                 await system.publish(slow, address, [f"second/{key}"], key=key)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
+from ...address import AnyQueue, AnyTopic
+from ...broker import Broker
 from ...driver import Settlement
 from ...errors import DeliveryLost
 from ...message import Message
@@ -278,9 +281,7 @@ class Poison(Suite):
                     handled[message.value] += 1
 
                 async with process, system.serve(process, address, handle, prefetch=100, max_deliveries=10, drain=0):
-                    await system.eventually(
-                        lambda died=died: died.is_set() or self.done(system, broker, address), within=system.deadline
-                    )
+                    await system.eventually(partial(self.over, died, system, broker, address))
                     if died.is_set():
                         deaths += 1
                         await system.crash(process)
@@ -292,8 +293,11 @@ class Poison(Suite):
         assert deaths == 10
         assert sorted(handled) == sorted(f"v{n}" for n in range(100) if n != 42)
 
-    async def done(self, system: Harness, broker: object, address: object) -> bool:
-        backlog = await system.backlog(broker, address)  # type: ignore[arg-type]
+    async def over(self, died: asyncio.Event, system: Harness, broker: Broker, address: AnyTopic | AnyQueue) -> bool:
+        return died.is_set() or await self.done(system, broker, address)
+
+    async def done(self, system: Harness, broker: Broker, address: AnyTopic | AnyQueue) -> bool:
+        backlog = await system.backlog(broker, address)
         return backlog.waiting in (0, None) and backlog.in_flight in (0, None) and bool(backlog.dead)
 
     async def test_warm_restarts_never_dead_letter_what_has_not_run(self, system: Harness, kind: Kind) -> None:

@@ -200,7 +200,7 @@ class Ordering(Suite):
         for _ in range(4):
             async with system.connect() as broker, system.serve(broker, topic, trace.handler(), concurrency=4):
                 before = trace.count
-                await system.eventually(lambda before=before: trace.count >= min(96, before + 20))
+                await system.reach(lambda: trace.count, min(96, before + 20))
             await system.restart()
         async with system.connect() as broker, system.serve(broker, topic, trace.handler(), concurrency=4):
             await system.eventually(lambda: trace.count >= 96)

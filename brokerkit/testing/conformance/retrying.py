@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
+from functools import partial
 
 import pytest
 
+from ...broker import Broker
 from ...errors import ConfigError, Nack, Reject
 from ...events import Retried
 from ...message import Message
@@ -32,7 +34,7 @@ class Retrying(Suite):
                 retry = RetryPolicy(attempts=attempts, wait_initial=system.quiet / 20)
                 async with system.serve(broker, address, handle, retry=retry):
                     await system.publish(broker, address, [f"m{attempts}"])
-                    await system.eventually(lambda broker=broker, letters=letters: system.browse(broker, letters))
+                    await system.eventually(partial(system.browse, broker, letters))
                     await system.settle_down()
                 assert runs == list(range(1, attempts + 1))
                 (letter,) = await system.browse(broker, letters)
@@ -115,8 +117,8 @@ class Retrying(Suite):
         assert (letters["key"].error, letters["key"].attempts) == ("KeyError", 1)
         assert (letters["value"].error, letters["value"].attempts) == ("ValueError", 3)
 
-    async def dead(self, system: Harness, broker: object, kind: Kind, count: int) -> bool:
-        return len(await system.browse(broker, system.letters(system.address(kind)))) == count  # type: ignore[arg-type]
+    async def dead(self, system: Harness, broker: Broker, kind: Kind, count: int) -> bool:
+        return len(await system.browse(broker, system.letters(system.address(kind)))) == count
 
     async def test_nack_with_a_delay_runs_again_no_earlier(self, system: Harness, kind: Kind) -> None:
         """T5: the handler's own wait is kept instead of the policy's, and it counts as a failed attempt."""
@@ -167,12 +169,12 @@ class Retrying(Suite):
                 raise RuntimeError("always")
 
             async with process, system.serve(process, address, handle, retry=retry, drain=0):
-                await system.eventually(lambda before=before: len(runs) == before + 2)
+                await system.reach(lambda: len(runs), before + 2)
                 await asyncio.sleep(system.quiet / 2)  # the outcome is stored, the next run has not begun
                 if step < 2:
                     await system.crash(process)
                 else:
-                    await system.eventually(lambda process=process: self.dead(system, process, kind, 1))
+                    await system.eventually(partial(self.dead, system, process, kind, 1))
             await system.restart()
         assert runs == [1, 2, 3, 4, 5, 6]
 
@@ -240,7 +242,7 @@ class Retrying(Suite):
         async with system.connect() as broker, system.serve(broker, address, handle, concurrency=1):
             for value in ("a", "b", "c", "d"):
                 await system.publish(broker, address, [value], key=value)
-                await system.eventually(lambda value=value: value in order)
+                await system.eventually(partial(order.count, value))
             await system.eventually(lambda: len(order) == 5)
         assert order == ["a", "b", "c", "d", "a"]
 

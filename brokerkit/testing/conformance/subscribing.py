@@ -70,7 +70,7 @@ class Subscribing(Suite):
                 old = max(stored)
                 async with broker.subscribe(topic, group=group, start=Start.LATEST) as messages:
                     first = max(begun) + 1
-                    await system.eventually(lambda first=first: max(stored) >= first + 10)
+                    await system.reach(lambda: max(stored), first + 10)
                     wanted = set(range(first, first + 10))
                     seen: list[int] = []
                     while not wanted <= set(seen):
