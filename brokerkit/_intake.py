@@ -82,7 +82,7 @@ class Intake:
             if taker.done() and not taker.cancelled():
                 self._waking = False
                 self.wake_next()
-            else:
+            elif taker in self._takers:
                 self._takers.remove(taker)
             raise
 
