@@ -194,6 +194,8 @@ class Feed:
                 failures = 0 if self.session is not None and self.session.settled else failures + 1
                 await self._pause(error, failures)
                 failures = max(failures, 1)
+            if started.done() and not started.cancelled() and started.exception() is None:
+                self._tell(events.Unsubscribed)
         finally:
             self._left.set()
             self.session = None

@@ -236,8 +236,12 @@ class Pool:
                 return
             for message in open_:
                 session.release(message)
-            if task is not None and task.cancelling():
-                self.cancelled += len(messages)
+            self.cancelled += len(messages)
+            if self._draining:
+                # Ours: the worker ends by itself, as the intake is closed.  Raised, it would cancel the whole group.
+                if task is not None:
+                    task.uncancel()
+            elif task is not None and task.cancelling():
                 raise error
             return
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
