@@ -141,6 +141,11 @@ class Bindings:
         if not address.owned:
             raise ConfigError(f"{address!r} is owned by others (owned=False): it is not created here")
         real = with_prefix(address, self.prefix)
+        known = self._by_name.get(address.name)
+        if known is not None:
+            _compare(known.shown, address)
+        elif isinstance(address, Queue):
+            _require(Bound(address, real, await self._driver.capabilities(real)), address)
         await self._driver.declare(real)
         await self.bind(address)
 
