@@ -211,7 +211,8 @@ class Failing(Suite):
         """E6: health says no, the backlog raises; neither makes something up."""
         address = system.address(kind)
         async with system.connect() as broker:
-            await system.publish(broker, address, ["a", "b"])
+            async with system.subscribe(broker, address):
+                await system.publish(broker, address, ["a", "b"])
             await system.disconnect(broker)
             assert not (await broker.health()).ok
             with pytest.raises(BrokerUnavailable):
@@ -247,8 +248,8 @@ class Failing(Suite):
                     async with subscribe(queue, **options):
                         pass
             for address in (topic, queue):
-                found = await system.backlog(broker, address)
-                assert found.waiting in {None, 0}
+                async with system.subscribe(broker, address) as messages:
+                    await system.nothing(messages)
 
     async def test_nothing_is_published_to_dead_letters_and_nothing_subscribed(
         self, system: Harness, kind: Kind

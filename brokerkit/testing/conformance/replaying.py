@@ -218,7 +218,8 @@ class Replaying(Suite):
 
     @needs("topic.replay")
     async def test_seeking_a_missing_topic_is_not_found(self, system: Harness) -> None:
-        """Y1: and creates nothing."""
-        async with system.connect() as broker:
-            with pytest.raises(NotFound):
-                await broker.seek(system.topic("missing"), "workers", Start.EARLIEST)
+        """Y1: and creates nothing, where addresses are not created on first use."""
+        for declare in ("check", "never"):
+            async with system.connect(declare=declare) as broker:
+                with pytest.raises(NotFound):
+                    await broker.seek(system.topic("missing"), "workers", Start.EARLIEST)
