@@ -92,14 +92,14 @@ class Outgoing(Generic[T_co]):
         ttl: float | None,
         priority: int,
     ) -> None:
-        self.address = address
-        self.value = value
-        self.key = key
-        self.id = id
-        self.headers = headers
-        self.delay = delay
-        self.ttl = ttl
-        self.priority = priority
+        self.address: AnyTopic | AnyQueue = address
+        self.value: T_co = value
+        self.key: str | bytes | None = key
+        self.id: str | None = id
+        self.headers: Mapping[str, str] | None = headers
+        self.delay: float | datetime = delay
+        self.ttl: float | None = ttl
+        self.priority: int = priority
 
     def __repr__(self) -> str:
         return f"<Outgoing {self.address!r} id={self.id!r}>"
@@ -166,7 +166,7 @@ class Topic(_Named, Generic[T]):
     """
 
     __slots__ = ("codec", "owned", "partitions", "retention", "type")
-    kind = "topic"
+    kind: ClassVar[Literal["topic", "queue", "dead"]] = "topic"
     type: object
     partitions: int
     retention: float | None
@@ -263,7 +263,7 @@ class Queue(_Named, Generic[T, A]):
     """
 
     __slots__ = ("codec", "dedup", "lease", "owned", "priorities", "reply", "reply_codec", "type")
-    kind = "queue"
+    kind: ClassVar[Literal["topic", "queue", "dead"]] = "queue"
     type: object
     priorities: int
     dedup: float
@@ -393,7 +393,7 @@ class DeadLetters(_Named, Generic[T]):
     """What could not be handled: of a queue, or of one group of a topic.  Browsed and redriven, never subscribed to."""
 
     __slots__ = ("group", "of")
-    kind = "dead"
+    kind: ClassVar[Literal["topic", "queue", "dead"]] = "dead"
     of: AnyTopic | AnyQueue
     """The address whose messages end here."""
     group: str | None
