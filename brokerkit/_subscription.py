@@ -30,7 +30,7 @@ class Subscription(Generic[T_co]):
     def __init__(self, plans: Sequence[Plan], env: Env, on_invalid: Literal["raise", "skip"]) -> None:
         self._plans = plans
         self._clock: Clock = env.clock
-        self.intake = Intake(plans, env)
+        self.intake: Intake = Intake(plans, env)
         self._ephemeral = plans[0].letters is None
         self._skip = on_invalid == "skip"
         self._hosted = Hosted(f"brokerkit subscription {plans[0].name}", self._main)
