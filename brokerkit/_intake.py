@@ -36,13 +36,13 @@ class Intake:
 
     def __init__(self, plans: Sequence[Plan], env: Env) -> None:
         self.ready: deque[Message[Any]] = deque()
-        self.feeds = [Feed(plan, env, self) for plan in plans]
+        self.feeds: list[Feed] = [Feed(plan, env, self) for plan in plans]
         self._until_end = plans[0].source.until_end
         self.error: BrokerError | None = None
         """Why reading by hand cannot go on; raised by the next receive."""
         self._takers: deque[asyncio.Future[None]] = deque()
         self._waking = False
-        self.closed = False
+        self.closed: bool = False
 
     # ------------------------------------------------------------------ as a session's inbox
 
