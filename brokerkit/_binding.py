@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import secrets
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -185,7 +185,7 @@ class Records:
 
     def __init__(self, clock: Clock) -> None:
         self._time = clock.time
-        self._prefix = secrets.token_hex(10) + "-"
+        self._prefix = os.urandom(10).hex() + "-"
         self._count = itertools.count(1)
 
     def new_id(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
+import os
 from typing import Any
 
 import anyio
@@ -28,7 +28,7 @@ class Inbox:
     """Reads the replies to one broker's requests.  Opened with its first request."""
 
     def __init__(self, bound: Bound, env: Env) -> None:
-        self.token = secrets.token_hex(16).encode()
+        self.token = os.urandom(16).hex().encode()
         self._waiting: dict[bytes, asyncio.Future[Record]] = {}
         self._numbers = itertools.count(1)
         source = Source(bound.address, None, Start.LATEST)

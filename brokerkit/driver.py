@@ -51,7 +51,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Ownerships of earlier copies, to which the system's count is added."""
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """A record handed to one consumer, which owns it until it is settled, released or lost."""
 
     record: Record
@@ -65,7 +65,7 @@ class Delivery(msgspec.Struct, frozen=True):
     """The client library's own message, if there is one."""
 
 
-class StoredRecord(msgspec.Struct, frozen=True):
+class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to look at, owned by nobody."""
 
     record: Record
@@ -73,7 +73,7 @@ class StoredRecord(msgspec.Struct, frozen=True):
     deliveries: int = 0
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """The outcome of a delivery: *publish* is stored, then the delivery is acknowledged.
 
     An acknowledgement publishes nothing; a retry or a dead letter publishes one copy; replies and staged messages ride along.

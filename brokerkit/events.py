@@ -7,43 +7,38 @@ and dropped: watching a service cannot break it.  Times are seconds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all events.  *address* is the name of the topic or queue, *group* is None for a queue."""
 
     address: str
     group: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subscribed(Event):
+class Subscribed(Event, frozen=True, kw_only=True):
     """A subscription is ready."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unsubscribed(Event):
+class Unsubscribed(Event, frozen=True, kw_only=True):
     """A subscription has ended: it was closed, or drained."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disconnected(Event):
+class Disconnected(Event, frozen=True, kw_only=True):
     """A subscription lost the message system and tries again in *wait* seconds."""
 
     error: str
     wait: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed(Event):
+class Resumed(Event, frozen=True, kw_only=True):
     """A subscription consumes again after `Disconnected`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handled(Event):
+class Handled(Event, frozen=True, kw_only=True):
     """A handler finished and its message is being acknowledged."""
 
     id: str
@@ -51,8 +46,7 @@ class Handled(Event):
     took: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retried(Event):
+class Retried(Event, frozen=True, kw_only=True):
     """An attempt failed; the next one comes in *wait* seconds."""
 
     id: str
@@ -61,8 +55,7 @@ class Retried(Event):
     wait: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLettered(Event):
+class DeadLettered(Event, frozen=True, kw_only=True):
     """A message goes to the dead letters."""
 
     id: str
@@ -71,8 +64,7 @@ class DeadLettered(Event):
     error: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped(Event):
+class Dropped(Event, frozen=True, kw_only=True):
     """A message of an ephemeral reader failed for good; there are no dead letters for those."""
 
     id: str
@@ -80,51 +72,44 @@ class Dropped(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expired(Event):
+class Expired(Event, frozen=True, kw_only=True):
     """The time to live of *count* messages ran out before they were handled."""
 
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost(Event):
+class Lost(Event, frozen=True, kw_only=True):
     """A message in hand belongs to another consumer by now; its outcome had no effect here."""
 
     id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettleFailed(Event):
+class SettleFailed(Event, frozen=True, kw_only=True):
     """An outcome could not be stored; it is tried again, or the message is delivered again."""
 
     id: str
     error: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionPaused(Event):
+class PartitionPaused(Event, frozen=True, kw_only=True):
     """A partition stands, because its oldest unsettled message is too far behind."""
 
     partition: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionResumed(Event):
+class PartitionResumed(Event, frozen=True, kw_only=True):
     """A partition that stood is read again."""
 
     partition: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionsLost(Event):
+class PositionsLost(Event, frozen=True, kw_only=True):
     """A group was overtaken by retention: *lost* messages were removed before it read them."""
 
     lost: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overrun(Event):
+class Overrun(Event, frozen=True, kw_only=True):
     """The handler thread of a message is over its timeout and cannot be cancelled; the message stays owned."""
 
     id: str
@@ -132,23 +117,20 @@ class Overrun(Event):
     timeout: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopBlocked(Event):
+class LoopBlocked(Event, frozen=True, kw_only=True):
     """*handler* did not give the event loop back for *seconds*; nothing else ran meanwhile."""
 
     handler: str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NothingSettled(Event):
+class NothingSettled(Event, frozen=True, kw_only=True):
     """The prefetch is full and nothing was settled for a lease: is an ``ack()`` missing?"""
 
     in_flight: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drained(Event):
+class Drained(Event, frozen=True, kw_only=True):
     """A service has stopped.  *address* is its name."""
 
     finished: int
