@@ -1,0 +1,241 @@
+"""The same broker for code that is not async: Django, Flask, scripts, threads.
+
+::
+
+    with brokerkit.blocking.connect("redis://localhost") as broker:
+        broker.publish(ORDERS, Order("o1", 10.0))
+
+One event loop in a thread of its own does the work of all threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future, wait
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Literal, Self, overload
+
+import anyio
+from anyio.from_thread import BlockingPortal
+from typing_extensions import TypeVar
+
+from . import broker as _async
+from ._binding import Declare
+from .address import Outgoing, Queue, Reply, Topic
+from .driver import Receipt
+from .errors import BrokerError, Closed, ConfigError
+from .events import Listener
+
+__all__ = ["Broker", "connect"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CLOSING: Final = 30.0
+"""Seconds that `Broker.close` waits for its thread."""
+
+
+def connect(
+    url: str,
+    *,
+    options: Mapping[str, object] = {},  # never changed
+    declare: Declare = "auto",
+    on_event: Listener | None = None,
+) -> Broker:
+    """Return a broker for *url*, to be entered with ``with``.  No I/O before that.
+
+    The parameters are those of `brokerkit.connect`; *on_event* is called in the broker's own thread.
+
+    Raises:
+        ConfigError: the URL or an option makes no sense.
+        InsecureCredentials: a password would travel in plaintext.
+    """
+    return Broker(partial(_async.connect, url, options=options, declare=declare, on_event=on_event))
+
+
+class Broker:
+    """A connection that any thread may use, made by `connect`.
+
+    A program without a place for ``with``, such as a web application that connects when it starts, calls `open`; what is
+    still open when the process ends is closed then.  Processes that fork connect afterwards, each for itself.
+    """
+
+    def __init__(self, make: Callable[[], _async.Broker]) -> None:
+        self._make = make
+        self._broker = make()  # what is wrong with the options is raised here
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._lock = threading.Lock()
+        self._thread: _LoopThread | None = None
+        self._process = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<blocking {self._broker!r}>"
+
+    def __enter__(self) -> Self:
+        """Connect, as `open` does."""
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        """Close, as `close` does."""
+        self.close()
+
+    def open(self) -> Self:
+        """Connect, and return this broker.
+
+        Raises:
+            BrokerUnavailable: no server answered in time; it may be tried again.
+            AuthenticationError: the credentials were refused.
+            ConfigError: called where an event loop runs, which it would block.
+        """
+        self._demand_own_thread()
+        with self._lock:
+            if self._state != "new":
+                raise Closed(f"{self!r} cannot be opened again: make a new one with connect()")
+            self._process = os.getpid()
+            thread = _LoopThread()
+            try:
+                thread.call(self._broker.__aenter__).result()
+            except BaseException:
+                thread.stop()
+                self._broker = self._make()  # a broker is entered once
+                raise
+            self._thread = thread
+            self._state = "open"
+            atexit.register(self.close)
+        return self
+
+    def close(self) -> None:
+        """Wait for the calls that other threads are in, and disconnect.  Closing again does nothing."""
+        if self._process != os.getpid():
+            return  # the thread is the parent's
+        self._demand_own_thread()
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._state = "closed"
+        if thread is None:
+            return
+        atexit.unregister(self.close)
+        try:
+            thread.finish(partial(self._broker.__aexit__, None, None, None))
+        finally:
+            thread.stop()
+
+    @overload
+    def publish(
+        self,
+        address: Topic[T],
+        value: T,
+        *,
+        key: str | bytes | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30,
+    ) -> Receipt: ...
+    @overload
+    def publish(
+        self,
+        address: Queue[T, Any],
+        value: T,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float | datetime = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+        timeout: float = 30,
+    ) -> Receipt: ...
+    def publish(self, address: Any, value: Any, **options: Any) -> Receipt:
+        """Publish *value* and return when it is stored; options and errors are those of `brokerkit.Broker.publish`."""
+        return self._call(self._broker.publish, address, value, **options)
+
+    @overload
+    def publish_many(
+        self, address: Topic[T] | Queue[T, Any], values: Iterable[T], *, timeout: float = 30
+    ) -> list[Receipt | BrokerError]: ...
+    @overload
+    def publish_many(
+        self, address: Topic[T] | Queue[T, Any], values: Iterable[Outgoing[T]], *, timeout: float = 30
+    ) -> list[Receipt | BrokerError]: ...
+    def publish_many(self, address: Any, values: Iterable[Any], **options: Any) -> list[Receipt | BrokerError]:
+        """Publish *values*, or items of ``address.outgoing(...)``, in order; return one receipt or error each.
+
+        *values* is read to its end first, in the calling thread: it may be a query of the calling thread's database.
+        """
+        return self._call(self._broker.publish_many, address, list(values), **options)
+
+    def request(
+        self, queue: Queue[T, Reply[R]], value: T, *, timeout: float, headers: Mapping[str, str] | None = None
+    ) -> R:
+        """Publish *value* to a queue that replies and return the answer; see `brokerkit.Broker.request`."""
+        answer: R = self._call(self._broker.request, queue, value, timeout=timeout, headers=headers)
+        return answer
+
+    def _call(self, function: Callable[..., Coroutine[Any, Any, T]], /, *arguments: object, **options: object) -> T:
+        self._demand_own_thread()
+        if self._process != os.getpid():
+            raise ConfigError(f"{self!r} was opened before a fork: the child process must connect for itself")
+        with self._lock:
+            if self._thread is None:
+                state = "is closed" if self._state == "closed" else "is not open yet: use it inside 'with connect(...)'"
+                raise Closed(f"{self!r} {state}")
+            future = self._thread.call(partial(function, *arguments, **options))
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # the caller was interrupted; a call that failed is done already
+            raise
+
+    def _demand_own_thread(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        raise ConfigError(
+            f"{self!r} would block the event loop of this thread: use 'async with brokerkit.connect(...)' here"
+        )
+
+
+class _LoopThread:
+    """An event loop in a thread that does not keep the process from ending."""
+
+    def __init__(self) -> None:
+        self._calls: set[Future[Any]] = set()
+        started: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="brokerkit blocking", daemon=True)
+        self._thread.start()
+        self._portal = started.result()
+
+    def _run(self, started: Future[BlockingPortal]) -> None:
+        async def main() -> None:
+            async with BlockingPortal() as portal:
+                started.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        try:
+            anyio.run(main, backend="asyncio")
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Begin a call in the loop; its future tells how it ended."""
+        future = self._portal.start_task_soon(function)
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        return future
+
+    def finish(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Wait for all calls, then for *function*."""
+        wait(list(self._calls))
+        self.call(function).result()
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        self._portal.start_task_soon(self._portal.stop, True)
+        self._thread.join(_CLOSING)
