@@ -56,6 +56,10 @@ class Link(Protocol):
         """Let others run."""
         ...
 
+    def left_broken(self, consumer: Consumer) -> None:
+        """Let *consumer* hand back when the connection is mended."""
+        ...
+
     def stores(self, records: Sequence[Record]) -> list[Store]:
         """Return where copies are stored, or raise what is wrong with one of them."""
         ...
@@ -73,6 +77,8 @@ class Consumer(ABC):
         self._held: dict[object, Delivery] = {}
         self.losing = False
         """Whether the program is being told what it has lost; it takes part again after that."""
+        self.running: asyncio.AbstractEventLoop | None = None
+        """The loop in which `receive` goes on at once, None if it has to look why not."""
         self._entered = False
         self._error: BrokerError | None = None
         self._tasks: TaskGroup | None = None
@@ -96,6 +102,7 @@ class Consumer(ABC):
             raise
         self._link.consumers[self] = None
         self._entered = True
+        self.check()
         return self
 
     async def __aexit__(
@@ -112,6 +119,7 @@ class Consumer(ABC):
     def leave(self) -> None:
         """Leave the source at once."""
         self._entered = False
+        self.running = None
         self._link.consumers.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
@@ -119,15 +127,17 @@ class Consumer(ABC):
         faults = self._link.faults
         if faults.dead or faults.away or faults.frozen:
             self.suspend()
+            self._link.left_broken(self)
         else:
-            self._leave()
+            self.left()
         self.wake()
 
     @abstractmethod
     def _join(self) -> None: ...
 
     @abstractmethod
-    def _leave(self) -> None: ...
+    def left(self) -> None:
+        """Let the server hand out again what is held."""
 
     @abstractmethod
     def suspend(self) -> None:
@@ -160,24 +170,33 @@ class Consumer(ABC):
         if link.turns < 0:
             await link.pause()
         while True:
-            if get_running_loop() is not link.healthy:
-                await link.ready()
-            if self._error is not None:
-                raise self._error.with_traceback(None)
-            if not self._entered:
-                raise Closed("this consumer was left")
+            loop = get_running_loop()
+            if loop is not self.running:
+                await self._ready()
             taken = self._take(limit)
             if taken:
                 link.turns -= len(taken)
                 return taken
             if timeout <= 0 or self.ended:
                 return taken
-            now = get_running_loop().time()
+            now = loop.time()
             if deadline is None:
                 deadline = now + timeout
             elif now >= deadline:
                 return taken
             await self._wait(deadline)
+
+    async def _ready(self) -> None:
+        """Return when `receive` may go on, or raise why it never may."""
+        await self._link.ready()
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        if not self._entered:
+            raise Closed("this consumer was left")
+
+    def check(self) -> None:
+        """Find out again whether calls go on at once."""
+        self.running = self._link.healthy if self._entered and self._error is None else None
 
     @abstractmethod
     def _take(self, limit: int) -> Sequence[Delivery]: ...
@@ -318,6 +337,7 @@ class Consumer(ABC):
         """Let `receive` raise *error* from now on."""
         if self._error is None:
             self._error = error
+            self.running = None
             self.wake()
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:
@@ -334,18 +354,18 @@ class Consumer(ABC):
         if self._error is None and self._entered:
             self.resume()
 
-    def revoke(self, deliveries: Sequence[Delivery], moved: Callable[[], None]) -> None:
-        """*deliveries* are about to move; call *moved* when the program has let go of them."""
+    def revoke(self, deliveries: Sequence[Delivery], moved: Callable[[bool], None]) -> None:
+        """*deliveries* are about to move; call *moved* with whether the program has let go of them in time."""
         if self._tasks is not None and not self._link.faults.dead:
             self._tasks.start_soon(self._let_go, deliveries, moved)
 
-    async def _let_go(self, deliveries: Sequence[Delivery], moved: Callable[[], None]) -> None:
+    async def _let_go(self, deliveries: Sequence[Delivery], moved: Callable[[bool], None]) -> None:
         await self._link.thawed()
-        with anyio.move_on_after(self._patience()):
-            await self._tell(deliveries)
+        with anyio.move_on_after(self._patience()) as patience:
+            await self._tell([delivery for delivery in deliveries if delivery.token in self._held])
         await self._link.thawed()
         if self._link.healthy is not None:  # else the server finds out by itself
-            moved()
+            moved(not patience.cancelled_caught)
 
     @abstractmethod
     def _patience(self) -> float:

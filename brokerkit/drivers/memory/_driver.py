@@ -66,6 +66,7 @@ class MemoryDriver:
         self._server: Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
+        self._broken: list[Consumer] = []
         self._thawing: list[asyncio.Future[None]] = []
         self._stores: dict[int, Store] = {}
         self._known: dict[int, Address] = {}
@@ -106,6 +107,7 @@ class MemoryDriver:
         for consumer in list(self.consumers):
             consumer.leave()
         self._loop = self.healthy = None
+        self._broken.clear()
         self._thaw()
         self.forget()
         if self._server is not None:
@@ -138,6 +140,8 @@ class MemoryDriver:
         self.healthy = None if faults.dead or faults.away or faults.frozen else self._loop
         if self._loop is None:
             return
+        for consumer in self.consumers:
+            consumer.check()
         if faults.dead or faults.away:
             what = "the connection was cut" if faults.dead else "the network is down"
             for consumer in self.consumers:
@@ -150,6 +154,9 @@ class MemoryDriver:
             for consumer in self.consumers:
                 if consumer.error is None and not consumer.losing:
                     consumer.resume()
+            broken, self._broken = self._broken, []
+            for consumer in broken:
+                consumer.left()
         if faults.dead or not faults.frozen:
             self._thaw()
 
@@ -158,6 +165,10 @@ class MemoryDriver:
         for future in thawing:
             if not future.done():
                 future.set_result(None)
+
+    def left_broken(self, consumer: Consumer) -> None:
+        """Let *consumer*, which was left while the connection was broken, hand back when it is mended."""
+        self._broken.append(consumer)
 
     async def thawed(self) -> None:
         """Return when the connection is not frozen."""
@@ -211,8 +222,11 @@ class MemoryDriver:
                 return _refused(records, BrokerUnavailable(f"nothing was sent within {timeout:g} s"))
         if self.faults.publishes or self.faults.replies:
             return self._publish_badly(records)
-        at = self.server.timers.wall()
         stores = self._stores
+        if len(records) == 1:
+            store = stores.get(id(records[0].address))
+            return [store.put(records[0]) if store is not None else self._put(records[0])]
+        at = self.server.timers.wall()
         results: list[Receipt | BrokerError] = []
         for record in records:
             store = stores.get(id(record.address))
@@ -223,7 +237,7 @@ class MemoryDriver:
                 return results + self._publish_carefully(rest, at, {_line(record)}) if rest else results
         return results
 
-    def _put(self, record: Record, at: float) -> Receipt | BrokerError:
+    def _put(self, record: Record, at: float = 0.0) -> Receipt | BrokerError:
         """Store *record*, whose address was not looked up yet."""
         address = record.address
         try:

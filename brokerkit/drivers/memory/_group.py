@@ -306,9 +306,11 @@ class Group:
         partition.claims.append(claim)
         claim.arrived()
 
-    def _moved(self, member: Member, claims: Sequence[Claim]) -> None:
+    def _moved(self, member: Member, claims: Sequence[Claim], let_go: bool) -> None:
         for claim in claims:
             if member.claims.get(claim.partition.index) is claim:
+                if let_go:  # what has not run there is no suspect of anything
+                    member.hand_back(member.of([claim]))
                 self._end(claim)
         self._balance()
 

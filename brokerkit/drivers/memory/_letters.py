@@ -22,13 +22,13 @@ class Letters:
     def __len__(self) -> int:
         return len(self._letters)
 
-    def put(self, record: Record, at: float) -> Receipt | BrokerError:
+    def put(self, record: Record, at: float = 0.0) -> Receipt | BrokerError:
         """Store *record* at the end."""
         if record.body is not None and len(record.body) > MAX_BODY:
             return too_large(record)
-        return self.keep(record, at)
+        return self.keep(record)
 
-    def keep(self, record: Record, at: float) -> Receipt:
+    def keep(self, record: Record, at: float = 0.0) -> Receipt:
         """Store *record*, whose size was checked."""
         self._sequence = number = self._sequence + 1
         position = f"{self.name}@{number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ...driver import Delivery, Revoked, Source
@@ -13,6 +14,9 @@ from ._group import Group, Member
 from ._queue import QueueStore
 from ._server import topic_of
 from ._stored import Lease, Session
+
+PATIENCE = 60.0
+"""Least seconds that a partition waits for what runs before it moves: a member that lives is not hurried."""
 
 
 class QueueConsumer(Consumer):
@@ -38,7 +42,8 @@ class QueueConsumer(Consumer):
         self._store = self._link.server.queue(address, create=True)
         self._store.join(self.session)
 
-    def _leave(self) -> None:
+    def left(self) -> None:
+        """Hand back what is held."""
         self._store.leave(self.session)
 
     def suspend(self) -> None:
@@ -50,7 +55,9 @@ class QueueConsumer(Consumer):
         self._store.resume(self.session)
 
     def _take(self, limit: int) -> Sequence[Delivery]:
-        return self._store.take(self.session, min(limit, self._prefetch - len(self._held)), self._expired)
+        room = self._prefetch - len(self._held)
+        room = min(room, limit)
+        return self._store.take(self.session, room, self._expired)
 
     def _expired(self, count: int) -> None:
         self._emit(Expired(address=self._source.address.name, count=count))
@@ -63,7 +70,7 @@ class QueueConsumer(Consumer):
         self._store.waiters.pop(self.session, None)
 
     def _pass_on(self) -> None:
-        self._store.pass_on()
+        self._store.pass_on(self.session)
 
     def _settled(self, leases: list[Lease]) -> None:
         self._store.settled(len(leases))
@@ -104,7 +111,8 @@ class TopicConsumer(Consumer):
             self.session.ends = server.topic(topic_of(self._source)).resolve(Start.LATEST)
         self._group.join(self.session)
 
-    def _leave(self) -> None:
+    def left(self) -> None:
+        """Hand back what is held."""
         self._group.leave(self.session)
 
     def suspend(self) -> None:
@@ -126,7 +134,9 @@ class TopicConsumer(Consumer):
         return self.session.ends is not None and self._group.ended(self.session.ends)
 
     def _take(self, limit: int) -> Sequence[Delivery]:
-        self._group.topic.refresh()
+        topic = self._group.topic
+        if topic.trim_at < math.inf:
+            topic.refresh()
         return self.session.take(limit, self._prefetch - len(self._held), self._stood)
 
     def _stood(self, partition: int, stands: bool) -> None:
@@ -152,4 +162,4 @@ class TopicConsumer(Consumer):
         self.session.hold(delivery.token, attempts)
 
     def _patience(self) -> float:
-        return self.session.survives
+        return max(self.session.survives, PATIENCE)

@@ -139,12 +139,10 @@ class Server:
             raise NotFound(f"{address!r} does not exist on {self}; declare it")
 
     def group(self, source: Source) -> Group:
-        """Return the group of a topic, or raise `NotFound`."""
-        self.topic(topic_of(source))
-        group = self._groups[source.address.name].get(source.group or "")
-        if group is None:
-            raise NotFound(f"{source.address!r} has no group {source.group!r} on {self}")
-        return group
+        """Return the group of a topic as it is, or as it would begin."""
+        topic = self.topic(topic_of(source))
+        group = self._groups[topic.name].get(source.group or "")
+        return group or Group(topic, source.group, topic.resolve(source.start), self.timers)
 
     def reader(self, source: Source) -> Group:
         """Return the group that reads *source*, with its start stored: an existing one, a new one, one for this reader."""
@@ -241,8 +239,11 @@ class Server:
 
     def redrive(self, letters: AnyDeadLetters, positions: Sequence[str], to: AnyQueue) -> Sequence[BrokerError | None]:
         """Move letters to *to*; one result each."""
-        source, target = self.letters(letters), self.queue(to, create=True)
-        at = self.timers.wall()
+        source = self.letters(letters)
+        try:
+            target = self.queue(to, create=True)
+        except NotFound as error:
+            return [error] * len(positions)
         results: list[BrokerError | None] = []
         for position in positions:
             number = number_of(position, source.name)
@@ -252,7 +253,7 @@ class Server:
             elif not target.room():
                 results.append(full(target.name, self.max_messages))
             else:
-                target.keep(redriven(letter.record, to), at)
+                target.keep(redriven(letter.record, to))
                 source.remove(number)
                 results.append(None)
         return results

@@ -36,8 +36,8 @@ class Owner(Protocol):
         """*deliveries* belong to others by now."""
         ...
 
-    def revoke(self, deliveries: Sequence[Delivery], moved: Callable[[], None]) -> None:
-        """*deliveries* are about to move; call *moved* when they may."""
+    def revoke(self, deliveries: Sequence[Delivery], moved: Callable[[bool], None]) -> None:
+        """*deliveries* are about to move; call *moved* when they may, with whether the program has let go of them."""
         ...
 
 
@@ -48,7 +48,7 @@ class Session:
     sign of life comes.
     """
 
-    __slots__ = ("blocked", "deadline", "held", "lone", "owner")
+    __slots__ = ("blocked", "deadline", "held", "lone", "owner", "woken")
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
@@ -59,6 +59,8 @@ class Session:
         self.blocked = False
         """Whether the last look found only what has to wait until something is settled."""
         self.deadline: float | None = None
+        self.woken = False
+        """Whether its owner was woken for a record and has not looked yet."""
 
     def occupied(self) -> bool:
         """Return whether a delivery that had to come alone is still in hand."""

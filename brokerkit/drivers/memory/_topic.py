@@ -101,20 +101,22 @@ class TopicStore:
         self._sequence = 0
         self._spread = 0
         self._retention = math.inf if address.retention is None else address.retention
-        self._trim_at = self._unknown = math.inf if address.retention is None else -math.inf
+        self.trim_at = self._unknown = math.inf if address.retention is None else -math.inf
 
     # ------------------------------------------------------------------ storing
 
-    def put(self, record: Record, at: float) -> Receipt | BrokerError:
-        """Store a published *record* at the time *at*, if there is room."""
-        if record.body is not None and len(record.body) > MAX_BODY:
+    def put(self, record: Record, at: float = 0.0) -> Receipt | BrokerError:
+        """Store a published *record* at the time *at*, by default now, if there is room."""
+        body = record.body
+        if body is not None and len(body) > MAX_BODY:
             return too_large(record)
-        if self._stored >= self._limit and not self._made_room(at):
+        if self._stored >= self._limit and not self._made_room():
             return full(self.name, self._limit)
         return self.keep(record, at)
 
-    def keep(self, record: Record, at: float) -> Receipt:
+    def keep(self, record: Record, at: float = 0.0) -> Receipt:
         """Store *record* whatever the limits say."""
+        at = at or self._timers.wall()
         key = record.key
         if key is None:
             self._spread = index = (self._spread + 1) % self._count
@@ -126,7 +128,7 @@ class TopicStore:
         self._sequence = number = self._sequence + 1
         self._stored += 1
         entries.append((record, position, at, number))
-        if at >= self._trim_at:
+        if at >= self.trim_at:
             self._expire(at)
         if record.deliveries:
             partition.carried = True
@@ -141,18 +143,17 @@ class TopicStore:
         for partition in self.partitions:
             self._stored -= partition.trim(partition.since(math.nextafter(horizon, math.inf)))
         oldest = min((partition.entries[0][2] for partition in self.partitions if partition.entries), default=None)
-        self._trim_at = self._unknown if oldest is None else oldest + self._retention
+        self.trim_at = self._unknown if oldest is None else oldest + self._retention
 
     def refresh(self) -> None:
         """Remove what is too old by now."""
         now = self._timers.wall()
-        if now >= self._trim_at:
+        if now >= self.trim_at:
             self._expire(now)
 
-    def _made_room(self, at: float) -> bool:
+    def _made_room(self) -> bool:
         """Drop the oldest of what every reader has settled; return whether there is room now."""
-        if at >= self._trim_at:
-            self._expire(at)
+        self.refresh()
         spare = [max(0, self._settled(partition) - partition.first) for partition in self.partitions]
         total = sum(spare)
         if total:
