@@ -179,6 +179,9 @@ def _leaks(*, thorough: bool) -> Iterator[None]:
     sockets = _sockets()
     yield
     alive = [thread for thread in threading.enumerate() if thread not in threads]
+    for thread in alive:
+        thread.join(1)  # of a pool that is told to end: it does so in a moment
+    alive = [thread for thread in alive if thread.is_alive()]
     assert not alive, f"threads left running: {alive}"
     if thorough:
         opened = _sockets() - sockets
