@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from .._intake import Feed, Intake
@@ -103,7 +104,8 @@ async def idle(broker: Broker, timeout: float = 30) -> None:
             while await _look(broker, pause) or not pause.calm(_ephemeral(broker)):
                 await pause.wait()
     except TimeoutError:
-        left = await _look(broker, pause)  # everything may have ended in this very moment
+        await pause.end()
+        left = await _look(broker, pause)
         if left:
             listed = "\n".join(f"  {line}" for line in left)
             raise NotIdle(f"not idle after {timeout:g} s; left to do:\n{listed}") from None
@@ -129,6 +131,13 @@ class _Pause:
     def calm(self, ephemeral: bool) -> bool:
         """Return whether what is ready has run: no backlog tells what an *ephemeral* reader has not been given yet."""
         return self._waited if isinstance(self._loop, VirtualLoop) else not ephemeral or self._turn >= TURNS
+
+    async def end(self) -> None:
+        """Let run what became ready together with the timeout: in virtual time both can come in the same moment."""
+        if isinstance(self._loop, VirtualLoop):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await self._loop.quiet()
 
     async def wait(self) -> None:
         """Return when another look may see something else."""
@@ -211,5 +220,5 @@ def _local(broker: Broker) -> list[str]:
     lines = [f"{message!r}: its handler runs" for message in (watch.inside if watch is not None else ())]
     waiting = 0 if inbox is None else len(inbox._waiting)
     if waiting:
-        lines.append(f"{waiting} requests wait for their replies")
+        lines.append(f"requests that wait for their reply: {waiting}")
     return lines
