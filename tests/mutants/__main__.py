@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .driver import DRIVER
-from .farm import Farm, Project, Verdict
+from .farm import WHOLE, Farm, Project, Verdict
 from .layers import LAYERS
 from .mutant import Mutant
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="part of a mutant's name; without any, all")
     parser.add_argument("--sample", type=int, help="only so many, drawn at random")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats a sample")
+    parser.add_argument("--named", action="store_true", help="run only the tests that a mutant names, not the rest")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true", help="name the mutants and end")
     options = parser.parse_args(arguments)
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verdict.kind != "caught":
             print(f"  {verdict.mutant.name}: {verdict.kind}: {verdict.detail}", file=sys.stderr, flush=True)
 
-    verdicts = Farm(Project(ROOT), workers=options.workers).run(chosen, say)
+    verdicts = Farm(Project(ROOT), workers=options.workers, whole=0.0 if options.named else WHOLE).run(chosen, say)
     print(table(verdicts))
     caught = sum(verdict.kind == "caught" for verdict in verdicts)
     print(f"{caught} of {len(verdicts)} mutants caught in {time.monotonic() - began:.0f} s")

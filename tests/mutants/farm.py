@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import contextlib
 import importlib
 import json
@@ -121,6 +120,7 @@ class Request:
     tests: tuple[str, ...]
     limit: float
     stop_at_first: bool = True
+    collect_only: bool = False
 
 
 Life: TypeAlias = Generator[Request, Trial, Verdict]
@@ -129,8 +129,8 @@ Life: TypeAlias = Generator[Request, Trial, Verdict]
 class Fork:
     """One run of pytest in a fork of this process."""
 
-    def __init__(self, request: Request, package: str) -> None:
-        self.limit = request.limit
+    def __init__(self, request: Request, project: Project) -> None:
+        self._collect_only = request.collect_only
         self.deadline = time.monotonic() + request.limit
         self.failed: list[str] = []
         self._trial = Trial()
@@ -141,7 +141,7 @@ class Fork:
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self.pipe)
-            _run_pytest(request, package, out)
+            _run_pytest(request, project.package, project.trees, out)
         os.close(out)
 
     def read(self) -> bool:
@@ -181,26 +181,32 @@ class Fork:
             trial.trouble = trial.trouble or f"pytest ended with status {status} in {trial.running or 'the beginning'}"
         elif not trial.loaded.startswith(str(copy)):
             trial.trouble = f"the tests ran against {trial.loaded or 'nothing'}"
-        elif trial.passed == 0 and trial.caught_by is None:
+        elif trial.passed == 0 and trial.caught_by is None and not self._collect_only:
             trial.trouble = trial.trouble or "no test has run"
         if trial.caught_by is not None:
             trial.trouble = None if trial.loaded.startswith(str(copy)) or trial.hung else trial.trouble
         return trial
 
 
-def _run_pytest(request: Request, package: str, out: int) -> NoReturn:
+def _run_pytest(request: Request, package: str, trees: tuple[str, ...], out: int) -> NoReturn:
     """Be the fork: run the tests and leave without unwinding the parent's frames."""
     status = 99
     try:
         os.chdir(request.copy)
+        sys.dont_write_bytecode = False
+        # The parent's own package is among the tests: here they come from the copy, every one of them.
+        for name in [name for name in sys.modules if name.partition(".")[0] in trees]:
+            del sys.modules[name]
         sys.path.insert(0, str(request.copy))
         with Path("output.txt").open("a", encoding="utf-8") as quiet:
             sys.stdout = sys.stderr = quiet
             os.dup2(quiet.fileno(), 1)
             os.dup2(quiet.fileno(), 2)
-            options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=short"]
+            options = ["-q", "-p", "no:cacheprovider", "--assert=plain", "--tb=short"]
             if request.stop_at_first:
                 options.append("-x")
+            if request.collect_only:
+                options.append("--collect-only")
             code = pytest.main([*options, *request.tests], plugins=[Recorder(out, package)])
             # 0: all passed, 1: some failed, 5: nothing collected.  The rest are troubles of pytest itself.
             status = 0 if code in (0, 1, 5) else int(code)
@@ -231,6 +237,10 @@ class Farm:
         with tempfile.TemporaryDirectory(prefix="mutants-") as place:
             clean = Path(place).resolve() / "clean"
             self._copy(clean)
+            # Compiles all of it; each copy finds the result beside its links.
+            warm, _ = self._finish(Request(clean, self._project.suites, WHOLE, collect_only=True))
+            if warm.trouble:
+                raise RuntimeError(f"without any mutant {warm.trouble}")
             lives = [self._life(mutant, clean) for mutant in mutants]
             try:
                 verdicts = self._work(lives, say)
@@ -240,13 +250,10 @@ class Farm:
             caught = tuple(sorted({one.test for one in verdicts if one.kind == "caught"}))
             if not caught:
                 return verdicts
-            fork = Fork(Request(clean, caught, self._whole, stop_at_first=False), self._project.package)
-            while fork.read():
-                pass
-            control = fork.end(clean)
+            control, failed = self._finish(Request(clean, caught, WHOLE, stop_at_first=False))
         return [
             replace(one, kind="BROKEN", detail=control.trouble or f"{one.test} fails without the mutant too")
-            if one.kind == "caught" and (control.trouble or one.test in fork.failed)
+            if one.kind == "caught" and (control.trouble or one.test in failed)
             else one
             for one in verdicts
         ]
@@ -257,9 +264,12 @@ class Farm:
             shutil.copytree(self._project.root / tree, to / tree, ignore=IGNORED)
         for file in self._project.files:
             shutil.copy2(self._project.root / file, to / file)
-        # Compiled once; each copy finds the result beside its links.
-        for tree in self._project.trees:
-            compileall.compile_dir(to / tree, quiet=2)
+
+    def _finish(self, request: Request) -> tuple[Trial, list[str]]:
+        fork = Fork(request, self._project)
+        while fork.read():
+            pass
+        return fork.end(request.copy), fork.failed
 
     def _work(self, lives: Sequence[Life], say: Callable[[Verdict], None]) -> list[Verdict]:
         verdicts: dict[int, Verdict] = {}
@@ -276,7 +286,7 @@ class Farm:
                     verdicts[number] = end.value
                     say(end.value)
                     continue
-                fork = Fork(request, self._project.package)
+                fork = Fork(request, self._project)
                 running[fork.pipe] = (number, life, fork, request.copy)
             if not running:
                 continue
@@ -311,7 +321,7 @@ class Farm:
             for compiled in target.parent.glob(f"__pycache__/{target.stem}.*.pyc"):
                 compiled.unlink()
             named = trial = yield Request(copy, mutant.tests, self._limit)
-            if trial.caught_by is None and trial.trouble is None:
+            if trial.caught_by is None and trial.trouble is None and self._whole:
                 trial = yield Request(copy, self._project.suites, self._whole)
         verdict = Verdict(mutant=mutant, kind="caught", seconds=time.monotonic() - began, elsewhere=trial is not named)
         if trial.trouble is not None:

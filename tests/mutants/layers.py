@@ -11,7 +11,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="if failures >= policy.attempts:",
         new="if failures > policy.attempts:",
-        tests=clauses("Retries"),
+        tests=clauses("Retrying::test_the_number_of_attempts_counts_the_first"),
     ),
     Mutant(
         name="one attempt less",
@@ -19,7 +19,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="if failures >= policy.attempts:",
         new="if failures >= policy.attempts - 1:",
-        tests=clauses("Retries"),
+        tests=clauses("Retrying::test_the_number_of_attempts_counts_the_first"),
     ),
     Mutant(
         name="reject is retried",
@@ -27,7 +27,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="if isinstance(error, Reject):",
         new="if isinstance(error, Reject) and failures >= policy.attempts:",
-        tests=clauses("DeadLetters"),
+        tests=clauses("Retrying::test_what_is_not_worth_a_retry_is_dead_lettered_at_once"),
     ),
     Mutant(
         name="on= is not asked",
@@ -35,7 +35,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="if not isinstance(error, (Nack, policy.on)) and isinstance(error, Exception):",
         new="if not isinstance(error, (Nack, policy.on, Exception)):",
-        tests=clauses("Retries"),
+        tests=clauses("Retrying::test_what_is_not_worth_a_retry_is_dead_lettered_at_once"),
     ),
     Mutant(
         name="retry drops expires",
@@ -43,7 +43,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="        expires=record.expires,\n",
         new="",
-        tests=clauses("Expiry"),
+        tests=clauses("Expiring::test_a_retry_keeps_the_expiry"),
     ),
     Mutant(
         name="retry drops priority",
@@ -51,7 +51,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="        expires=record.expires,\n        priority=record.priority,\n",
         new="        expires=record.expires,\n",
-        tests=clauses("Priorities"),
+        tests=clauses("Options::test_publish_priority"),
     ),
     Mutant(
         name="retry forgets its attempts",
@@ -67,7 +67,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="        delay=wait,\n",
         new="",
-        tests=clauses("Retries"),
+        tests=clauses("Retrying::test_the_waits_of_a_service_are_its_policys"),
     ),
     Mutant(
         name="dead letters expire",
@@ -76,7 +76,7 @@ LAYERS: tuple[Mutant, ...] = (
         old="        timestamp=record.timestamp,\n        priority=record.priority,\n        attempts=failures,\n    )\n\n\ndef reply_to",
         new="        timestamp=record.timestamp,\n        expires=record.expires,\n        priority=record.priority,\n"
         "        attempts=failures,\n    )\n\n\ndef reply_to",
-        tests=clauses("DeadLetters"),
+        tests=clauses("Expiring::test_dead_letters_and_what_is_redriven_never_expire"),
     ),
     Mutant(
         name="dead letter drops the headers",
@@ -84,7 +84,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_outcome.py",
         old="*(item for item in record.headers if item[0] != FIRST_FAILED and not item[0].startswith(DEAD)),",
         new="",
-        tests=clauses("DeadLetters"),
+        tests=clauses("DeadLetters::test_after_the_last_attempt_there_is_one_letter_with_everything"),
     ),
     Mutant(
         name="lane lets the next through",
@@ -92,7 +92,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_lanes.py",
         old="        if key not in lanes:\n            lanes[key] = None\n            return True\n",
         new="        if key not in lanes or lanes[key] is None:\n            lanes[key] = deque()\n            return True\n",
-        tests=clauses("Ordering"),
+        tests=clauses("Ordering::test_concurrent_handlers_keep_the_order_of_each_key"),
     ),
     Mutant(
         name="lane gives the newest first",
@@ -100,7 +100,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_lanes.py",
         old="            return None\n        following = lane.popleft()\n        self._count(following, -1)\n        return following\n\n    def follow",
         new="            return None\n        following = lane.pop()\n        self._count(following, -1)\n        return following\n\n    def follow",
-        tests=clauses("Ordering"),
+        tests=clauses("Ordering::test_concurrent_handlers_keep_the_order_of_each_key"),
     ),
     Mutant(
         name="retry in place frees its key",
@@ -124,7 +124,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_session.py",
         old="self.settling.add(Settlement(self._delivery(message), (copy,)))",
         new="self.settling.add(Settlement(self._delivery(message), (copy, *(message._staged or ()))))",
-        tests=clauses("Staged"),
+        tests=clauses("Acknowledging"),
     ),
     Mutant(
         name="staged publishes are forgotten",
@@ -132,7 +132,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_session.py",
         old="records = (*(staged or ()), *extra)",
         new="records = extra",
-        tests=clauses("Staged"),
+        tests=clauses("Acknowledging"),
     ),
     Mutant(
         name="crash guard one too early",
@@ -140,7 +140,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_session.py",
         old="if delivery.deliveries > plan.max_deliveries and",
         new="if delivery.deliveries >= plan.max_deliveries and",
-        tests=clauses("Poison"),
+        tests=clauses("Options::test_service_max_deliveries"),
     ),
     Mutant(
         name="no crash guard",
@@ -156,23 +156,26 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_session.py",
         old="self.settling.add(Settlement(self._delivery(message), publish), Watch(done=lambda _: self._leave(message)))",
         new="self.settling.add(Settlement(self._delivery(message), publish))\n        self._leave(message)",
-        tests=clauses("Ordering", "DeadLetters"),
+        tests=clauses(
+            "DeadLetters::test_a_dead_letter_waits_for_the_connection",
+            "Ordering::test_retries_and_dead_letters_keep_the_order_of_their_key",
+        ),
     ),
     Mutant(
         name="what runs is not waited for",
         breaks="revoked waits for running handlers",
         file="brokerkit/_session.py",
-        old="while any(lost(message) for message in self.out):",
-        new="while False:",
-        tests=clauses("Ordering", "Groups"),
+        old="while any(id(message._item) in gone for message in self.out):",
+        new="while not gone:",
+        tests=clauses("Ordering::test_the_order_holds_when_members_come_and_go"),
     ),
     Mutant(
         name="what was revoked still runs",
         breaks="revoked drops what has not started",
         file="brokerkit/_session.py",
-        old="        dropped = self._inbox.drop(lost)\n",
-        new="        dropped: list[Message[Any]] = []\n",
-        tests=clauses("Ordering", "Groups"),
+        old="        dropped = self._inbox.drop(lost)\n        for message in [",
+        new="        dropped: list[Message[Any]] = []\n        for message in [",
+        tests=clauses("Ordering::test_the_order_holds_when_members_come_and_go"),
     ),
     Mutant(
         name="confirm does not wait",
@@ -180,14 +183,14 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_session.py",
         old="            await stored\n",
         new="            await asyncio.sleep(0)\n",
-        tests=clauses("Acknowledging"),
+        tests=clauses("Acknowledging::test_a_confirmed_acknowledgement_is_not_promised_without_a_connection"),
     ),
     Mutant(
         name="parked messages use up the prefetch",
         breaks="a blocked key pauses its partition only",
         file="brokerkit/_session.py",
-        old="if self.consumer.prefetch < wanted:",
-        new="if self.consumer.prefetch < 0:",
+        old="wanted = self.plan.prefetch + lanes.parked\n",
+        new="wanted = self.plan.prefetch\n",
         tests=clauses("Ordering::test_a_failed_message_holds_its_own_key_only"),
     ),
     Mutant(
@@ -196,7 +199,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_settle.py",
         old="            self._again(item, watch or Watch())\n",
         new="            self._on_settled(1)\n",
-        tests=clauses("Acknowledging"),
+        tests=clauses("DeadLetters::test_what_cannot_be_stored_leaves_the_message_unsettled"),
     ),
     Mutant(
         name="confirm is not passed on",
@@ -212,7 +215,7 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/_intake.py",
         old="                self._waking = False\n                self.wake_next()\n",
         new="                self._waking = False\n",
-        tests=clauses("Cancellation"),
+        tests=clauses("Cancelling::test_two_readers_of_a_subscription_lose_nothing_when_one_is_cancelled"),
     ),
     Mutant(
         name="no way back after a disconnect",
