@@ -140,6 +140,7 @@ def _seeds(test: Test) -> list[int]:
 def _run(harness: type[Harness], group: type[Suite], test: Test, kind: Kind | None, seed: int, *, last: bool) -> None:
     began = time.perf_counter()
     error = "did not end"
+    gc.freeze()  # what was there before is not looked at: collecting costs only what this test has made
     try:
         with _leaks(thorough=last):
             random.seed(seed)
@@ -151,6 +152,7 @@ def _run(harness: type[Harness], group: type[Suite], test: Test, kind: Kind | No
                 runner.run(_main(harness, group, test, kind))
             if last:
                 gc.collect()
+                gc.freeze()  # what is left stays: looking at it again after every test would take most of the time
             assert not errors, f"errors that nobody received: {errors}"
         error = ""
     except BaseException as exc:
@@ -160,6 +162,7 @@ def _run(harness: type[Harness], group: type[Suite], test: Test, kind: Kind | No
             exc.add_note(f"repeat it: BROKERKIT_SEED={seed} python -m pytest '{node}'")
         raise
     finally:
+        gc.unfreeze()
         _record(harness, group, test, kind, seed, error, time.perf_counter() - began)
 
 

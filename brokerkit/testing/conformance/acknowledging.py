@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -317,30 +318,33 @@ class Zombies(Suite):
         await self.after(system, retry=False)
 
     async def after(self, system: Harness, *, retry: bool) -> None:
-        address = system.queue()
-        async with system.connect() as sleeper, system.connect() as broker:
-            await system.publish(broker, address, ["a"])
-            async with system.subscribe(sleeper, address) as held:
-                (stale,) = await system.take(held, 1)
-                await system.freeze(sleeper)
-                async with system.subscribe(broker, address) as messages:
-                    (taken,) = await system.take(messages, 1)
-                    if retry:
-                        await taken.nack()
-                    else:
-                        await taken.reject("to be redriven")
-                        await system.eventually(lambda: self.redriven(system, broker))
-                    (copy,) = await system.take(messages, 1)
-                    await system.thaw(sleeper)
-                    for settle in (stale.ack(confirm=True), stale.ack(confirm=True)):
-                        with pytest.raises(DeliveryLost):
-                            await settle
-                    assert (copy.id, copy.attempt) == ("a", 2 if retry else 1)
-                async with system.subscribe(broker, address) as messages:
-                    (again,) = await system.take(messages, 1)
-                    assert (again.id, again.attempt) == ("a", 2 if retry else 1)
-                    await again.ack(confirm=True)
-                    await system.nothing(messages)
+        queue = system.queue()
+        attempt = 2 if retry else 1
+        async with system.connect() as sleeper, system.connect() as broker, AsyncExitStack() as asleep:
+            await system.publish(broker, queue, ["a"])
+            held = await asleep.enter_async_context(system.subscribe(sleeper, queue))
+            (stale,) = await system.take(held, 1)
+            await system.freeze(sleeper)
+            async with system.subscribe(broker, queue) as messages:
+                (taken,) = await system.take(messages, 1)
+                if retry:
+                    await taken.nack()
+                else:
+                    await taken.reject("to be redriven")
+                    await system.eventually(lambda: self.redriven(system, broker))
+                (copy,) = await system.take(messages, 1)
+                assert (copy.id, copy.attempt, copy.deliveries) == ("a", attempt, 1)
+                await system.thaw(sleeper)
+                for settle in (stale.ack(confirm=True), stale.ack(confirm=True)):
+                    with pytest.raises(DeliveryLost):
+                        await settle
+                await asleep.aclose()
+                await system.nothing(messages)
+            async with system.subscribe(broker, queue) as messages:
+                (again,) = await system.take(messages, 1)
+                assert (again.id, again.attempt, again.deliveries) == ("a", attempt, 1)
+                await again.ack(confirm=True)
+                await system.nothing(messages)
 
     async def redriven(self, system: Harness, broker: Broker) -> bool:
         report = await broker.redrive(system.queue().dead_letters)

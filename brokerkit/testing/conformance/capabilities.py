@@ -126,7 +126,7 @@ class Capabilities(Suite):
                 with refused(system, "start", topic):
                     async with system.serve(broker, topic, nothing, start=start):
                         pass
-                with refused(system, "start", topic):
+                with refused(system, "seek", topic):
                     await broker.seek(topic, "g", start)
                 with refused(system, "start", topic):
                     async for _ in broker.browse(topic, start=start):

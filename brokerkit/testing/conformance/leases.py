@@ -26,18 +26,15 @@ class Leases(Suite):
         """L1: ownership runs its full time from the delivery on, then it ends."""
         queue = system.queue()
         doomed = system.connect()
-        async with system.connect() as broker, system.subscribe(broker, queue) as messages:
+        async with system.connect() as broker:
             async with doomed, system.subscribe(doomed, queue) as held:
-                messages.prefetch = 1
-                await system.publish(broker, queue, ["a", "b"])
-                (message,) = await system.take(held, 1)
+                await system.publish(broker, queue, ["a"])
+                await system.take(held, 1)
                 began = system.now()
                 await system.crash(doomed)
-            (other,) = await system.take(messages, 1)
-            assert {other.value, message.value} == {"a", "b"}
-            await other.ack()
-            (again,) = await system.take(messages, 1, within=system.gone("queue"))
-            assert again.value == message.value
+            async with system.subscribe(broker, queue) as messages:
+                (again,) = await system.take(messages, 1, within=system.gone("queue"))
+            assert again.value == "a"
             assert system.now() - began >= system.lease * 0.99
             assert (again.attempt, again.deliveries) == (1, 2)
 
