@@ -66,7 +66,10 @@ class Pages(Generic[S_co]):
     async def __anext__(self) -> S_co:
         bound = self._bound
         if bound is None:
-            bound = self._bound = await self._bind()
+            bound = await self._bind()
+            if self._start is not None and self._start.kind in ("time", "position") and not bound.capabilities.replay:
+                raise bound.refuse(f"start={self._start!r}")
+            self._bound = bound
         if not self._page and self._left > 0 and not self._through:
             await self._read(bound)
         if not self._page:

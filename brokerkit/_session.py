@@ -98,6 +98,8 @@ class Session:
         self._lanes = Lanes() if plan.by_key else None
         self._timers: dict[Message[Any], asyncio.TimerHandle] = {}
         self._ended: asyncio.Future[None] | None = None
+        self._moving: set[int] = set()
+        """The `id()` of deliveries that are about to move: they are not tried again here."""
         self.stopping = False
 
     # ------------------------------------------------------------------ in
@@ -234,7 +236,7 @@ class Session:
         self.out.discard(message)
         if self.plan.letters is not None:
             self.settling.hold(self._delivery(message), failures)
-        if self.stopping:
+        if self.stopping or id(message._item) in self._moving:
             self.release(again)
             return
         if wait <= 0:
@@ -357,18 +359,29 @@ class Session:
 
         def lost(message: Message[Any]) -> bool:
             return message._settler is self and id(message._item) in gone
+        self._moving |= gone
+        try:
+            # Handed back, so that whoever owns them next does not count this ownership: nobody has started them here.
+            self.settling.release([self._delivery(message) for message in self._drop(gone)])
+            while any(id(message._item) in gone for message in self.out):
+                await self._any_end()
+            await self.settling.flush()
+        finally:
+            self._moving -= gone
+
+    def _drop(self, gone: set[int]) -> list[Message[Any]]:
+        """Take out and return what has not started of the deliveries whose `id()` is in *gone*."""
 
         dropped = self._inbox.drop(lost)
         for message in [message for message in self._timers if lost(message)]:
             self._timers.pop(message).cancel()
             dropped.append(message)
         if self._lanes is not None:
-            self._lanes.remove(gone)
+            behind = self._lanes.remove(gone)
             for message in dropped:
-                self._lanes.abandon(message)
-        while any(lost(message) for message in self.out):
-            await self._any_end()
-        await self.settling.flush()
+                behind += self._lanes.abandon(message)
+            dropped += behind
+        return dropped
 
     async def idle(self) -> None:
         """Wait until nothing is in hand."""
@@ -410,6 +423,8 @@ class Session:
         else:
             logger.warning("%s: the outcome of message %s is not stored yet: %s", self.plan.name, id, error_text(error))
             self._event(events.SettleFailed, id=id, error=type(error).__name__)
+            # What waits for its next attempt would run in vain.
+            self.settling.release([self._delivery(message) for message in self._drop({id(delivery)})])
 
     def _log_retry(self, message: Message[Any], verdict: Again, error: BaseException) -> None:
         logger.warning(

@@ -123,7 +123,7 @@ class Settling:
             except DeliveryLost:
                 pass  # the settlement after the next attempt will tell
             except BrokerError as error:
-                # Only the count of failed attempts is at stake, should this process die before the next one.
+                # Unless it is lost, only the count of failed attempts is at stake, should this process die before the next.
                 self._on_error(delivery, error)
 
     async def _settle(self, items: list[Settlement], watches: list[Watch | None], confirm: bool) -> None:
