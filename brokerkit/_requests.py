@@ -53,6 +53,10 @@ class Inbox:
             group.start_soon(self._read)
             started.set_result(None)
             await self._hosted.stopping.wait()
+            # Replies settle themselves; leaving in the middle of that would report them as lost.
+            self._intake.stop_fetching()
+            with anyio.move_on_after(1):
+                await self._intake.finish()
             group.cancel_scope.cancel()
 
     async def _read(self) -> None:
