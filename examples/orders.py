@@ -48,8 +48,8 @@ class Quote:
     price: Decimal
 
 
-EMAILS = Queue("emails", Email, lease=10)
-SHIPPING = Queue("shipping", Parcel, reply=Quote, lease=10)
+EMAILS = Queue("emails", Email, lease=5)
+SHIPPING = Queue("shipping", Parcel, reply=Quote, lease=5)
 
 
 class MailServer:
@@ -176,5 +176,5 @@ service.include(topics)
 service.include(mailing)
 
 if __name__ == "__main__":
-    print(f"A shop exports {len(lines())} orders to {FILE.name}, some of them broken; the service works on them.\n")
-    sys.exit(perform(Demo(service, shop, [*STATIONS, MAILING, MAIL], lines(), more, also=[SHIPPING])))
+    title = f"A shop exports {len(lines())} orders to {FILE.name}, some of them broken; the service works on them."
+    sys.exit(perform(Demo(title, service, shop, [*STATIONS, MAILING, MAIL], lines(), more, also=[SHIPPING])))

@@ -56,6 +56,7 @@ class Run:
 class Demo:
     """What is performed: *shop* publishes, *service* handles, and *stations* say what must come out."""
 
+    title: str
     service: Service[Any]
     shop: Callable[[Run], Awaitable[None]]
     stations: Sequence[Station]
@@ -80,6 +81,8 @@ def perform(demo: Demo) -> int:
         run = Run("memory://demo" if url == "memory://" else url, Path(folder), f"demo-{secrets.token_hex(4)}.")
         run.enter()
         try:
+            run.connect()  # no connection yet, but it refuses a wrong URL
+            print(demo.title, flush=True)
             return asyncio.run(play(demo, run))
         except BrokerError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -95,13 +98,16 @@ async def play(demo: Demo, run: Run) -> int:
     report = Report(ledger, killed=bool(killed))
     async with run.connect() as broker:
         if killed:
-            print(f"The service was killed with {killed} messages to go, and started again.\n")
+            print(f"The service was killed with {killed} messages to go, and started again.")
+        print()
         await tell(demo, report, broker)
         for address in dict.fromkeys([*(station.address for station in demo.stations), *demo.also]):
             await broker.delete(address)
     print()
     for wrong in report.wrong:
         print(f"WRONG: {wrong}")
+    if report.wrong:
+        print("The end of the service's log:", *(run.folder / "service.log").read_text().splitlines()[-20:], sep="\n")
     took = time.monotonic() - began
     print(f"The sums {'do not add up' if report.wrong else 'add up'}, after {took:.1f} s on {run.url.split('?')[0]}")
     return 1 if report.wrong else 0

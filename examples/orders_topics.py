@@ -173,5 +173,5 @@ STATIONS = [
 ]
 
 if __name__ == "__main__":
-    print(f"{len(lines())} lines of {FILE.name} are published to the topic {ORDERS.name!r}, which two groups read.\n")
-    sys.exit(perform(Demo(service, shop, STATIONS, lines(), also=[INVOICES])))
+    title = f"{len(lines())} lines of {FILE.name} are published to the topic {ORDERS.name!r}, which two groups read."
+    sys.exit(perform(Demo(title, service, shop, STATIONS, lines(), also=[INVOICES])))
