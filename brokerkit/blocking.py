@@ -5,7 +5,7 @@
     with brokerkit.blocking.connect("redis://localhost") as broker:
         broker.publish(ORDERS, Order("o1", 10.0))
 
-One event loop in a thread of its own does the work of all threads.
+One event loop in a thread of its own does the work for all threads and all brokers of this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, wait
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -35,9 +35,6 @@ __all__ = ["Broker", "connect"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_CLOSING: Final = 30.0
-"""Seconds that `Broker.close` waits for its thread."""
 
 
 def connect(
@@ -70,7 +67,8 @@ class Broker:
         self._broker = make()  # what is wrong with the options is raised here
         self._state: Literal["new", "open", "closed"] = "new"
         self._lock = threading.Lock()
-        self._thread: _LoopThread | None = None
+        self._portal: BlockingPortal | None = None
+        self._calls: set[Future[Any]] = set()
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -92,19 +90,21 @@ class Broker:
             AuthenticationError: the credentials were refused.
             ConfigError: called where an event loop runs, which it would block.
         """
-        self._demand_own_thread()
+        self._demand_free_thread()
+        if self._state != "new":
+            self._demand_same_process()
         with self._lock:
             if self._state != "new":
                 raise Closed(f"{self!r} cannot be opened again: make a new one with connect()")
             self._process = os.getpid()
-            thread = _LoopThread()
+            portal = _loop.enter()
             try:
-                thread.call(self._broker.__aenter__).result()
+                portal.call(self._broker.__aenter__)
             except BaseException:
-                thread.stop()
+                _loop.leave()
                 self._broker = self._make()  # a broker is entered once
                 raise
-            self._thread = thread
+            self._portal = portal
             self._state = "open"
             atexit.register(self.close)
         return self
@@ -112,18 +112,19 @@ class Broker:
     def close(self) -> None:
         """Wait for the calls that other threads are in, and disconnect.  Closing again does nothing."""
         if self._process != os.getpid():
-            return  # the thread is the parent's
-        self._demand_own_thread()
+            return  # the connection is the parent's
+        self._demand_free_thread()
         with self._lock:
-            thread, self._thread = self._thread, None
+            portal, self._portal = self._portal, None
             self._state = "closed"
-        if thread is None:
+        if portal is None:
             return
         atexit.unregister(self.close)
         try:
-            thread.finish(partial(self._broker.__aexit__, None, None, None))
+            wait(tuple(self._calls))
+            portal.call(self._broker.__aexit__, None, None, None)
         finally:
-            thread.stop()
+            _loop.leave()
 
     @overload
     def publish(
@@ -176,21 +177,28 @@ class Broker:
         return answer
 
     def _call(self, function: Callable[..., Coroutine[Any, Any, T]], /, *arguments: object, **options: object) -> T:
-        self._demand_own_thread()
-        if self._process != os.getpid():
-            raise ConfigError(f"{self!r} was opened before a fork: the child process must connect for itself")
-        with self._lock:
-            if self._thread is None:
-                state = "is closed" if self._state == "closed" else "is not open yet: use it inside 'with connect(...)'"
-                raise Closed(f"{self!r} {state}")
-            future = self._thread.call(partial(function, *arguments, **options))
+        self._demand_free_thread()
+        self._demand_same_process()
+        future: Future[T] | None = None
         try:
+            with self._lock:
+                if self._portal is None:
+                    state = "is closed" if self._state == "closed" else "is not open yet: use it in 'with connect(...)'"
+                    raise Closed(f"{self!r} {state}")
+                future = self._portal.start_task_soon(partial(function, *arguments, **options))
+                self._calls.add(future)
+            future.add_done_callback(self._calls.discard)
             return future.result()
         except BaseException:
-            future.cancel()  # the caller was interrupted; a call that failed is done already
+            if future is not None:
+                future.cancel()  # the caller was interrupted; a call that failed is done already
             raise
 
-    def _demand_own_thread(self) -> None:
+    def _demand_same_process(self) -> None:
+        if self._process != os.getpid():
+            raise ConfigError(f"{self!r} was opened before a fork: the child process must connect for itself")
+
+    def _demand_free_thread(self) -> None:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -200,42 +208,49 @@ class Broker:
         )
 
 
-class _LoopThread:
-    """An event loop in a thread that does not keep the process from ending."""
+class _Loop:
+    """The event loop of all brokers here, in a thread that does not keep the process from ending."""
 
     def __init__(self) -> None:
-        self._calls: set[Future[Any]] = set()
-        started: Future[BlockingPortal] = Future()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="brokerkit blocking", daemon=True)
-        self._thread.start()
-        self._portal = started.result()
+        self.forget()
 
-    def _run(self, started: Future[BlockingPortal]) -> None:
-        async def main() -> None:
-            async with BlockingPortal() as portal:
-                started.set_result(portal)
-                await portal.sleep_until_stopped()
+    def forget(self) -> None:
+        """Begin anew: in the child of a fork the thread is the parent's."""
+        self._lock = threading.Lock()
+        self._users = 0
+        self._portal: BlockingPortal | None = None
+        self._thread: threading.Thread | None = None
 
-        try:
-            anyio.run(main, backend="asyncio")
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
+    def enter(self) -> BlockingPortal:
+        """Return the way into the loop, which runs until the last user left."""
+        with self._lock:
+            if self._portal is None:
+                started: Future[BlockingPortal] = Future()
+                self._thread = threading.Thread(target=_run, args=(started,), name="brokerkit blocking", daemon=True)
+                self._thread.start()
+                self._portal = started.result()
+            self._users += 1
+            return self._portal
 
-    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-        """Begin a call in the loop; its future tells how it ended."""
-        future = self._portal.start_task_soon(function)
-        self._calls.add(future)
-        future.add_done_callback(self._calls.discard)
-        return future
+    def leave(self) -> None:
+        """End the loop if this was its last user."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._portal is None or self._thread is None:
+                return
+            self._portal.start_task_soon(self._portal.stop, True)
+            self._thread.join()
+            self._portal = self._thread = None
 
-    def finish(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Wait for all calls, then for *function*."""
-        wait(list(self._calls))
-        self.call(function).result()
 
-    def stop(self) -> None:
-        """End the loop and its thread."""
-        self._portal.start_task_soon(self._portal.stop, True)
-        self._thread.join(_CLOSING)
+def _run(started: Future[BlockingPortal]) -> None:
+    async def main() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    anyio.run(main, backend="asyncio")
+
+
+_loop = _Loop()
+os.register_at_fork(after_in_child=_loop.forget)
