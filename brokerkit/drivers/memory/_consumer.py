@@ -321,6 +321,8 @@ class Consumer(ABC):
         """Keep the failed attempts of a topic's delivery."""
         if get_running_loop() is not self._link.healthy:
             await self._link.ready()
+        if delivery.token not in self._held and (lost := _unheld(delivery.token)) is not None:
+            raise lost
         self._hold(delivery, attempts)
 
     @abstractmethod

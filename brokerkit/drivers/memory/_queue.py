@@ -158,39 +158,47 @@ class QueueStore:
 
     def take(self, session: Session, room: int, expired: Callable[[int], None]) -> list[Delivery]:
         """Hand out up to *room* records to *session*; tell *expired* how many were dropped instead."""
+        least = 0
         if session.woken:
             session.woken = False
             self._coming -= 1
+            least = 1
         if room <= 0:
             session.blocked = True
+            if least:
+                self.pass_on(session)
             return []
         if session.lone is not None or self._suspects or self._timed or not self._simple:
-            return self._take_carefully(session, room, expired)
+            return self._take_carefully(session, room, least, expired)
         session.blocked = False
         lowest = self._lowest
         if self._coming:
-            room = self._share(room, len(lowest))
+            room = self._share(room, least, len(lowest))
         if room >= len(lowest):
             taken = list(lowest)
             lowest.clear()
         else:
             popleft = lowest.popleft
             taken = [popleft() for _ in range(room)]
-            if self.waiters:
+            if self.waiters and not self._coming:
                 self.wake(1)
         held = session.held
         for delivery in taken:
             held[delivery.token] = delivery
         return taken
 
-    def _share(self, room: int, ready: int) -> int:
-        """Return how much of *room* may be used of what is *ready*, so that those who were woken find their share."""
-        return min(room, ready // (self._coming + 1))
+    def _share(self, room: int, least: int, ready: int) -> int:
+        """Return how much may be taken of what is *ready*, so that all who were woken find their share of it."""
+        return min(room, max(least, ready // (self._coming + 1)))
 
-    def _take_carefully(self, session: Session, room: int, expired: Callable[[int], None]) -> list[Delivery]:
+    def _take_carefully(
+        self, session: Session, room: int, least: int, expired: Callable[[int], None]
+    ) -> list[Delivery]:
         held = session.held
         session.blocked = session.occupied()
         if session.blocked:
+            if least:
+                self.pass_on(session)
             return []
         epoch, before = self._timers.epoch(), self._stored
         taken: list[Delivery] = []
@@ -207,7 +215,7 @@ class QueueStore:
                 session.blocked = True
             else:
                 self._sweep_heads(epoch)
-                room = self._share(room, sum(map(len, self._levels)))
+                room = self._share(room, least, sum(map(len, self._levels)))
                 for line in reversed(self._levels):
                     while line and len(taken) < room:
                         delivery = line.popleft()
@@ -220,7 +228,7 @@ class QueueStore:
         self._dropped += before - self._stored
         self._tell(expired)
         self._timed = self._timed and self._stored > 0
-        if self.waiters and (self._suspects or any(self._levels)):
+        if self.waiters and not self._coming and (self._suspects or any(self._levels)):
             self.wake(1)
         return taken
 
