@@ -21,6 +21,7 @@ from .errors import CapabilityError, ConfigError, NotFound, SettingsMismatch, To
 from .message import CONTENT_TYPE
 from .policy import MAX_BODY, MAX_DELAY, MAX_HEADER_BYTES, MAX_HEADERS, MAX_ID, MAX_KEY, seconds
 
+_NO_HEADERS: Mapping[str, str] = {}
 Declare = Literal["auto", "check", "never"]
 _SETTINGS = {"topic": ("partitions", "retention"), "queue": ("priorities", "dedup", "lease")}
 _COMPARED = {
@@ -32,7 +33,18 @@ _COMPARED = {
 class Bound:
     """An address as this broker uses it: its real name, its codec, what its backend can do."""
 
-    __slots__ = ("address", "capabilities", "codec", "headers", "is_topic", "name", "reply_codec", "shown")
+    __slots__ = (
+        "address",
+        "capabilities",
+        "codec",
+        "decode",
+        "encode",
+        "headers",
+        "is_topic",
+        "name",
+        "reply_codec",
+        "shown",
+    )
 
     def __init__(self, shown: Address, address: Address, capabilities: Capabilities) -> None:
         self.shown = shown
@@ -43,6 +55,7 @@ class Bound:
         plain = shown.of if isinstance(shown, DeadLetters) else shown
         self.is_topic = isinstance(plain, Topic)
         self.codec: BoundCodec = for_type(plain.type, plain.codec)
+        self.encode, self.decode = self.codec.encode, self.codec.decode
         self.headers: Headers = ((CONTENT_TYPE, self.codec.content_type.encode()),)
         self.reply_codec: BoundCodec | None = None
         if isinstance(plain, Queue) and plain.reply is not None:
@@ -51,9 +64,8 @@ class Bound:
     def read(self, record: Record) -> object:
         """Return the value of *record*, or raise `DecodeError`."""
         headers = record.headers
-        codec = self.codec
         if headers is self.headers:
-            return codec.decode(record.body, codec.content_type, {})
+            return self.decode(record.body, self.codec.content_type, _NO_HEADERS)
         content_type: str | None = None
         user: dict[str, str] = {}
         for name, value in headers:
@@ -61,7 +73,7 @@ class Bound:
                 content_type = value.decode("utf-8", "replace")
             elif not name.startswith("bk-"):
                 user[name] = value.decode("utf-8", "surrogateescape")
-        return codec.decode(record.body, content_type, user)
+        return self.decode(record.body, content_type, user)
 
     def refuse(self, option: str) -> CapabilityError:
         """Return the error for an option that the backend cannot honour."""
@@ -75,18 +87,18 @@ class Bindings:
         self.prefix = prefix
         self._driver = driver
         self._declare = declare
-        self._first: dict[int, Bound] = {}
+        self.first: dict[int, Bound] = {}
         """By `id()` of the first address object of each name, which its bound form keeps alive: the hot path."""
         self._by_name: dict[str, Bound] = {}
         self._lock = asyncio.Lock()
 
     def get(self, address: Address) -> Bound | None:
         """Return the bound form of *address* if this very object was bound before."""
-        return self._first.get(id(address))
+        return self.first.get(id(address))
 
     async def bind(self, address: Address) -> Bound:
         """Check *address* against the backend and what this broker knows, and create it if that is asked for."""
-        bound = self._first.get(id(address))
+        bound = self.first.get(id(address))
         if bound is not None:
             return bound
         self.real(address)
@@ -98,7 +110,7 @@ class Bindings:
             bound = await self._bind(address)
             self._by_name[address.name] = bound
             if not isinstance(address, DeadLetters):
-                self._first[id(address)] = bound
+                self.first[id(address)] = bound
             return bound
 
     async def _bind(self, address: Address) -> Bound:
@@ -153,7 +165,7 @@ class Bindings:
         """Drop what is known of *address*, which was deleted."""
         bound = self._by_name.pop(address.name, None)
         if bound is not None:
-            self._first.pop(id(bound.shown), None)
+            self.first.pop(id(bound.shown), None)
 
 
 def _compare(known: Address, address: Address) -> None:
@@ -190,14 +202,19 @@ class Records:
 
     def new_id(self) -> str:
         """Return an id that no other message has."""
-        return f"{self._prefix}{next(self._count):x}"
+        return f"{self._prefix}{next(self._count)}"
 
-    def simple(self, bound: Bound, value: object) -> Record:
-        """Return the record of *value* without any option: the hot path."""
-        body = bound.codec.encode(value)
+    def simple(self, bound: Bound, value: object, key: str | bytes | None) -> Record:
+        """Return the record of *value* with no option but the key: the hot path."""
+        body = bound.encode(value)
         if body is not None and len(body) > MAX_BODY:
             raise _too_large(bound, body)
-        return Record(bound.address, f"{self._prefix}{next(self._count):x}", body, None, bound.headers, self._time())
+        if key is None:
+            return Record(bound.address, f"{self._prefix}{next(self._count)}", body, None, bound.headers, self._time())
+        if not bound.is_topic:
+            raise _no_key(bound)
+        name = f"{self._prefix}{next(self._count)}"
+        return Record(bound.address, name, body, _check_key(key), bound.headers, self._time())
 
     def make(
         self,
@@ -227,11 +244,11 @@ class Records:
             wait = 0.0
         else:
             if key is not None:
-                raise ConfigError(f"{bound.shown!r} is a queue: key is an option of topics")
+                raise _no_key(bound)
             wait = self._queue_options(bound, delay, ttl, priority)
         return Record(
             bound.address,
-            f"{self._prefix}{next(self._count):x}" if id is None else _check_id(id),
+            f"{self._prefix}{next(self._count)}" if id is None else _check_id(id),
             body,
             None if key is None else _check_key(key),
             bound.headers if not headers else (*bound.headers, *_check_headers(headers)),
@@ -275,6 +292,10 @@ def _too_large(bound: Bound, body: bytes) -> TooLarge:
     return TooLarge(
         f"a body of {len(body)} bytes for {bound.shown!r} is over the limit of {MAX_BODY}; publish a reference instead"
     )
+
+
+def _no_key(bound: Bound) -> ConfigError:
+    return ConfigError(f"{bound.shown!r} is a queue: key is an option of topics")
 
 
 def _check_id(id: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Literal, Self
+from weakref import WeakSet
 
 from . import drivers
 from ._binding import Bindings, Bound, Declare, Records
@@ -26,8 +27,13 @@ _forks = [0]
 """Forks between the process that imported brokerkit and this one."""
 
 
+_open: WeakSet[Connection] = WeakSet()
+
+
 def _forked() -> None:
     _forks[0] += 1
+    for connection in _open:
+        connection._gate = None
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -53,9 +59,12 @@ class Connection:
         self._driver = loaded.driver
         self._listener = on_event
         self._bindings = Bindings(loaded.driver, loaded.prefix, declare)
+        self._known = self._bindings.first
         self._state: Literal["new", "open", "closed"] = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = _forks[0]
+        self._gate: asyncio.AbstractEventLoop | None = None
+        """The loop in which this is known to be usable: what the hot path checks."""
         self._clock: Clock = SYSTEM
         self._records = Records(SYSTEM)
         self._inbox: Inbox | None = None
@@ -83,6 +92,7 @@ class Connection:
         self._records = Records(self._clock)
         await self._driver.__aenter__()
         self._state = "open"
+        _open.add(self)
         logger.info("connected to %s", self._url)
         return self
 
@@ -97,12 +107,14 @@ class Connection:
                 await self._inbox.close()
         finally:
             self._state = "closed"
+            self._gate = None
             await self._driver.__aexit__(None, None, None)
             logger.info("disconnected from %s", self._url)
 
     def _check(self) -> None:
         if self._state == "open":
             if asyncio.get_running_loop() is self._loop and self._forks == _forks[0]:
+                self._gate = self._loop
                 return
             if self._forks != _forks[0]:
                 raise ConfigError(f"{self!r} was opened before a fork: the child process must connect for itself")

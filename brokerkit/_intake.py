@@ -40,8 +40,10 @@ class Intake:
         self._until_end = plans[0].source.until_end
         self.error: BrokerError | None = None
         """Why reading by hand cannot go on; raised by the next receive."""
-        self._takers: deque[asyncio.Future[None]] = deque()
-        self._waking = False
+        self.takers: deque[asyncio.Future[None]] = deque()
+        """Who waits for messages."""
+        self.waking: bool = False
+        """Whether one of them was woken and has not looked yet."""
         self.closed: bool = False
 
     # ------------------------------------------------------------------ as a session's inbox
@@ -49,7 +51,7 @@ class Intake:
     def push(self, message: Message[Any]) -> None:
         """Let *message* be taken."""
         self.ready.append(message)
-        if self._takers and not self._waking:
+        if self.takers and not self.waking:
             self._wake_one()
 
     def push_front(self, messages: Sequence[Message[Any]]) -> None:
@@ -74,35 +76,35 @@ class Intake:
             if feed.session is not None:
                 feed.session.starved()
         taker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._takers.append(taker)
+        self.takers.append(taker)
         try:
             await taker
-            self._waking = False
+            self.waking = False
         except asyncio.CancelledError:
             if taker.done() and not taker.cancelled():
-                self._waking = False
+                self.waking = False
                 self.wake_next()
-            elif taker in self._takers:
-                self._takers.remove(taker)
+            elif taker in self.takers:
+                self.takers.remove(taker)
             raise
 
     def wake_next(self) -> None:
         """Let another waiter run if there is more to take: each taker calls it, so that a batch wakes them one by one."""
-        if self.ready and self._takers and not self._waking:
+        if self.ready and self.takers and not self.waking:
             self._wake_one()
 
     def _wake_one(self) -> None:
-        takers = self._takers
+        takers = self.takers
         while takers:
             taker = takers.popleft()
             if not taker.done():
                 taker.set_result(None)
-                self._waking = True
+                self.waking = True
                 return
 
     def wake_all(self) -> None:
         """Let every waiter look again: the subscription ends, or has failed."""
-        takers, self._takers = self._takers, deque()
+        takers, self.takers = self.takers, deque()
         for taker in takers:
             if not taker.done():
                 taker.set_result(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
+from builtins import id as id_of
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast, overload
@@ -74,10 +76,11 @@ class Publisher(Connection):
             EncodeError, TooLarge, ConfigError, CapabilityError: not sent.
             NotFound: the address does not exist.
         """
-        self._check()
-        bound = self._bindings.get(address) or await self._publishable(address)
-        if key is None and id is None and headers is None and ttl is None and delay == 0 and priority == 0:
-            record = self._records.simple(bound, value)
+        if get_running_loop() is not self._gate:
+            self._check()
+        bound = self._known.get(id_of(address)) or await self._publishable(address)
+        if id is None and headers is None and ttl is None and delay == 0 and priority == 0:
+            record = self._records.simple(bound, value, key)
         else:
             record = self._records.make(bound, value, key, id, headers, delay, ttl, priority)
         if timeout != 30:
@@ -133,7 +136,7 @@ class Publisher(Connection):
                         raise ConfigError(f"an item for {outgoing.address!r} in publish_many of {address!r}")
                     record = make(bound, outgoing)
                 else:
-                    record = simple(bound, item)
+                    record = simple(bound, item, None)
             except BrokerError as error:
                 results.append(error)
                 continue

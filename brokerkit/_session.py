@@ -164,6 +164,9 @@ class Session:
         staged = message._staged
         if staged is None and not extra:
             self.settling.add(Settlement(message._item))  # type: ignore[arg-type]
+            if self._lanes is None and self._ended is None:
+                self.out.discard(message)
+                return
         else:
             records = (*(staged or ()), *extra)
             watch = Watch(refused=partial(self._refused, message))
@@ -356,9 +359,6 @@ class Session:
     async def revoked(self, deliveries: Sequence[Delivery]) -> None:
         """Let go of *deliveries*: drop what has not started, wait for what runs, and store its outcome."""
         gone = {id(delivery) for delivery in deliveries}
-
-        def lost(message: Message[Any]) -> bool:
-            return message._settler is self and id(message._item) in gone
         self._moving |= gone
         try:
             # Handed back, so that whoever owns them next does not count this ownership: nobody has started them here.
@@ -371,6 +371,9 @@ class Session:
 
     def _drop(self, gone: set[int]) -> list[Message[Any]]:
         """Take out and return what has not started of the deliveries whose `id()` is in *gone*."""
+
+        def lost(message: Message[Any]) -> bool:
+            return message._settler is self and id(message._item) in gone
 
         dropped = self._inbox.drop(lost)
         for message in [message for message in self._timers if lost(message)]:
@@ -420,11 +423,11 @@ class Session:
         if isinstance(error, DeliveryLost):
             logger.warning("%s: message %s was lost to another consumer before it was settled", self.plan.name, id)
             self._event(events.Lost, id=id)
+            # What waits for its next attempt would run in vain.
+            self.settling.release([self._delivery(message) for message in self._drop({id(delivery)})])
         else:
             logger.warning("%s: the outcome of message %s is not stored yet: %s", self.plan.name, id, error_text(error))
             self._event(events.SettleFailed, id=id, error=type(error).__name__)
-            # What waits for its next attempt would run in vain.
-            self.settling.release([self._delivery(message) for message in self._drop({id(delivery)})])
 
     def _log_retry(self, message: Message[Any], verdict: Again, error: BaseException) -> None:
         logger.warning(

@@ -45,7 +45,8 @@ class Settling:
         self._on_settled = on_settled
         self._on_error = on_error
         self._items: list[Settlement] = []
-        self._watches: list[Watch | None] = []
+        self._watches: dict[int, Watch] = {}
+        """By index in the items; most have none."""
         self._holds: list[tuple[Delivery, int]] = []
         self._releases: list[Delivery] = []
         self._confirm = False
@@ -60,15 +61,13 @@ class Settling:
         if self.closed:
             self._lost(item, watch)
             return
-        self._items.append(item)
-        self._watches.append(watch)
+        if watch is not None:
+            self._watches[len(self._items)] = watch
         if confirm:
             self._confirm = True
-        wake = self._wake
-        if wake is not None:
-            self._wake = None
-            if not wake.done():
-                wake.set_result(None)
+        self._items.append(item)
+        if self._wake is not None:
+            self._stir()
 
     def hold(self, delivery: Delivery, attempts: int) -> None:
         """Have the driver told that *delivery* has failed *attempts* times and stays here."""
@@ -107,7 +106,7 @@ class Settling:
                 await self._hold_all(holds)
             if self._items:
                 items, self._items = self._items, []
-                watches, self._watches = self._watches, []
+                watches, self._watches = self._watches, {}
                 confirm, self._confirm = self._confirm, False
                 await self._settle(items, watches, confirm)
             if self._releases:
@@ -120,21 +119,19 @@ class Settling:
         for delivery, attempts in holds:
             try:
                 await self._consumer.hold(delivery, attempts)
-            except DeliveryLost:
-                pass  # the settlement after the next attempt will tell
             except BrokerError as error:
                 # Unless it is lost, only the count of failed attempts is at stake, should this process die before the next.
                 self._on_error(delivery, error)
 
-    async def _settle(self, items: list[Settlement], watches: list[Watch | None], confirm: bool) -> None:
+    async def _settle(self, items: list[Settlement], watches: dict[int, Watch], confirm: bool) -> None:
         results: Sequence[BrokerError | None]
         try:
             results = await self._consumer.settle(items, confirm=confirm)
         except BrokerError as error:
             results = [error] * len(items)
         except asyncio.CancelledError:
-            for item, watch in zip(items, watches, strict=True):
-                self._lost(item, watch)
+            for index, item in enumerate(items):
+                self._lost(item, watches.get(index))
             raise
         except Exception as error:
             logger.exception("the driver failed to settle %d messages", len(items))
@@ -143,12 +140,12 @@ class Settling:
             results = [unavailable] * len(items)
         if not any(results):
             self._on_settled(len(items))
-            for watch in watches:
-                if watch is not None and watch.done is not None:
+            for watch in watches.values():
+                if watch.done is not None:
                     watch.done(None)
             return
-        for item, watch, result in zip(items, watches, results, strict=True):
-            self._apply(item, watch, result)
+        for index, (item, result) in enumerate(zip(items, results, strict=True)):
+            self._apply(item, watches.get(index), result)
 
     def _apply(self, item: Settlement, watch: Watch | None, result: BrokerError | None) -> None:
         if result is None:
@@ -203,11 +200,13 @@ class Settling:
         """Give up what is left: the consumer is gone, so its deliveries belong to somebody else soon."""
         self.closed = True
         items, self._items = self._items, []
-        watches, self._watches = self._watches, []
+        watches, self._watches = self._watches, {}
         later, self._later = self._later, {}
         for handle in later:
             handle.cancel()
-        for item, watch in (*zip(items, watches, strict=True), *later.values()):
+        for index, item in enumerate(items):
+            self._lost(item, watches.get(index))
+        for item, watch in later.values():
             self._lost(item, watch)
         self._tell_idle()
 

@@ -83,6 +83,8 @@ class Pool:
         self._env = env
         self._heartbeat = heartbeat
         self._monotonic = env.clock.monotonic
+        self._call = job.call
+        self._replies = job.replies
         self._watching: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._draining = False
@@ -121,7 +123,7 @@ class Pool:
                     await intake.wait()
                     continue
                 message = ready.popleft()
-                if ready:
+                if ready and intake.takers and not intake.waking:
                     intake.wake_next()
                 if batch is None:
                     await self._one(slot, message)
@@ -140,26 +142,35 @@ class Pool:
         session: Session = message._settler  # type: ignore[assignment]
         session.out.add(message)
         try:
-            message.value  # noqa: B018  # reads and keeps it
+            message._value = message._reader.read(message._item.record)
         except DecodeError as error:
             session.undecodable(message, error)
             return
         slot.messages = (message,)
-        self._begin(slot)
+        slot.began = self._monotonic()
+        slot.expired = False
+        slot.busy = True
+        if not self._armed:
+            self._arm()
         try:
-            result = await self.job.call(message)
-            extra = () if self.job.replies is None else self._reply(message, result)
+            result = await self._call(message)
+            extra = () if self._replies is None else self._reply(message, result)
         except BaseException as error:
             self._end(slot)
             self._failed(slot, session, slot.messages, error)
-        else:
+            return
+        slot.busy = False
+        slot.ended = self._monotonic()
+        if self._quiet is not None:
             self._end(slot)
-            if message._outcome is None:
-                if slot.expired:
-                    self._overran(slot, session, slot.messages)
-                    return
-                session.succeed(message, extra)
-            self._handled(slot, message)
+        if message._outcome is None:
+            if slot.expired:
+                self._overran(slot, session, slot.messages)
+                return
+            session.succeed(message, extra)
+        self.finished += 1
+        if self._env.emit is not None:
+            self._tell_handled(slot, message)
 
     async def _several(self, slot: Slot, gathered: Sequence[Message[Any]]) -> None:
         session: Session = gathered[0]._settler  # type: ignore[assignment]
@@ -175,9 +186,13 @@ class Pool:
         if not messages:
             return
         slot.messages = messages
-        self._begin(slot)
+        slot.began = self._monotonic()
+        slot.expired = False
+        slot.busy = True
+        if not self._armed:
+            self._arm()
         try:
-            await self.job.call(messages)
+            await self._call(messages)
         except BaseException as error:
             self._end(slot)
             self._failed(slot, session, messages, error)
@@ -189,7 +204,9 @@ class Pool:
             for message in messages:
                 if message._outcome is None:
                     session.succeed(message)
-                self._handled(slot, message)
+                self.finished += 1
+                if self._env.emit is not None:
+                    self._tell_handled(slot, message)
 
     async def _gather(self, first: Message[Any], batch: Batch) -> list[Message[Any]]:
         """Collect what goes into one call with *first*: of one session, each key in its order."""
@@ -281,25 +298,26 @@ class Pool:
         body = codec.encode(result)
         return (reply(replies, to, self._env.new_id(), body, codec.content_type, self._env.clock.time()),)
 
-    def _handled(self, slot: Slot, message: Message[Any]) -> None:
-        self.finished += 1
-        if self._env.emit is not None:
-            self._env.emit(
-                events.Handled(
-                    address=self.job.bound.name,
-                    group=self.job.group,
-                    id=message.id,
-                    attempt=message.attempt,
-                    took=slot.ended - slot.began,
-                )
+    def _tell_handled(self, slot: Slot, message: Message[Any]) -> None:
+        assert self._env.emit is not None
+        self._env.emit(
+            events.Handled(
+                address=self.job.bound.name,
+                group=self.job.group,
+                id=message.id,
+                attempt=message.attempt,
+                took=slot.ended - slot.began,
             )
+        )
 
     # ------------------------------------------------------------------ time
 
-    def _begin(self, slot: Slot) -> None:
-        slot.began = self._monotonic()
-        slot.expired = False
-        slot.busy = True
+    @property
+    def _armed(self) -> bool:
+        """Whether the timers that watch handlers run."""
+        return self._heartbeat.armed and (self._watching is not None or self.job.timeout is None)
+
+    def _arm(self) -> None:
         if not self._heartbeat.armed:
             self._heartbeat.arm()
         if self._watching is None and self.job.timeout is not None:
