@@ -44,8 +44,8 @@ async def running(
 @asynccontextmanager
 async def _running(service: Service[Any], broker: Broker, drain: float) -> AsyncGenerator[None]:
     if Watch.of(broker) is None:
-        # Outermost: an attempt that another middleware lets fail has not finished well.
-        broker.middleware = (Watch(), *broker.middleware)
+        # Innermost: what another middleware keeps from the handler, no handler has finished.
+        broker.middleware = (*broker.middleware, Watch())
     async with service.running(broker, drain=drain):
         yield
 

@@ -180,6 +180,43 @@ def test_time_passes_at_its_real_speed_beside_a_thread_that_does_not_end() -> No
     run(main)
 
 
+def test_no_more_time_passes_beside_a_slow_thread_than_it_takes() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        began = time.monotonic()
+        async with asyncio.timeout(1000):
+            await loop.run_in_executor(None, time.sleep, PATIENCE + 0.1)
+        assert 0 < loop.time() <= time.monotonic() - began
+
+    run(main)
+
+
+@pytest.mark.parametrize("timer", [True, False])
+def test_a_call_from_a_thread_in_the_moment_of_the_jump_comes_before_it(timer: bool) -> None:
+    """It is in the ready queue before it is in the wake-up socket, which was just found empty."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        called: asyncio.Future[float] = loop.create_future()
+        poll = loop._jumping.poll
+        calls = iter([lambda: loop._ready.append(asyncio.Handle(lambda: called.set_result(loop.time()), (), loop))])
+
+        def late(timeout: float | None) -> Any:
+            found = poll(timeout)
+            if not found and not loop._ready:
+                next(calls, lambda: None)()
+            return found
+
+        loop._jumping.poll = late  # type: ignore[method-assign]
+        if timer:
+            async with asyncio.timeout(60):
+                return await called
+        return await called
+
+    assert run(main) == 0.0
+
+
 def test_a_thread_that_nobody_waits_for_holds_nothing() -> None:
     stop = threading.Event()
 

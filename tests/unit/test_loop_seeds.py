@@ -56,14 +56,21 @@ def test_tasks_woken_by_one_event_change_places() -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(4):
                 group.create_task(wait(number))
-            await asyncio.sleep(1)
+                await asyncio.sleep(1)  # they wait in this order
             event.set()
         return tuple(order)
 
+    async def with_tasks_written_in_python() -> tuple[int, ...]:
+        made = getattr(asyncio.tasks, "_PyTask")  # noqa: B009
+        asyncio.get_running_loop().set_task_factory(lambda loop, coro, **options: made(coro, loop=loop, **options))
+        return await asyncio.create_task(main())
+
+    assert run(main) == run(with_tasks_written_in_python) == (0, 1, 2, 3)
     assert len({run(main, seed=seed) for seed in range(20)}) > 5
+    assert len({run(with_tasks_written_in_python, seed=seed) for seed in range(20)}) > 5
 
 
-def test_tasks_written_in_python_change_places_too() -> None:
+def test_first_steps_of_tasks_written_in_python_change_places_too() -> None:
     made = getattr(asyncio.tasks, "_PyTask")  # noqa: B009
 
     async def main() -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from brokerkit import (
     connect,
 )
 from brokerkit.driver import Source
-from brokerkit.testing import NotIdle, dead_letters, faults, handled, idle, run, running
+from brokerkit.testing import NotIdle, _idle, dead_letters, faults, handled, idle, run, running
 
 ORDERS = Topic("orders", str)
 EMAILS = Queue("emails", str)
@@ -46,6 +46,16 @@ def service(*handlers: tuple[Any, Callable[..., Any]], **options: Any) -> Servic
     for address, handler in handlers:
         made.subscribe(address, **options)(handler)
     return made
+
+
+class Driver:
+    """A driver in front of the real one."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
 
 async def accept(message: Message[str]) -> None:
@@ -113,15 +123,9 @@ def test_a_chain_of_messages_is_done_to_its_end() -> None:
 def test_a_message_that_moves_while_idle_looks_is_not_missed() -> None:
     """On a slow system the backlogs are read one after another, and a message can hop behind the reader's back."""
 
-    class Slow:
-        def __init__(self, driver: Any) -> None:
-            self._driver = driver
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._driver, name)
-
+    class Slow(Driver):
         async def backlog(self, source: Source) -> Backlog:
-            found: Backlog = await self._driver.backlog(source)
+            found: Backlog = await self.real.backlog(source)
             await asyncio.sleep(0.01)
             return found
 
@@ -236,6 +240,50 @@ def test_what_every_replica_reads_is_waited_for() -> None:
             assert len(seen) == 20
 
     in_both_times(main)
+
+
+def test_what_a_handler_publishes_for_every_replica_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No backlog tells of it in the turns between its storing and its delivery."""
+    seen: list[str] = []
+
+    async def slow(message: Message[str]) -> None:
+        for _ in range(5 * _idle.TURNS):
+            await asyncio.sleep(0)
+        await message.publish(ORDERS, message.value)
+
+    async def hear(message: Message[str]) -> None:
+        seen.append(message.value)
+
+    async def main() -> None:
+        seen.clear()
+        made = service((EMAILS, slow))
+        made.subscribe(ORDERS, group=EVERY_REPLICA)(hear)
+        async with running(made) as broker:
+            await broker.publish(EMAILS, "a")
+            await idle(broker)
+            assert seen == ["a"]
+
+    monkeypatch.setattr(_idle, "POLL", 0)  # look in each turn
+    in_both_times(main)
+
+
+def test_where_the_system_cannot_tell_what_is_in_hand_here_counts() -> None:
+    class Silent(Driver):
+        async def backlog(self, source: Source) -> Backlog:
+            return Backlog()
+
+    async def slow(message: Message[str]) -> None:
+        await asyncio.sleep(10)
+
+    async def main() -> None:
+        async with connect("memory://") as broker, service((EMAILS, slow), (ORDERS, slow)).running(broker):
+            broker._driver = Silent(broker._driver)
+            await broker.publish(EMAILS, "a")
+            await broker.publish(ORDERS, "a")
+            await idle(broker)
+            assert now() == 10.0
+
+    run(main)
 
 
 def test_a_request_is_waited_for_until_its_reply_is_here() -> None:

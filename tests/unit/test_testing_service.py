@@ -262,8 +262,10 @@ def test_handled_has_each_message_of_a_batch() -> None:
     run(main)
 
 
-def test_an_attempt_that_a_middleware_lets_fail_was_not_handled() -> None:
+def test_what_a_middleware_keeps_from_the_handler_or_lets_fail_was_not_handled() -> None:
     async def picky(message: Message[Any], call_next: CallNext) -> object:
+        if message.value == "kept":
+            return None
         result = await call_next(message)
         if message.value == "picked":
             raise Reject("not this one")
@@ -271,10 +273,11 @@ def test_an_attempt_that_a_middleware_lets_fail_was_not_handled() -> None:
 
     async def main() -> None:
         async with running(billing(), connect("memory://", middleware=[picky])) as broker:
-            await broker.publish(ORDERS, "picked")
-            await broker.publish(ORDERS, "b")
+            for value in ("kept", "picked", "b"):
+                await broker.publish(ORDERS, value)
             await idle(broker)
             assert values(handled(broker, ORDERS)) == ["b"]
+            assert (await broker.backlog(ORDERS, "billing")).dead == 1
 
     run(main)
 
