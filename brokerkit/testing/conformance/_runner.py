@@ -168,7 +168,7 @@ def _run(harness: type[Harness], group: type[Suite], test: Test, kind: Kind | No
 
 async def _main(harness: type[Harness], group: type[Suite], test: Test, kind: Kind | None) -> None:
     # In virtual time a day costs nothing, and a test that hangs must end as a failure, not as a hang.
-    limit = 10 * 86400.0 if harness.virtual else 5 * harness.deadline
+    limit = (24 if harness.virtual else 5) * harness.deadline
     async with asyncio.timeout(limit):
         async with harness() as system:
             await (test(group(), system) if kind is None else test(group(), system, kind))
