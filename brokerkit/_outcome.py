@@ -14,7 +14,7 @@ from .address import AnyDeadLetters, AnyTopic
 from .driver import DEAD, Record
 from .errors import Nack, Reject
 from .message import CONTENT_TYPE, FIRST_FAILED
-from .policy import MAX_REASON, QUEUE_WAIT, TOPIC_WAIT, RetryPolicy
+from .policy import MAX_DELAY, MAX_REASON, QUEUE_WAIT, TOPIC_WAIT, RetryPolicy
 
 INBOX: Final = "bk-inbox"
 CORRELATION: Final = "bk-correlation"
@@ -46,8 +46,11 @@ def judge(error: BaseException, policy: RetryPolicy, failures: int, *, in_place:
     """
     if isinstance(error, Reject):
         return Die(redact(error.reason)[:MAX_REASON], "Reject")
-    if isinstance(error, Nack) and in_place and error.delay > TOPIC_WAIT:
-        error = ValueError(f"Nack(delay={error.delay:g}) on a topic: a message that holds its key waits at most 60 s")
+    if isinstance(error, Nack):
+        longest = TOPIC_WAIT if in_place else MAX_DELAY
+        if not 0 <= error.delay <= longest:  # NaN is not either
+            why = ": a message of a topic holds its key while it waits" if in_place else ""
+            error = ValueError(f"Nack(delay={error.delay:g}) is not from 0 to {longest:g} seconds{why}")
     name = type(error).__name__
     if not isinstance(error, (Nack, policy.on)) and isinstance(error, Exception):
         return Die(f"{name} is not retried", name, error_text(error))
