@@ -18,6 +18,7 @@ class MemoryHarness(Harness):
     lease = 30.0
     session = 10.0
     quiet = 5.0
+    bounded = {"max_messages": 24}
     deadline = 3600.0
     topics = Capabilities(backend="memory", replay=True, key_order=True, atomic=True)
     queues = Capabilities(backend="memory", delay=True, priority=True, ttl=True, dedup=True, shared=True, atomic=True)
