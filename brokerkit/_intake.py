@@ -20,10 +20,10 @@ from . import events
 from ._redact import error_text
 from ._session import Env, Plan, Session
 from ._tasks import first_error
-from .driver import Consumer, Delivery
+from .driver import Consumer, Delivery, Source
 from .errors import BrokerError, PositionLost
 from .message import Message
-from .policy import backoff
+from .policy import Start, backoff
 
 logger = logging.getLogger("brokerkit")
 
@@ -167,6 +167,8 @@ class Feed:
         self._intake = intake
         self._fetching: anyio.CancelScope | None = None
         self._stopping = False
+        self._start: Start | None = None
+        """Where an ephemeral reader goes on after a lost connection."""
         self._finished = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -189,6 +191,10 @@ class Feed:
                 if not started.done():
                     started.set_exception(error)
                     break
+                if isinstance(error, PositionLost) and self._start is not None:
+                    self._position_lost(error)
+                    self._start = Start.EARLIEST
+                    continue
                 if self.plan.by_hand and not error.retryable:
                     self.problem = f"{self.plan.name}: {error_text(error)}"
                     self._intake.fail(error)
@@ -211,7 +217,7 @@ class Feed:
         revoked = _Revoked()
         ended: BrokerError | None = None
         try:
-            async with env.driver.consume(plan.source, prefetch=plan.prefetch, revoked=revoked) as consumer:
+            async with env.driver.consume(self._source(), prefetch=plan.prefetch, revoked=revoked) as consumer:
                 session = self.session = revoked.session = Session(consumer, plan, env, self._intake)
                 self.problem = ""
                 self._tell(events.Resumed if resumed else events.Subscribed)
@@ -230,7 +236,11 @@ class Feed:
                     # Nothing may start any more: what is unsettled belongs to whoever owns it next.
                     session.stopping = session.stopping or self._stopping
                     session.settling.close()
-                    session.unstarted()
+                    if plan.letters is not None or session.stopping:
+                        session.unstarted()
+                    else:
+                        # An ephemeral reader owes nothing for what it has, and goes on behind it.
+                        self._start = Start.position(consumer.cursor) if consumer.cursor else None
         except BrokerError as error:
             return error
         except Exception as error:
@@ -240,6 +250,10 @@ class Feed:
             failed.__cause__ = inner
             return failed
         return ended
+
+    def _source(self) -> Source:
+        source = self.plan.source
+        return source if self._start is None else Source(source.address, None, self._start, source.until_end)
 
     async def _pump(self, consumer: Consumer, session: Session) -> BrokerError | None:
         settled = -1

@@ -419,15 +419,19 @@ class Session:
             self.env.emit(make(address=source.address.name, group=source.group, **details))
 
     def _settle_error(self, delivery: Delivery, error: BrokerError) -> None:
-        id = delivery.record.id
+        name = delivery.record.id
+        if self.plan.letters is None:
+            return  # an ephemeral reader owes nothing, so nothing is lost
         if isinstance(error, DeliveryLost):
-            logger.warning("%s: message %s was lost to another consumer before it was settled", self.plan.name, id)
-            self._event(events.Lost, id=id)
+            logger.warning("%s: message %s was lost to another consumer before it was settled", self.plan.name, name)
+            self._event(events.Lost, id=name)
             # What waits for its next attempt would run in vain.
             self.settling.release([self._delivery(message) for message in self._drop({id(delivery)})])
         else:
-            logger.warning("%s: the outcome of message %s is not stored yet: %s", self.plan.name, id, error_text(error))
-            self._event(events.SettleFailed, id=id, error=type(error).__name__)
+            logger.warning(
+                "%s: the outcome of message %s is not stored yet: %s", self.plan.name, name, error_text(error)
+            )
+            self._event(events.SettleFailed, id=name, error=type(error).__name__)
 
     def _log_retry(self, message: Message[Any], verdict: Again, error: BaseException) -> None:
         logger.warning(

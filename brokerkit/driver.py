@@ -166,6 +166,14 @@ class Consumer(Protocol):
         """With ``Source.until_end``: whether every record that was there on entering has been handed out."""
         ...
 
+    @property
+    def cursor(self) -> str | None:
+        """Ephemeral readers: where reading goes on, in all partitions at once; None for queues and groups.
+
+        `Start.position` of it must begin behind everything that was received, and nowhere else, on any connection.
+        """
+        ...
+
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to *limit* deliveries, or none after *timeout* seconds or at the end of an ``until_end`` source.
 
@@ -203,6 +211,9 @@ class Consumer(Protocol):
         """Topics: keep *delivery*, which has failed *attempts* times by now and will run again here.
 
         Whoever owns the record next must see that number in `Record.attempts`.
+
+        Raises:
+            DeliveryLost: it belongs to another consumer by now, and is not kept.
         """
         ...
 

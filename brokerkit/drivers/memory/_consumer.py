@@ -164,6 +164,11 @@ class Consumer(ABC):
         """Whether everything that was there on entering was handed out."""
         return False
 
+    @property
+    def cursor(self) -> str | None:
+        """Where an ephemeral reader goes on; None for queues and groups."""
+        return None
+
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to *limit* deliveries, or none after *timeout* seconds."""
         link, deadline = self._link, None

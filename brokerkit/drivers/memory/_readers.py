@@ -133,6 +133,14 @@ class TopicConsumer(Consumer):
         """Whether everything that was there on entering was handed out."""
         return self.session.ends is not None and self._group.ended(self.session.ends)
 
+    @property
+    def cursor(self) -> str | None:
+        """Where an ephemeral reader goes on; None for a group."""
+        if self._group.name is not None:
+            return None
+        claims = self.session.claims
+        return self._group.topic.cursor([claims[index].tracker.high for index in sorted(claims)])
+
     def _take(self, limit: int) -> Sequence[Delivery]:
         topic = self._group.topic
         if topic.trim_at < math.inf:

@@ -8,6 +8,7 @@ import math
 import operator
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Protocol
 
 from ...address import AnyTopic
@@ -21,6 +22,7 @@ from ._timers import Timers
 Entry = tuple[Record, str, float, int]
 """A record, its position, when it was stored and its number in the topic."""
 
+_CURSOR = re.compile(r"([^\[\]]+)\[\*\]@([0-9]{1,18}(?:,[0-9]{1,18})*)")
 _POSITION = re.compile(r"(.+)\[([0-9]{1,5})\]@([0-9]{1,18})", re.ASCII)
 
 
@@ -187,6 +189,8 @@ class TopicStore:
                 return [partition.end for partition in self.partitions]
             case "time":
                 return [partition.since(float(start.value)) for partition in self.partitions]
+            case "position" if (cursor := _CURSOR.fullmatch(str(start.value))) is not None:
+                return self._resume(cursor[1], [int(offset) for offset in cursor[2].split(",")])
             case "position":
                 index, offset = self.place(str(start.value))
                 partition = self.partitions[index]
@@ -199,6 +203,18 @@ class TopicStore:
                 offsets = [partition.since(when) for partition in self.partitions]
                 offsets[index] = offset
                 return offsets
+
+    def cursor(self, offsets: Sequence[int]) -> str:
+        """Return the text from which `resolve` makes *offsets* again."""
+        return f"{self.name}[*]@{','.join(map(str, offsets))}"
+
+    def _resume(self, name: str, offsets: list[int]) -> list[int]:
+        if name != self.name or len(offsets) != self._count:
+            raise ConfigError(f"a cursor of {name} is no position in {self.name}")
+        lost = sum(max(0, partition.first - offset) for partition, offset in zip(self.partitions, offsets, strict=True))
+        if lost:
+            raise PositionLost(f"{lost} records of {self.name} were removed before they were read", lost=lost)
+        return offsets
 
     def place(self, position: str) -> tuple[int, int]:
         """Return partition and offset of *position*, or raise `ConfigError`."""

@@ -92,6 +92,25 @@ class Reconnecting(Suite):
             got = await system.take(messages, 1)
             assert got[-1].value == "after"
 
+    async def test_an_ephemeral_reader_goes_on_where_it_was_cut_off(self, system: Harness) -> None:
+        """N1: what is published during the outage comes once, in its order, and nothing comes again."""
+        topic = system.topic()
+        async with (
+            system.connect() as publisher,
+            system.connect() as broker,
+            broker.subscribe(topic) as messages,
+        ):
+            await publisher.publish(topic, "before", key="k")
+            assert [m.value for m in await system.take(messages, 1)] == ["before"]
+            await system.disconnect(broker)
+            for value in ("during", "meanwhile"):
+                await publisher.publish(topic, value, key="k")
+            await asyncio.sleep(2 * system.quiet)
+            await system.reconnect(broker)
+            await publisher.publish(topic, "after", key="k")
+            assert [m.value for m in await system.take(messages, 3)] == ["during", "meanwhile", "after"]
+            await system.nothing(messages)
+
     @seeds(2)
     async def test_nothing_is_lost_when_everybody_is_cut_off_while_messages_flow(
         self, system: Harness, kind: Kind
