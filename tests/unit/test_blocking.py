@@ -312,18 +312,39 @@ def test_closing_waits_for_the_calls_of_other_threads(url: str, monkeypatch: pyt
     assert sorted(message.value for message in stored(url, topic)) == ["first", "second"]
 
 
+class Noticed(set[Any]):
+    """Calls; tells when one was added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noticed = threading.Event()
+
+    def add(self, call: Any) -> None:
+        super().add(call)
+        self.noticed.set()
+
+
 def test_a_call_that_is_interrupted_is_given_up(url: str) -> None:
     main = threading.main_thread().ident
     assert main is not None
     codec = Signalling()
     topic = Topic("signals", str, codec=codec)
-    with blocking.connect(url) as broker:
+    reached = threading.Event()
+
+    def interrupt() -> None:
+        assert calls.noticed.wait(10)
+        assert reached.wait(10)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    with blocking.connect(url) as broker, ThreadPoolExecutor(1) as pool:
         broker.publish(topic, "first")
-        codec.reached = lambda: signal.pthread_kill(main, signal.SIGINT)
+        codec.reached = reached.set
+        broker._calls = calls = Noticed()
         in_loop(broker, driver(broker).faults.freeze)
+        interrupting = pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
             broker.publish(topic, "second", timeout=300)
-        wait(tuple(broker._calls))  # or leaving would wait 300 seconds for it
+        interrupting.result(10)
         in_loop(broker, driver(broker).faults.thaw)
     assert [message.value for message in stored(url, topic)] == ["first"]
 
