@@ -191,8 +191,8 @@ def test_no_more_time_passes_beside_a_slow_thread_than_it_takes() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("timer", [True, False])
-def test_a_call_from_a_thread_in_the_moment_of_the_jump_comes_before_it(timer: bool) -> None:
+@pytest.mark.parametrize("timer, looks", [(True, 1), (False, 1), (False, 2)])
+def test_a_call_from_a_thread_in_the_moment_of_the_jump_comes_before_it(timer: bool, looks: int) -> None:
     """It is in the ready queue before it is in the wake-up socket, which was just found empty."""
 
     async def main() -> float:
@@ -200,12 +200,15 @@ def test_a_call_from_a_thread_in_the_moment_of_the_jump_comes_before_it(timer: b
         assert isinstance(loop, VirtualLoop)
         called: asyncio.Future[float] = loop.create_future()
         poll = loop._jumping.poll
-        calls = iter([lambda: loop._ready.append(asyncio.Handle(lambda: called.set_result(loop.time()), (), loop))])
+        left = looks
 
         def late(timeout: float | None) -> Any:
+            nonlocal left
             found = poll(timeout)
             if not found and not loop._ready:
-                next(calls, lambda: None)()
+                left -= 1
+                if left == 0:
+                    loop._ready.append(asyncio.Handle(lambda: called.set_result(loop.time()), (), loop))
             return found
 
         loop._jumping.poll = late  # type: ignore[method-assign]
@@ -266,18 +269,19 @@ def test_a_foreign_thread_may_still_end_what_looks_like_a_deadlock() -> None:
 
 
 def test_closing_waits_for_the_default_executor_without_a_warning() -> None:
-    ended = threading.Event()
+    began, go, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
-        started.wait()
+        began.set()
+        go.wait()
         time.sleep(0.05)
         ended.set()
 
-    started = threading.Event()
-
     async def main() -> None:
-        asyncio.get_running_loop().run_in_executor(None, work).cancel()
-        started.set()
+        future = asyncio.get_running_loop().run_in_executor(None, work)
+        began.wait()
+        future.cancel()
+        go.set()
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
