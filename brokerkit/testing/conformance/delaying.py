@@ -90,11 +90,13 @@ class Delaying(Suite):
         queue = system.queue()
         unit = system.quiet / 2
         async with system.connect() as broker, system.subscribe(broker, queue, prefetch=1) as messages:
+            began = system.now()
             for number in (8, 1, 6, 3, 0, 7, 2, 5, 4):
                 await broker.publish(queue, str(number), delay=unit * number)
             order = []
-            for _ in range(9):
+            for number in range(9):
                 (message,) = await system.take(messages, 1)
+                assert system.now() - began < unit * number + system.quiet
                 order.append(message.value)
                 await message.ack()
         assert order == [str(n) for n in range(9)]

@@ -64,6 +64,20 @@ class DriverPrefetch(Suite):
                 consumer.prefetch = 4
                 assert len(await waiting) == 3
 
+    async def test_settling_gives_credit_to_a_receive_that_waits_for_it(self, system: Harness, kind: Kind) -> None:
+        """Consumer.prefetch: what is settled counts no more, also while somebody waits in receive."""
+        address = raw_address(system, kind)
+        async with raw(system, address) as r, r.consume(address, prefetch=1) as consumer:
+            await r.put(address, names(2))
+            (first,) = await r.take(consumer, 1)
+            waiting = asyncio.ensure_future(consumer.receive(1, system.deadline))
+            await system.settle_down()
+            assert not waiting.done()
+            await r.done(consumer, first)
+            began = system.now()
+            assert len(await waiting) == 1
+            assert system.now() - began < system.deadline / 2
+
     async def test_a_lowered_prefetch_takes_nothing_back(self, system: Harness, kind: Kind) -> None:
         """Consumer.prefetch: lowering it takes nothing back."""
         address = raw_address(system, kind)
@@ -206,6 +220,29 @@ class DriverReceive(Suite):
                     taken += waiting.result()
             taken += await r.rest(consumer)
             assert ids(taken) == names(20)
+
+    @needs("shared")
+    async def test_what_a_cancelled_receive_was_woken_for_goes_to_another(self, system: Harness, kind: Kind) -> None:
+        """Consumer.receive, C1: the record waits for nobody who does not come."""
+        address = raw_address(system, kind)
+        async with raw(system, address) as r, r.consume(address) as one, r.consume(address) as other:
+            for number in range(8):
+                receiving = [asyncio.ensure_future(consumer.receive(1, system.deadline)) for consumer in (one, other)]
+                await system.settle_down()
+                publishing = asyncio.ensure_future(r.put(address, [f"m{number}"]))
+                for _ in range(number):
+                    await asyncio.sleep(0)
+                receiving[0].cancel()
+                await publishing
+                done, waiting = await asyncio.wait(receiving, timeout=system.quiet)
+                taken = [delivery for task in done if not task.cancelled() for delivery in task.result()]
+                assert ids(taken) == [f"m{number}"]
+                consumer = other if receiving[0].cancelled() else one
+                await r.done(consumer, *taken)
+                for task in waiting:
+                    task.cancel()
+                if waiting:
+                    await asyncio.wait(waiting)
 
     async def test_a_record_delivered_for_the_third_time_comes_alone(self, system: Harness, kind: Kind) -> None:
         """Consumer.receive: it must come alone, and nothing else until it is settled."""

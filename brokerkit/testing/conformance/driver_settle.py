@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ...driver import Settlement
+from ...driver import Receipt, Settlement
 from ...errors import BrokerError, BufferFull, DeliveryLost
 from ._harness import Harness, Kind
-from ._raw import copy, ids, names, raw, raw_address, raw_queue
+from ._raw import copy, ids, names, raw, raw_address, raw_queue, raw_topic
 from ._runner import Suite, needs
 
 
@@ -331,3 +331,17 @@ class DriverCapacity(Suite):
                 await r.drain(consumer)
                 await r.put(address, ["more"])
                 assert ids(await r.take(consumer, 1)) == ["more"]
+
+    @needs("bounded", "topic")
+    async def test_making_room_takes_nothing_from_a_group_that_lags(self, system: Harness) -> None:
+        """Driver.publish, K3: only what every group has settled makes way for what is new."""
+        topic = raw_topic(system)
+        async with raw(system, topic, options=system.bounded) as r:
+            for group in ("quick", "slow"):
+                async with r.consume(topic, group=group):
+                    pass
+            await system.fill(r.broker, topic)
+            stored = ids(await r.left(topic, group="quick"))
+            results = await r.publish([r.record(topic, f"more{n}") for n in range(20)])
+            stored += [result.id for result in results if isinstance(result, Receipt)]
+            assert ids(await r.left(topic, group="slow")) == sorted(stored)

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 from ...broker import Broker
+from ...message import Message
 from ...policy import Start
 from ._harness import Harness, Kind
 from ._runner import Suite, needs
@@ -224,6 +225,26 @@ class Groups(Suite):
             (message,) = await system.take(held, 1)
             assert {m.key for m in await system.drain(flowing)} == owned
             await message.ack()
+
+    @needs("topic")
+    async def test_what_runs_ends_before_its_partition_moves(self, system: Harness) -> None:
+        """G3: a member that joins takes over nothing that another one is running."""
+        topic = system.topic()
+        values = [f"v{n}" for n in range(8)]
+        runs: Counter[str] = Counter()
+
+        async def handle(message: Message[str]) -> None:
+            runs[message.value] += 1
+            await asyncio.sleep(system.quiet / 2)
+
+        async with system.connect() as broker, system.connect() as other:
+            for value in values:
+                await system.publish(broker, topic, [value], key=value)
+            async with system.serve(broker, topic, handle, concurrency=8):
+                await system.eventually(lambda: len(runs) == len(values))
+                async with system.serve(other, topic, handle, concurrency=8):
+                    await asyncio.sleep(2 * system.quiet)
+        assert runs == Counter(values)
 
     @needs("topic")
     async def test_a_latest_group_whose_first_member_dies_loses_nothing(self, system: Harness) -> None:

@@ -246,6 +246,20 @@ class Retrying(Suite):
             await system.eventually(lambda: len(order) == 5)
         assert order == ["a", "b", "c", "d", "a"]
 
+    @needs("queue.priority")
+    async def test_a_retry_keeps_its_priority(self, system: Harness) -> None:
+        """T8: what is urgent goes before the others at its next attempt too."""
+        queue = system.queue(priorities=2)
+        async with system.connect() as broker, system.subscribe(broker, queue, prefetch=1) as messages:
+            await broker.publish(queue, "urgent", priority=1)
+            (message,) = await system.take(messages, 1)
+            await broker.publish(queue, "plain")
+            await message.nack()
+            for value in ("urgent", "plain"):
+                (message,) = await system.take(messages, 1)
+                assert message.value == value
+                await message.ack()
+
     async def test_a_stop_is_no_failed_attempt(self, system: Harness, kind: Kind) -> None:
         """T9: ten processes start the message and are stopped; it is still at its first attempt."""
         address = system.address(kind)
