@@ -76,6 +76,8 @@ class MemoryDriver:
         """Those that are entered."""
         self.turns = TURN
         self.healthy: asyncio.AbstractEventLoop | None = None
+        self._quick: asyncio.AbstractEventLoop | None = None
+        """The same, and nothing is wrong with publishing."""
 
     def __repr__(self) -> str:
         return f"<MemoryDriver memory://{self._name} consumers={len(self.consumers)}>"
@@ -106,7 +108,7 @@ class MemoryDriver:
         """Disconnect."""
         for consumer in list(self.consumers):
             consumer.leave()
-        self._loop = self.healthy = None
+        self._loop = self.healthy = self._quick = None
         self._broken.clear()
         self._thaw()
         self.forget()
@@ -125,7 +127,7 @@ class MemoryDriver:
         self.faults.dead = True
         for consumer in self.consumers:
             consumer.suspend()
-        self._loop = self.healthy = None
+        self._loop = self.healthy = self._quick = None
 
     def forget(self) -> None:
         """Look everything up again."""
@@ -138,6 +140,7 @@ class MemoryDriver:
         """Do what the faults say."""
         faults = self.faults
         self.healthy = None if faults.dead or faults.away or faults.frozen else self._loop
+        self._quick = None if faults.publishes or faults.replies else self.healthy
         if self._loop is None:
             return
         for consumer in self.consumers:
@@ -210,18 +213,10 @@ class MemoryDriver:
     async def publish(self, records: Sequence[Record], *, timeout: float) -> Sequence[Receipt | BrokerError]:
         """Store *records*; one result each."""
         self.turns -= len(records)
-        if self.turns < 0:
-            await self.pause()
-        if get_running_loop() is not self.healthy:
-            began = get_running_loop().time()
-            try:
-                await self.ready()
-            except BrokerUnavailable as error:
-                return _refused(records, error)
-            if get_running_loop().time() - began > timeout:
-                return _refused(records, BrokerUnavailable(f"nothing was sent within {timeout:g} s"))
-        if self.faults.publishes or self.faults.replies:
-            return self._publish_badly(records)
+        if self.turns < 0 or get_running_loop() is not self._quick:
+            refused = await self._publish_slowly(records, timeout)
+            if refused is not None:
+                return refused
         stores = self._stores
         if len(records) == 1:
             store = stores.get(id(records[0].address))
@@ -236,6 +231,20 @@ class MemoryDriver:
                 rest = records[len(results) :]
                 return results + self._publish_carefully(rest, at, {_line(record)}) if rest else results
         return results
+
+    async def _publish_slowly(self, records: Sequence[Record], timeout: float) -> list[Receipt | BrokerError] | None:
+        """Wait until *records* may be stored; return results if they are settled by that."""
+        if self.turns < 0:
+            await self.pause()
+        if get_running_loop() is not self.healthy:
+            began = get_running_loop().time()
+            try:
+                await self.ready()
+            except BrokerUnavailable as error:
+                return _refused(records, error)
+            if get_running_loop().time() - began > timeout:
+                return _refused(records, BrokerUnavailable(f"nothing was sent within {timeout:g} s"))
+        return self._publish_badly(records) if self.faults.publishes or self.faults.replies else None
 
     def _put(self, record: Record, at: float = 0.0) -> Receipt | BrokerError:
         """Store *record*, whose address was not looked up yet."""
@@ -271,7 +280,8 @@ class MemoryDriver:
         results = self._publish_carefully(records, self.server.timers.wall(), set())
         if self.faults.replies:
             self.faults.replies -= 1
-            return [PublishUnknown("the answer was lost") for _ in results]
+            results = [PublishUnknown("the answer was lost") for _ in results]
+        self._changed()
         return results
 
     def stores(self, records: Sequence[Record]) -> list[Store]:
@@ -289,11 +299,12 @@ class MemoryDriver:
         self, source: Source, *, prefetch: int, revoked: Revoked
     ) -> AbstractAsyncContextManager[QueueConsumer | TopicConsumer]:
         """Read *source*."""
-        if isinstance(source.address, DeadLetters):
-            raise CapabilityError(f"{source.address!r} is browsed and redriven, not consumed")
-        if isinstance(source.address, Topic):
-            return TopicConsumer(self, source, prefetch, revoked, self._emit, self._survives)
-        return QueueConsumer(self, source, prefetch, revoked, self._emit)
+        address = source.address
+        if isinstance(address, DeadLetters):
+            raise CapabilityError(f"{address!r} is browsed and redriven, not consumed")
+        if isinstance(address, Topic):
+            return TopicConsumer(self, address, source, prefetch, revoked, self._emit, self._survives)
+        return QueueConsumer(self, address, source, prefetch, revoked, self._emit)
 
     async def browse(
         self, address: Address, *, limit: int, start: Start | None = None, after: str | None = None

@@ -53,10 +53,12 @@ class Faults:
     def lose_replies(self, n: int = 1) -> None:
         """Store what the next *n* calls of publish bring, and lose the answers: `PublishUnknown`."""
         self.replies += n
+        self._changed()
 
     def fail_publishes(self, error: BrokerError, n: int = 1) -> None:
         """Let the next *n* records fail with *error*, unstored."""
         self.publishes += [error] * n
+        self._changed()
 
     def fail_settles(self, error: BrokerError, n: int = 1) -> None:
         """Let the next *n* settlements fail with *error*: nothing is stored, the deliveries stay unsettled."""

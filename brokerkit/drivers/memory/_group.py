@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -53,11 +54,11 @@ class Member(Session):
 
     __slots__ = ("claims", "ends", "pending", "survives", "suspect", "waits")
 
-    def __init__(self, owner: Owner, survives: float, ends: list[int] | None) -> None:
-        super().__init__(owner)
+    def __init__(self, owner: Owner, prefetch: int, survives: float) -> None:
+        super().__init__(owner, prefetch)
         self.survives = survives
         """Seconds without a sign of life after which it is out."""
-        self.ends = ends
+        self.ends: list[int] | None = None
         """The offsets at which an ``until_end`` source ends."""
         self.claims: dict[int, Claim] = {}
         self.pending: deque[Claim] = deque()
@@ -67,14 +68,17 @@ class Member(Session):
         self.waits = False
         """Whether the owner waits for a record."""
 
-    def take(self, limit: int, room: int, stood: Stood) -> list[Delivery]:
-        """Hand out up to *limit* records, no more than there is *room* for."""
+    def take(self, topic: TopicStore, stood: Stood, limit: int) -> list[Delivery]:
+        """Hand out up to *limit* records of *topic*."""
+        if topic.trim_at < math.inf:
+            topic.refresh()
         taken: list[Delivery] = []
+        room = min(self.prefetch - len(self.held), limit)
         if room <= 0 or (self.lone is not None and self.occupied()):
             self.blocked = True
             return taken
         self.blocked = False
-        limit = min(limit, room)
+        limit = room
         if self.suspect is not None:
             if self.held:
                 self.blocked = True
@@ -178,7 +182,7 @@ class Member(Session):
             return True
         raise PositionLost(f"{lost} records of {name}[{index}] were removed before they were read", lost=lost)
 
-    def settled(self, leases: Sequence[Lease], stood: Stood) -> None:
+    def settled(self, stood: Stood, leases: Sequence[Lease]) -> None:
         """Mark *leases*, which were in hand, as done."""
         claims = self.claims
         for lease in leases:

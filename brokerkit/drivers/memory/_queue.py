@@ -156,8 +156,10 @@ class QueueStore:
 
     # ------------------------------------------------------------------ handing out
 
-    def take(self, session: Session, room: int, expired: Callable[[int], None]) -> list[Delivery]:
-        """Hand out up to *room* records to *session*; tell *expired* how many were dropped instead."""
+    def take(self, session: Session, expired: Callable[[int], None], limit: int) -> list[Delivery]:
+        """Hand out up to *limit* records to *session*; tell *expired* how many were dropped instead."""
+        held, lowest = session.held, self._lowest
+        room = min(session.prefetch - len(held), limit)
         least = 0
         if session.woken:
             session.woken = False
@@ -171,10 +173,14 @@ class QueueStore:
         if session.lone is not None or self._suspects or self._timed or not self._simple:
             return self._take_carefully(session, room, least, expired)
         session.blocked = False
-        lowest = self._lowest
+        ready = len(lowest)
         if self._coming:
-            room = self._share(room, least, len(lowest))
-        if room >= len(lowest):
+            room = self._share(room, least, ready)
+        if ready == 1 == room:
+            delivery = lowest.popleft()
+            held[delivery.token] = delivery
+            return [delivery]
+        if room >= ready:
             taken = list(lowest)
             lowest.clear()
         else:
@@ -182,7 +188,6 @@ class QueueStore:
             taken = [popleft() for _ in range(room)]
             if self.waiters and not self._coming:
                 self.wake(1)
-        held = session.held
         for delivery in taken:
             held[delivery.token] = delivery
         return taken
@@ -275,9 +280,9 @@ class QueueStore:
 
     # ------------------------------------------------------------------ settling
 
-    def settled(self, count: int) -> None:
-        """Forget *count* deliveries that their session has let go of: they are done."""
-        self._stored -= count
+    def settled(self, leases: Sequence[Lease]) -> None:
+        """Forget *leases*, which their session has let go of: they are done."""
+        self._stored -= len(leases)
 
     def hand_back(self, session: Session, deliveries: Sequence[Delivery], *, counted: bool) -> None:
         """Let *deliveries*, if *session* holds them, wait again, first in line; *counted* if an ownership ended by it."""

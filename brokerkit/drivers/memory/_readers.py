@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
 
+from ...address import AnyQueue, AnyTopic
 from ...driver import Delivery, Revoked, Source
 from ...errors import CapabilityError
 from ...events import Expired, Listener, PartitionPaused, PartitionResumed
@@ -12,8 +13,7 @@ from ...policy import Start
 from ._consumer import Consumer, Link
 from ._group import Group, Member
 from ._queue import QueueStore
-from ._server import topic_of
-from ._stored import Lease, Session
+from ._stored import Session
 
 PATIENCE = 60.0
 """Least seconds that a partition waits for what runs before it moves: a member that lives is not hurried."""
@@ -24,23 +24,26 @@ class QueueConsumer(Consumer):
 
     _store: QueueStore
 
-    def __init__(self, link: Link, source: Source, prefetch: int, revoked: Revoked, emit: Listener) -> None:
-        super().__init__(link, prefetch, revoked)
-        self._source = source
+    def __init__(
+        self, link: Link, queue: AnyQueue, source: Source, prefetch: int, revoked: Revoked, emit: Listener
+    ) -> None:
+        super().__init__(link, revoked)
+        self._queue = queue
+        self._until_end = source.until_end
         self._emit = emit
-        self.session = Session(self)
+        self.session = Session(self, prefetch)
         self._held = self.session.held
 
     def __repr__(self) -> str:
-        return f"<QueueConsumer {self._source.address.name} in_flight={len(self._held)}>"
+        return f"<QueueConsumer {self._queue.name} in_flight={len(self._held)}>"
 
     def _join(self) -> None:
-        address = self._source.address
-        assert address.kind == "queue"
-        if self._source.until_end:
-            raise CapabilityError(f"until_end is for topics; {address!r} on memory has no end")
-        self._store = self._link.server.queue(address, create=True)
-        self._store.join(self.session)
+        if self._until_end:
+            raise CapabilityError(f"until_end is for topics; {self._queue!r} on memory has no end")
+        self._store = store = self._link.server.queue(self._queue, create=True)
+        self._take = functools.partial(store.take, self.session, self._expired)
+        self._settled = store.settled
+        store.join(self.session)
 
     def left(self) -> None:
         """Hand back what is held."""
@@ -54,13 +57,8 @@ class QueueConsumer(Consumer):
         """Keep what is held."""
         self._store.resume(self.session)
 
-    def _take(self, limit: int) -> Sequence[Delivery]:
-        room = self._prefetch - len(self._held)
-        room = min(room, limit)
-        return self._store.take(self.session, room, self._expired)
-
     def _expired(self, count: int) -> None:
-        self._emit(Expired(address=self._source.address.name, count=count))
+        self._emit(Expired(address=self._queue.name, count=count))
 
     def _enlist(self) -> None:
         if not self.session.blocked:
@@ -71,9 +69,6 @@ class QueueConsumer(Consumer):
 
     def _pass_on(self) -> None:
         self._store.pass_on(self.session)
-
-    def _settled(self, leases: list[Lease]) -> None:
-        self._store.settled(len(leases))
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
         self._store.hand_back(self.session, deliveries, counted=False)
@@ -92,27 +87,39 @@ class TopicConsumer(Consumer):
     _group: Group
 
     def __init__(
-        self, link: Link, source: Source, prefetch: int, revoked: Revoked, emit: Listener, survives: float
+        self,
+        link: Link,
+        topic: AnyTopic,
+        source: Source,
+        prefetch: int,
+        revoked: Revoked,
+        emit: Listener,
+        survives: float,
     ) -> None:
-        super().__init__(link, prefetch, revoked)
+        super().__init__(link, revoked)
+        self._topic = topic
         self._source = source
         self._emit = emit
-        self.session = Member(self, survives, None)
+        self.session = Member(self, prefetch, survives)
         self._held = self.session.held
 
     def __repr__(self) -> str:
-        name, partitions = self._source.address.name, sorted(self.session.claims)
-        return f"<TopicConsumer {name} group={self._source.group} {partitions=} in_flight={len(self._held)}>"
+        partitions = sorted(self.session.claims)
+        return (
+            f"<TopicConsumer {self._topic.name} group={self._source.group} {partitions=} in_flight={len(self._held)}>"
+        )
 
     def _join(self) -> None:
-        server = self._link.server
-        self._group = server.reader(self._source)
+        server, session = self._link.server, self.session
+        self._group = group = server.reader(self._source)
         if self._source.until_end:
-            self.session.ends = server.topic(topic_of(self._source)).resolve(Start.LATEST)
-        self._group.join(self.session)
+            session.ends = server.topic(self._topic).resolve(Start.LATEST)
+        self._take = functools.partial(session.take, group.topic, self._stood)
+        self._settled = functools.partial(session.settled, self._stood)
+        group.join(session)
 
     def left(self) -> None:
-        """Hand back what is held."""
+        """Hand back what is held and leave the group."""
         self._group.leave(self.session)
 
     def suspend(self) -> None:
@@ -133,23 +140,9 @@ class TopicConsumer(Consumer):
         """Whether everything that was there on entering was handed out."""
         return self.session.ends is not None and self._group.ended(self.session.ends)
 
-    @property
-    def cursor(self) -> str | None:
-        """Where an ephemeral reader goes on; None for a group."""
-        if self._group.name is not None:
-            return None
-        claims = self.session.claims
-        return self._group.topic.cursor([claims[index].tracker.high for index in sorted(claims)])
-
-    def _take(self, limit: int) -> Sequence[Delivery]:
-        topic = self._group.topic
-        if topic.trim_at < math.inf:
-            topic.refresh()
-        return self.session.take(limit, self._prefetch - len(self._held), self._stood)
-
     def _stood(self, partition: int, stands: bool) -> None:
         make = PartitionPaused if stands else PartitionResumed
-        self._emit(make(address=self._source.address.name, group=self._source.group, partition=partition))
+        self._emit(make(address=self._topic.name, group=self._source.group, partition=partition))
 
     def _enlist(self) -> None:
         self.session.waits = True
@@ -159,9 +152,6 @@ class TopicConsumer(Consumer):
 
     def _pass_on(self) -> None:
         """Nobody else may take what this member owns."""
-
-    def _settled(self, leases: list[Lease]) -> None:
-        self.session.settled(leases, self._stood)
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
         self.session.hand_back(deliveries)

@@ -239,11 +239,7 @@ class Server:
 
     def redrive(self, letters: AnyDeadLetters, positions: Sequence[str], to: AnyQueue) -> Sequence[BrokerError | None]:
         """Move letters to *to*; one result each."""
-        source = self.letters(letters)
-        try:
-            target = self.queue(to, create=True)
-        except NotFound as error:
-            return [error] * len(positions)
+        source, target = self.letters(letters), self.queue(to, create=True)
         results: list[BrokerError | None] = []
         for position in positions:
             number = number_of(position, source.name)

@@ -48,10 +48,12 @@ class Session:
     sign of life comes.
     """
 
-    __slots__ = ("blocked", "deadline", "held", "lone", "owner", "woken")
+    __slots__ = ("blocked", "deadline", "held", "lone", "owner", "prefetch", "woken")
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, prefetch: int) -> None:
         self.owner = owner
+        self.prefetch = prefetch
+        """How many deliveries it holds at most."""
         self.held: dict[object, Delivery] = {}
         """By `Lease`, the oldest first."""
         self.lone: Lease | None = None
