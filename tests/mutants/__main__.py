@@ -9,12 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .driver import DRIVER
 from .farm import WHOLE, Farm, Project, Verdict
-from .layers import LAYERS
 from .mutant import Mutant
+from .outcomes import OUTCOMES
+from .queues import QUEUES, SETTLING
+from .running import RUNNING
+from .topics import ELSEWHERE, TOPICS, TRACKER
 
-ALL: tuple[Mutant, ...] = (*DRIVER, *LAYERS)
+ALL: tuple[Mutant, ...] = (*SETTLING, *QUEUES, *TOPICS, *TRACKER, *ELSEWHERE, *OUTCOMES, *RUNNING)
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -26,6 +26,7 @@ class Recording:
 
     prefetch = 100
     ended = False
+    cursor = None
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], bool]] = []

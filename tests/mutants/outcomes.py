@@ -1,14 +1,19 @@
-"""Mutants of what is above the driver contract: outcomes, order per key, settling, reading, messages."""
+"""Mutants above the contract: what an attempt's end becomes, order per key, settling, messages."""
 
 from __future__ import annotations
 
-from .mutant import Mutant, clauses
+from .mutant import Mutant, clauses, units
 
-LAYERS: tuple[Mutant, ...] = (
+OUTCOME = "brokerkit/_outcome.py"
+LANES = "brokerkit/_lanes.py"
+SESSION = "brokerkit/_session.py"
+SETTLE = "brokerkit/_settle.py"
+
+OUTCOMES: tuple[Mutant, ...] = (
     Mutant(
         name="one attempt more",
         breaks="RetryPolicy.attempts is the limit",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="if failures >= policy.attempts:",
         new="if failures > policy.attempts:",
         tests=clauses("Retrying::test_the_number_of_attempts_counts_the_first"),
@@ -16,7 +21,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="one attempt less",
         breaks="no dead letter before the limit",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="if failures >= policy.attempts:",
         new="if failures >= policy.attempts - 1:",
         tests=clauses("Retrying::test_the_number_of_attempts_counts_the_first"),
@@ -24,7 +29,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="reject is retried",
         breaks="Reject dead-letters at once",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="if isinstance(error, Reject):",
         new="if isinstance(error, Reject) and failures >= policy.attempts:",
         tests=clauses("Retrying::test_what_is_not_worth_a_retry_is_dead_lettered_at_once"),
@@ -32,7 +37,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="on= is not asked",
         breaks="an exception outside on= is not retried",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="if not isinstance(error, (Nack, policy.on)) and isinstance(error, Exception):",
         new="if not isinstance(error, (Nack, policy.on, Exception)):",
         tests=clauses("Retrying::test_what_is_not_worth_a_retry_is_dead_lettered_at_once"),
@@ -40,7 +45,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="retry drops expires",
         breaks="a retry keeps the time to live",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="        expires=record.expires,\n",
         new="",
         tests=clauses("Expiring::test_a_retry_keeps_the_expiry"),
@@ -48,15 +53,15 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="retry drops priority",
         breaks="a retry keeps the priority",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="        expires=record.expires,\n        priority=record.priority,\n",
         new="        expires=record.expires,\n",
-        tests=clauses("Options::test_publish_priority"),
+        tests=clauses("Retrying::test_a_retry_keeps_its_priority"),
     ),
     Mutant(
         name="retry forgets its attempts",
         breaks="attempt is carried by every copy",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="        priority=record.priority,\n        attempts=failures,\n    )\n\n\ndef first_failure",
         new="        priority=record.priority,\n    )\n\n\ndef first_failure",
         tests=clauses("Acknowledging::test_a_nacked_message_comes_again_as_the_next_attempt"),
@@ -64,7 +69,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="retry comes at once",
         breaks="a retry is never early",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="        delay=wait,\n",
         new="",
         tests=clauses("Retrying::test_the_waits_of_a_service_are_its_policys"),
@@ -72,16 +77,16 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="dead letters expire",
         breaks="dead letters have no time to live",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="        timestamp=record.timestamp,\n        priority=record.priority,\n        attempts=failures,\n    )\n\n\ndef reply_to",
         new="        timestamp=record.timestamp,\n        expires=record.expires,\n        priority=record.priority,\n"
         "        attempts=failures,\n    )\n\n\ndef reply_to",
-        tests=clauses("Expiring::test_dead_letters_and_what_is_redriven_never_expire"),
+        tests=units("test_outcome"),
     ),
     Mutant(
         name="dead letter drops the headers",
         breaks="a dead letter keeps what was published",
-        file="brokerkit/_outcome.py",
+        file=OUTCOME,
         old="*(item for item in record.headers if item[0] != FIRST_FAILED and not item[0].startswith(DEAD)),",
         new="",
         tests=clauses("DeadLetters::test_after_the_last_attempt_there_is_one_letter_with_everything"),
@@ -89,15 +94,15 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="lane lets the next through",
         breaks="one message of a key at a time",
-        file="brokerkit/_lanes.py",
+        file=LANES,
         old="        if key not in lanes:\n            lanes[key] = None\n            return True\n",
-        new="        if key not in lanes or lanes[key] is None:\n            lanes[key] = deque()\n            return True\n",
+        new="        if not lanes.get(key):\n            lanes[key] = None\n            return True\n",
         tests=clauses("Ordering::test_concurrent_handlers_keep_the_order_of_each_key"),
     ),
     Mutant(
         name="lane gives the newest first",
         breaks="order per key",
-        file="brokerkit/_lanes.py",
+        file=LANES,
         old="            return None\n        following = lane.popleft()\n        self._count(following, -1)\n        return following\n\n    def follow",
         new="            return None\n        following = lane.pop()\n        self._count(following, -1)\n        return following\n\n    def follow",
         tests=clauses("Ordering::test_concurrent_handlers_keep_the_order_of_each_key"),
@@ -105,7 +110,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="retry in place frees its key",
         breaks="a message that waits for its retry holds its key",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="            self._timers[again] = loop.call_later(wait, self._due, again)\n",
         new="            self._timers[again] = loop.call_later(wait, self._due, again)\n            self._leave(message)\n",
         tests=clauses("Ordering::test_retries_and_dead_letters_keep_the_order_of_their_key"),
@@ -113,7 +118,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="failed attempts are not held",
         breaks="failed attempts survive a crash",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="            self.settling.hold(self._delivery(message), failures)\n",
         new="            pass\n",
         tests=clauses("Leases::test_the_number_of_attempts_survives_every_owner"),
@@ -121,23 +126,23 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="staged publishes survive a retry",
         breaks="message.publish goes out only with an ack",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="self.settling.add(Settlement(self._delivery(message), (copy,)))",
         new="self.settling.add(Settlement(self._delivery(message), (copy, *(message._staged or ()))))",
-        tests=clauses("Acknowledging"),
+        tests=clauses("Staging::test_nothing_goes_out_when_the_attempt_fails"),
     ),
     Mutant(
         name="staged publishes are forgotten",
         breaks="message.publish goes out with the ack",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="records = (*(staged or ()), *extra)",
         new="records = extra",
-        tests=clauses("Acknowledging"),
+        tests=clauses("Staging::test_what_a_handler_publishes_goes_out_with_its_acknowledgement"),
     ),
     Mutant(
         name="crash guard one too early",
         breaks="max_deliveries is the limit",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="if delivery.deliveries > plan.max_deliveries and",
         new="if delivery.deliveries >= plan.max_deliveries and",
         tests=clauses("Options::test_service_max_deliveries"),
@@ -145,7 +150,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="no crash guard",
         breaks="a poison message ends in the dead letters",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="if delivery.deliveries > plan.max_deliveries and",
         new="if delivery.deliveries > 10**6 and",
         tests=clauses("Poison::test_a_poison_message_is_dead_lettered_and_the_others_are_handled"),
@@ -153,7 +158,7 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="the key goes on before its dead letter",
         breaks="the dead letter is stored before the key goes on",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="self.settling.add(Settlement(self._delivery(message), publish), Watch(done=lambda _: self._leave(message)))",
         new="self.settling.add(Settlement(self._delivery(message), publish))\n        self._leave(message)",
         tests=clauses(
@@ -164,23 +169,23 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="what runs is not waited for",
         breaks="revoked waits for running handlers",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="while any(id(message._item) in gone for message in self.out):",
         new="while not gone:",
-        tests=clauses("Ordering::test_the_order_holds_when_members_come_and_go"),
+        tests=clauses("Groups::test_what_runs_ends_before_its_partition_moves"),
     ),
     Mutant(
         name="what was revoked still runs",
         breaks="revoked drops what has not started",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="        dropped = self._inbox.drop(lost)\n        for message in [",
         new="        dropped: list[Message[Any]] = []\n        for message in [",
-        tests=clauses("Ordering::test_the_order_holds_when_members_come_and_go"),
+        tests=clauses("Groups::test_more_members_than_partitions_lose_nothing"),
     ),
     Mutant(
         name="confirm does not wait",
         breaks="ack(confirm=True) returns when it is stored",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="            await stored\n",
         new="            await asyncio.sleep(0)\n",
         tests=clauses("Acknowledging::test_a_confirmed_acknowledgement_is_not_promised_without_a_connection"),
@@ -188,33 +193,33 @@ LAYERS: tuple[Mutant, ...] = (
     Mutant(
         name="parked messages use up the prefetch",
         breaks="a blocked key pauses its partition only",
-        file="brokerkit/_session.py",
+        file=SESSION,
         old="wanted = self.plan.prefetch + lanes.parked\n",
         new="wanted = self.plan.prefetch\n",
-        tests=clauses("Ordering::test_a_failed_message_holds_its_own_key_only"),
+        tests=clauses("Backpressure::test_a_hot_key_does_not_delay_the_others"),
     ),
     Mutant(
         name="a failed settlement is dropped",
         breaks="an outcome that could not be stored is tried again",
-        file="brokerkit/_settle.py",
+        file=SETTLE,
         old="            self._again(item, watch or Watch())\n",
         new="            self._on_settled(1)\n",
-        tests=clauses("DeadLetters::test_what_cannot_be_stored_leaves_the_message_unsettled"),
+        tests=units("test_settle"),
     ),
     Mutant(
         name="confirm is not passed on",
         breaks="a confirmed acknowledgement outlives the process",
-        file="brokerkit/_settle.py",
+        file=SETTLE,
         old="        if confirm:\n            self._confirm = True\n",
         new="",
-        tests=clauses("Acknowledging::test_a_confirmed_acknowledgement_outlives_the_process"),
+        tests=units("test_settle"),
     ),
     Mutant(
         name="a cancelled receive swallows a wake-up",
         breaks="cancelling loses nothing",
         file="brokerkit/_intake.py",
-        old="                self._waking = False\n                self.wake_next()\n",
-        new="                self._waking = False\n",
+        old="                self.waking = False\n                self.wake_next()\n",
+        new="                self.waking = False\n",
         tests=clauses("Cancelling::test_two_readers_of_a_subscription_lose_nothing_when_one_is_cancelled"),
     ),
     Mutant(
@@ -239,6 +244,6 @@ LAYERS: tuple[Mutant, ...] = (
         file="brokerkit/message.py",
         old='await self._settle(Outcome("release"), False)',
         new='await self._settle(Outcome("nack"), False)',
-        tests=clauses("Acknowledging::test_process_settles_by_how_its_block_ends"),
+        tests=clauses("Cancelling::test_a_cancelled_process_block_hands_its_message_back"),
     ),
 )
