@@ -35,13 +35,15 @@ _NOTHING = (0, 0)
 class Tracker:
     """What one group has done with one partition, from *base* on."""
 
-    __slots__ = ("_counts", "_done", "_heap", "_waiting", "base", "high")
+    __slots__ = ("_counts", "_done", "_heap", "_waiting", "base", "fresh", "high")
 
     def __init__(self, base: int = 0) -> None:
         self.base = base
         """The lowest offset that is not done."""
         self.high = base
         """The lowest offset that was never handed out."""
+        self.fresh = True
+        """Whether `next` is *high*: nothing waits to be handed out again."""
         self._done: set[int] = set()
         self._waiting: set[int] = set()
         self._heap: list[int] = []
@@ -53,16 +55,11 @@ class Tracker:
     # ------------------------------------------------------------------ asking
 
     @property
-    def fresh(self) -> bool:
-        """Whether `next` is *high*: nothing waits to be handed out again."""
-        return not self._waiting
-
-    @property
     def next(self) -> int:
         """The offset to hand out next: the lowest that waits, else *high*."""
-        waiting, heap = self._waiting, self._heap
-        if not waiting:
+        if self.fresh:
             return self.high
+        waiting, heap = self._waiting, self._heap
         while heap[0] not in waiting:
             heapq.heappop(heap)
         return heap[0]
@@ -107,7 +104,7 @@ class Tracker:
         if offset in self._waiting:
             self._waiting.discard(offset)
             if not self._waiting:
-                self._heap.clear()
+                self._all_fresh()
         elif offset < self.high:
             raise ValueError(f"{offset} is done or in hand")
         else:
@@ -147,6 +144,10 @@ class Tracker:
         self._done.add(offset)
         return True
 
+    def _all_fresh(self) -> None:
+        self._heap.clear()
+        self.fresh = True
+
     def _advance(self) -> None:
         base, done = self.base, self._done
         while base in done:
@@ -170,7 +171,7 @@ class Tracker:
             self._done.add(offset)
             lost += 1
         if not self._waiting:
-            self._heap.clear()
+            self._all_fresh()
         self._advance()
         first = max(first, self.high)
         if end > first == self.high:
@@ -195,6 +196,7 @@ class Tracker:
             return False
         self._waiting.add(offset)
         heapq.heappush(self._heap, offset)
+        self.fresh = False
         return True
 
     def crashed(self) -> int:
@@ -207,6 +209,7 @@ class Tracker:
             waiting.add(offset)
         if gone:
             self._heap = sorted(waiting)
+            self.fresh = False
         return len(gone)
 
     # ------------------------------------------------------------------ the note
@@ -301,6 +304,7 @@ class Tracker:
                     self._counts[offset] = (deliveries, attempts)
             at += length
         self._heap = sorted(self._waiting)
+        self.fresh = not self._waiting
         return True
 
 

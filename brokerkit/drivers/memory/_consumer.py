@@ -300,7 +300,7 @@ class Consumer(ABC):
             stores = self._link.stores(item.publish)
         except BrokerError as error:
             return error
-        at = self._link.server.timers.wall()
+        at = self._link.server.timers.clock.time()
         for store, record in zip(stores, item.publish, strict=True):
             store.keep(record, at)
         del self._held[lease]

@@ -221,7 +221,7 @@ class MemoryDriver:
         if len(records) == 1:
             store = stores.get(id(records[0].address))
             return [store.put(records[0]) if store is not None else self._put(records[0])]
-        at = self.server.timers.wall()
+        at = self.server.timers.clock.time()
         results: list[Receipt | BrokerError] = []
         for record in records:
             store = stores.get(id(record.address))
@@ -277,7 +277,7 @@ class MemoryDriver:
 
     def _publish_badly(self, records: Sequence[Record]) -> list[Receipt | BrokerError]:
         """Store *records* as the faults have it."""
-        results = self._publish_carefully(records, self.server.timers.wall(), set())
+        results = self._publish_carefully(records, self.server.timers.clock.time(), set())
         if self.faults.replies:
             self.faults.replies -= 1
             results = [PublishUnknown("the answer was lost") for _ in results]

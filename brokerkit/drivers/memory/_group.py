@@ -70,7 +70,7 @@ class Member(Session):
 
     def take(self, topic: TopicStore, stood: Stood, limit: int) -> list[Delivery]:
         """Hand out up to *limit* records of *topic*."""
-        if topic.trim_at < math.inf:
+        if topic.trim_at < math.inf:  # else it keeps everything
             topic.refresh()
         taken: list[Delivery] = []
         room = min(self.prefetch - len(self.held), limit)

@@ -45,6 +45,7 @@ class QueueStore:
         self._timed = False
         self._dropped = 0
         self._simple = not address.dedup and address.priorities == 1
+        self._careful = not self._simple
         self._seen: dict[str, None] = {}
         self._forget: deque[tuple[float, str]] = deque()
 
@@ -77,7 +78,8 @@ class QueueStore:
         position = f"{self.name}@{number}"
         if record.ttl is not None and record.expires is None:
             record = msgspec.structs.replace(record, expires=self._timers.epoch() + record.ttl)
-        self._timed = self._timed or record.expires is not None
+        if record.expires is not None:
+            self._timed = self._careful = True
         delivery = Delivery(record, Lease(number), position, record.deliveries + 1)
         if record.delay > 0:
             self._delay(delivery, number, record.delay)
@@ -103,7 +105,11 @@ class QueueStore:
         return self._levels[max(0, min(record.priority, len(self._levels) - 1))]
 
     def _enqueue(self, delivery: Delivery, *, first: bool = False) -> None:
-        line = self._suspects if delivery.deliveries >= LONE_DELIVERY else self._level(delivery.record)
+        if delivery.deliveries >= LONE_DELIVERY:
+            self._careful = True
+            line = self._suspects
+        else:
+            line = self._level(delivery.record)
         if first:
             line.appendleft(delivery)
         else:
@@ -170,7 +176,7 @@ class QueueStore:
             if least:
                 self.pass_on(session)
             return []
-        if session.lone is not None or self._suspects or self._timed or not self._simple:
+        if self._careful or session.lone is not None:
             return self._take_carefully(session, room, least, expired)
         session.blocked = False
         ready = len(lowest)
@@ -233,6 +239,7 @@ class QueueStore:
         self._dropped += before - self._stored
         self._tell(expired)
         self._timed = self._timed and self._stored > 0
+        self._careful = bool(self._suspects) or self._timed or not self._simple
         if self.waiters and not self._coming and (self._suspects or any(self._levels)):
             self.wake(1)
         return taken

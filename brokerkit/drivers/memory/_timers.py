@@ -14,12 +14,12 @@ class Timers:
     """A clock that goes on while the server lives, whatever event loop it is used in, and never goes back."""
 
     def __init__(self) -> None:
-        self._clock: clock.Clock = clock.SYSTEM
+        self.clock: clock.Clock = clock.SYSTEM
+        """That of the event loop."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._began = 0.0
         self._offset = 0.0
         self._shift = 0.0
-        self._wall = 0.0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._handle: asyncio.TimerHandle | None = None
@@ -31,11 +31,11 @@ class Timers:
         now, epoch = (self.now(), self.epoch()) if started else (0.0, 0.0)
         self.unbind()
         self._loop = loop
-        self._clock = getattr(loop, "clock", clock.SYSTEM)
-        wall = self._clock.time()
+        self.clock = getattr(loop, "clock", clock.SYSTEM)
+        wall = self.clock.time()
         self._offset = now + max(0.0, wall - epoch) if started else 0.0
         self._shift = max(wall, epoch) - self._offset
-        self._began = self._clock.monotonic()
+        self._began = self.clock.monotonic()
         self._arm()
 
     def unbind(self) -> None:
@@ -46,17 +46,11 @@ class Timers:
 
     def now(self) -> float:
         """Return the seconds that this server has lived: for delays and leases.  The wall clock does not move it."""
-        return self._offset + self._clock.monotonic() - self._began
+        return self._offset + self.clock.monotonic() - self._began
 
     def epoch(self) -> float:
         """Return `now` as seconds since the Unix epoch: for points in time that travel with records."""
         return self.now() + self._shift
-
-    def wall(self) -> float:
-        """Return the wall clock as it is, but never a time before one it has returned: for the times of a log."""
-        wall = self._clock.time()
-        self._wall = max(self._wall, wall)
-        return self._wall
 
     def at(self, when: float, callback: Callable[[], None]) -> None:
         """Call *callback* when `now` has reached *when*, never before."""

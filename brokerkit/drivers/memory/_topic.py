@@ -102,6 +102,7 @@ class TopicStore:
         self._stored = 0
         self._sequence = 0
         self._spread = 0
+        self._latest = 0.0
         self._retention = math.inf if address.retention is None else address.retention
         self.trim_at = self._unknown = math.inf if address.retention is None else -math.inf
 
@@ -118,7 +119,8 @@ class TopicStore:
 
     def keep(self, record: Record, at: float = 0.0) -> Receipt:
         """Store *record* whatever the limits say."""
-        at = at or self._timers.wall()
+        at = at or self._timers.clock.time()
+        at = self._latest = max(at, self._latest)  # a log does not go back with the wall clock
         key = record.key
         if key is None:
             self._spread = index = (self._spread + 1) % self._count
@@ -149,7 +151,7 @@ class TopicStore:
 
     def refresh(self) -> None:
         """Remove what is too old by now."""
-        now = self._timers.wall()
+        now = self._timers.clock.time()
         if now >= self.trim_at:
             self._expire(now)
 
