@@ -140,6 +140,12 @@ class TopicConsumer(Consumer):
         """Whether everything that was there on entering was handed out."""
         return self.session.ends is not None and self._group.ended(self.session.ends)
 
+    @property
+    def cursor(self) -> str | None:
+        """Where an ephemeral reader goes on; None for a group."""
+        group = self._group
+        return None if group.name is not None else group.topic.cursor([tracker.high for tracker in group.trackers])
+
     def _stood(self, partition: int, stands: bool) -> None:
         make = PartitionPaused if stands else PartitionResumed
         self._emit(make(address=self._topic.name, group=self._source.group, partition=partition))
