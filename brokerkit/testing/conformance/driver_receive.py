@@ -8,6 +8,7 @@ import pytest
 
 from ...driver import Delivery
 from ...errors import PositionLost
+from ...policy import Start
 from ._harness import Harness, Kind
 from ._raw import ids, names, raw, raw_address, raw_topic
 from ._runner import Suite, needs
@@ -347,3 +348,92 @@ class DriverReceive(Suite):
                     await consumer.receive(100, system.deadline)
                 assert caught.value.lost in {None, 5}
                 assert ids(await r.take(consumer, 3)) == names(3)
+
+
+class DriverCursor(Suite):
+    """`Consumer.cursor`."""
+
+    @needs("topic")
+    async def test_a_cursor_must_begin_behind_everything_that_was_received(self, system: Harness) -> None:
+        """Consumer.cursor: in all partitions at once, and nowhere else: nothing is missed and nothing repeated."""
+        topic = raw_topic(system)
+        async with raw(system, topic) as r, raw(system) as other:
+            for id in names(40):
+                await r.put(topic, [id], key=id.encode())
+            async with r.consume(topic, group=None) as consumer:
+                seen = await r.take(consumer, 13)
+                cursor = consumer.cursor
+            assert cursor is not None
+            await r.put(topic, names(5, "new"))
+            async with other.consume(topic, group=None, start=Start.position(cursor)) as consumer:
+                rest = await other.rest(consumer)
+            assert ids([*seen, *rest]) == [*names(40), *names(5, "new")]
+
+    @needs("topic")
+    async def test_a_cursor_moves_with_what_is_received_and_not_with_what_is_settled(self, system: Harness) -> None:
+        """Consumer.cursor: an ephemeral reader owes nothing for what it has."""
+        topic = raw_topic(system)
+        async with raw(system, topic) as r:
+            await r.put(topic, names(10))
+            async with r.consume(topic, group=None) as consumer:
+                seen: list[Delivery] = []
+                while len(seen) < 10:
+                    seen += await consumer.receive(1, system.deadline)
+                    assert consumer.cursor is not None
+                    async with r.consume(topic, group=None, start=Start.position(consumer.cursor)) as heir:
+                        assert ids([*seen, *await r.rest(heir)]) == names(10)
+
+    @needs("topic")
+    async def test_a_cursor_before_the_first_record_is_where_the_reader_began(self, system: Harness) -> None:
+        """Consumer.cursor: at the latest: what came since is not missed; at the earliest: everything."""
+        topic = raw_topic(system)
+        async with raw(system, topic) as r:
+            await r.put(topic, names(4, "history"))
+            cursors: list[str | None] = []
+            for start in (Start.LATEST, Start.EARLIEST):
+                async with r.consume(topic, group=None, start=start) as consumer:
+                    cursors.append(consumer.cursor)
+            await r.put(topic, names(4))
+            for cursor, expected in zip(cursors, (names(4), [*names(4, "history"), *names(4)]), strict=True):
+                assert cursor is not None
+                async with r.consume(topic, group=None, start=Start.position(cursor)) as consumer:
+                    assert ids(await r.rest(consumer)) == expected
+
+    @needs("topic")
+    async def test_a_cursor_can_be_asked_for_when_the_connection_is_gone(self, system: Harness) -> None:
+        """Consumer.cursor: that is when it is needed; it works on any connection."""
+        topic = raw_topic(system)
+        async with raw(system, topic) as r, raw(system) as cut, cut.consume(topic, group=None) as consumer:
+            await r.put(topic, names(6))
+            seen = await cut.take(consumer, 4)
+            await system.disconnect(cut.broker)
+            cursor = consumer.cursor
+            assert cursor is not None
+            async with r.consume(topic, group=None, start=Start.position(cursor)) as heir:
+                assert ids([*seen, *await r.rest(heir)]) == names(6)
+
+    @needs("topic")
+    async def test_a_cursor_that_was_overtaken_is_reported(self, system: Harness) -> None:
+        """Consumer.cursor: PositionLost, on entering or by the first receive, as for any other position."""
+        topic = raw_topic(system, partitions=1, retention=system.retention)
+        async with raw(system, topic) as r:
+            await r.put(topic, names(5))
+            async with r.consume(topic, group=None) as consumer:
+                await r.take(consumer, 2)
+                cursor = consumer.cursor
+            assert cursor is not None
+            await system.expire(r.broker, topic)
+            await r.put(topic, ["new"])
+            with pytest.raises(PositionLost):
+                async with r.consume(topic, group=None, start=Start.position(cursor)) as consumer:
+                    await consumer.receive(10, system.deadline)
+
+    async def test_queues_and_groups_have_no_cursor(self, system: Harness, kind: Kind) -> None:
+        """Consumer.cursor: None: what they own comes again by itself."""
+        address = raw_address(system, kind)
+        async with raw(system, address) as r:
+            await r.put(address, names(2))
+            async with r.consume(address) as consumer:
+                assert consumer.cursor is None
+                await r.take(consumer, 2)
+                assert consumer.cursor is None
