@@ -5,7 +5,9 @@ same moment take their turns in an order drawn from it, so that a race shows und
 
 What asyncio promises still holds.  Only the steps of different tasks change places, and only while nothing but other task
 steps stands between them in the ready queue: a plain callback (``call_soon``, a timer, a done callback, a transport's) never
-moves and nothing moves past it, and ``sleep(0)`` still lets every ready task take one step.
+moves and nothing moves past it, and ``sleep(0)`` still lets every ready task take one step.  A seed fixes the jitter of
+brokerkit's retries too, so it gives the same run again as far as the program is repeatable: threads and the order in which
+Python iterates over sets of objects are not.
 
 Limits: time stands still while ``run_in_executor`` or ``anyio.to_thread`` works, but it does not wait for sockets,
 subprocesses or threads of another kind.  Real I/O is served, but its timeouts pass at once; use a usual loop for it.
@@ -31,6 +33,7 @@ from types import CodeType
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from .. import clock as _clock
+from .. import policy
 from ..errors import BrokerError
 
 R = TypeVar("R")
@@ -100,6 +103,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._working = 0  # calls of run_in_executor that have not finished
         self._grace: float | None = None  # the real time until which virtual time stands still for a thread
         self._shuffler = None if seed is None else random.Random(seed)
+        if seed is not None:
+            policy._RANDOM.seed(seed)  # the jitter of retries and reconnects
         self.seed = seed
         self.clock: _clock.Clock = _VirtualClock(self)
         """What `brokerkit.clock.current` returns in this loop."""

@@ -10,7 +10,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brokerkit.testing import run
+from brokerkit import Message, Queue, RetryPolicy, Service
+from brokerkit.testing import idle, run, running
 
 
 async def _turns(count: int = 6, rounds: int = 3) -> list[int]:
@@ -237,3 +238,23 @@ def test_a_race_that_the_usual_order_hides_shows_under_some_seed() -> None:
 
     assert run(main)
     assert {run(main, seed=seed) for seed in range(20)} == {True, False}
+
+
+def test_a_seed_fixes_the_jitter_of_retries() -> None:
+    queue = Queue("emails", str)
+    service = Service("work")
+
+    @service.subscribe(queue, retry=RetryPolicy(attempts=4))
+    async def fail(message: Message[str]) -> None:
+        if message.attempt < 4:
+            raise ValueError("again")
+
+    async def main() -> float:
+        async with running(service) as broker:
+            await broker.publish(queue, "a")
+            await idle(broker)
+            return asyncio.get_running_loop().time()
+
+    took = {seed: run(main, seed=seed) for seed in range(5)}
+    assert len(set(took.values())) == 5
+    assert took == {seed: run(main, seed=seed) for seed in range(5)}
