@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from abc import ABC, abstractmethod
+from asyncio import _get_running_loop as running_loop  # None after a fork, instead of an error
 from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -68,7 +69,7 @@ class Link(Protocol):
 class Consumer(ABC):
     """A reader of one source, and its context manager."""
 
-    session: Session
+    _session: Session
     # These two are where the time goes; a subclass binds them to its store, which spares a call each.
     _take: Callable[[int], Sequence[Delivery]]
     _settled: Callable[[list[Lease]], None]
@@ -154,11 +155,11 @@ class Consumer(ABC):
     @property
     def prefetch(self) -> int:
         """How many unsettled deliveries this consumer holds at most."""
-        return self.session.prefetch
+        return self._session.prefetch
 
     @prefetch.setter
     def prefetch(self, value: int) -> None:
-        self.session.prefetch = value
+        self._session.prefetch = value
         self.wake()
 
     @property
@@ -177,9 +178,10 @@ class Consumer(ABC):
         if link.turns < 0:
             await link.pause()
         while True:
-            loop = get_running_loop()
-            if loop is not self.running:
+            loop = running_loop()
+            if loop is None or loop is not self.running:
                 await self._ready()
+                continue
             taken = self._take(limit)
             if taken:
                 link.turns -= len(taken)
@@ -263,7 +265,7 @@ class Consumer(ABC):
     async def settle(self, items: Sequence[Settlement], *, confirm: bool = False) -> Sequence[BrokerError | None]:
         """Store the records of each item and acknowledge its delivery, both or none; one result each."""
         link = self._link
-        if get_running_loop() is not link.healthy:
+        if running_loop() is not link.healthy:
             try:
                 await link.ready()
             except BrokerUnavailable as error:
@@ -277,21 +279,21 @@ class Consumer(ABC):
             if item.publish or careful:
                 results.append(self._settle_one(item, done))
             elif pop(lease, None) is None:
-                results.append(_unheld(lease))
+                results.append(unheld(lease))
             else:
                 lease.settled = True
                 done.append(lease)
                 results.append(None)
         if done:
             self._settled(done)
-            if self.session.blocked:
+            if self._session.blocked:
                 self.wake()
         return results
 
     def _settle_one(self, item: Settlement, done: list[Lease]) -> BrokerError | None:
         lease = item.delivery.token
         if lease not in self._held:
-            return _unheld(lease)
+            return unheld(lease)
         assert isinstance(lease, Lease)
         faults = self._link.faults
         if faults.settles:
@@ -310,10 +312,10 @@ class Consumer(ABC):
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         """Hand *deliveries* back, uncounted."""
-        if get_running_loop() is not self._link.healthy:
+        if running_loop() is not self._link.healthy:
             await self._link.ready()
         self._release(deliveries)
-        if self.session.blocked:
+        if self._session.blocked:
             self.wake()
 
     @abstractmethod
@@ -321,9 +323,9 @@ class Consumer(ABC):
 
     async def hold(self, delivery: Delivery, attempts: int) -> None:
         """Keep the failed attempts of a topic's delivery."""
-        if get_running_loop() is not self._link.healthy:
+        if running_loop() is not self._link.healthy:
             await self._link.ready()
-        if delivery.token not in self._held and (lost := _unheld(delivery.token)) is not None:
+        if delivery.token not in self._held and (lost := unheld(delivery.token)) is not None:
             raise lost
         self._hold(delivery, attempts)
 
@@ -354,8 +356,9 @@ class Consumer(ABC):
         await self._link.thawed()
         if deliveries:
             await self._tell(deliveries)
+        await self._link.thawed()
         self.losing = False
-        if self._error is None and self._entered:
+        if self.running is not None:
             self.resume()
 
     def revoke(self, deliveries: Sequence[Delivery], moved: Callable[[bool], None]) -> None:
@@ -382,5 +385,6 @@ class Consumer(ABC):
             logger.exception("the callback for revoked deliveries failed")
 
 
-def _unheld(lease: object) -> DeliveryLost | None:
+def unheld(lease: object) -> DeliveryLost | None:
+    """Return what settling *lease*, which is not held, comes to: nothing if it was settled before."""
     return None if isinstance(lease, Lease) and lease.settled else DeliveryLost()

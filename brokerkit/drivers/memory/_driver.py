@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from asyncio import _get_running_loop as running_loop  # None after a fork, instead of an error
 from asyncio import get_running_loop
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -155,7 +156,7 @@ class MemoryDriver:
                 consumer.suspend()
         else:
             for consumer in self.consumers:
-                if consumer.error is None and not consumer.losing:
+                if consumer.error is None:
                     consumer.resume()
             broken, self._broken = self._broken, []
             for consumer in broken:
@@ -188,14 +189,14 @@ class MemoryDriver:
             ConfigError: it belongs to another event loop, or to another process.
             BrokerUnavailable: it is broken.
         """
-        while get_running_loop() is not self.healthy:
+        while running_loop() is not self.healthy:
             if self._process not in (0, os.getpid()):
                 raise ConfigError(
                     "a connection to memory:// cannot be used after a fork; its messages are in the parent"
                 )
             if self._loop is None and not self.faults.dead:
                 raise Closed("the connection is closed" if self._process else "the connection is not open yet")
-            if self._loop not in (None, get_running_loop()):
+            if self._loop not in (None, running_loop()):
                 raise ConfigError("a connection to memory:// cannot be used from another event loop")
             await self.thawed()
             if self.faults.dead:
@@ -213,7 +214,7 @@ class MemoryDriver:
     async def publish(self, records: Sequence[Record], *, timeout: float) -> Sequence[Receipt | BrokerError]:
         """Store *records*; one result each."""
         self.turns -= len(records)
-        if self.turns < 0 or get_running_loop() is not self._quick:
+        if self.turns < 0 or running_loop() is not self._quick:
             refused = await self._publish_slowly(records, timeout)
             if refused is not None:
                 return refused
@@ -236,7 +237,7 @@ class MemoryDriver:
         """Wait until *records* may be stored; return results if they are settled by that."""
         if self.turns < 0:
             await self.pause()
-        if get_running_loop() is not self.healthy:
+        if running_loop() is not self.healthy:
             began = get_running_loop().time()
             try:
                 await self.ready()
@@ -280,7 +281,7 @@ class MemoryDriver:
         results = self._publish_carefully(records, self.server.timers.clock.time(), set())
         if self.faults.replies:
             self.faults.replies -= 1
-            results = [PublishUnknown("the answer was lost") for _ in results]
+            results[:] = [PublishUnknown("the answer was lost") for _ in results]
         self._changed()
         return results
 

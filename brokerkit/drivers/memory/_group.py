@@ -202,10 +202,9 @@ class Member(Session):
                 claim.tracker.release(lease.number)
                 claim.arrived()
 
-    def hold(self, lease: object, attempts: int) -> None:
-        """Keep that *attempts* have failed."""
-        if lease in self.held and isinstance(lease, Lease):
-            self.claims[lease.partition].tracker.hold(lease.number, attempts)
+    def hold(self, lease: Lease, attempts: int) -> None:
+        """Keep that *attempts* at what is held under *lease* have failed."""
+        self.claims[lease.partition].tracker.hold(lease.number, attempts)
 
     def of(self, claims: Sequence[Claim]) -> list[Delivery]:
         """Return what is held of *claims*."""
@@ -283,6 +282,8 @@ class Group:
             member.suspect = None
         claim.partition.claims.remove(claim)
         self._owners[index] = None
+        if member.blocked:  # there is more room now
+            member.owner.wake()
 
     # ------------------------------------------------------------------ balance
 

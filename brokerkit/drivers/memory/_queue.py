@@ -44,6 +44,7 @@ class QueueStore:
         self._coming = 0  # sessions whose owners were woken and have not looked yet
         self._timed = False
         self._dropped = 0
+        self._gone = False
         self._simple = not address.dedup and address.priorities == 1
         self._careful = not self._simple
         self._seen: dict[str, None] = {}
@@ -316,7 +317,7 @@ class QueueStore:
 
     def suspend(self, session: Session) -> None:
         """*session* shows no sign of life: what it holds is taken from it after the lease."""
-        if session.deadline is None and session in self.sessions:
+        if session.deadline is None:
             self._forget_session(session)
             session.deadline = deadline = self._timers.now() + self.address.lease
             self._timers.at(deadline, functools.partial(self._expire, session, deadline))
@@ -324,7 +325,10 @@ class QueueStore:
     def resume(self, session: Session) -> None:
         """*session* lives."""
         session.deadline = None
-        if session in self.sessions:
+        if self._gone:
+            session.owner.fail(self._deleted())
+        else:
+            self.sessions[session] = None
             session.owner.wake()
 
     def _forget_session(self, session: Session) -> None:
@@ -335,17 +339,22 @@ class QueueStore:
     def _expire(self, session: Session, deadline: float) -> None:
         if session.deadline == deadline:
             lost = list(session.held.values())
+            self.sessions.pop(session, None)
             self.hand_back(session, lost, counted=True)
             session.owner.lost(lost)
 
     def drop(self) -> None:
-        """The queue is deleted."""
+        """Delete the queue."""
+        self._gone = True
         for session in self.sessions:
             session.held.clear()
             session.woken = False
-            session.owner.fail(NotFound(f"the queue {self.name} was deleted"))
+            session.owner.fail(self._deleted())
         self.sessions.clear()
         self.waiters.clear()
+
+    def _deleted(self) -> NotFound:
+        return NotFound(f"the queue {self.name} was deleted")
 
     # ------------------------------------------------------------------ looking
 

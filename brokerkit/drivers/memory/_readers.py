@@ -10,10 +10,10 @@ from ...driver import Delivery, Revoked, Source
 from ...errors import CapabilityError
 from ...events import Expired, Listener, PartitionPaused, PartitionResumed
 from ...policy import Start
-from ._consumer import Consumer, Link
+from ._consumer import Consumer, Link, unheld
 from ._group import Group, Member
 from ._queue import QueueStore
-from ._stored import Session
+from ._stored import Session, lease_of
 
 PATIENCE = 60.0
 """Least seconds that a partition waits for what runs before it moves: a member that lives is not hurried."""
@@ -31,8 +31,8 @@ class QueueConsumer(Consumer):
         self._queue = queue
         self._until_end = source.until_end
         self._emit = emit
-        self.session = Session(self, prefetch)
-        self._held = self.session.held
+        self._session = Session(self, prefetch)
+        self._held = self._session.held
 
     def __repr__(self) -> str:
         return f"<QueueConsumer {self._queue.name} in_flight={len(self._held)}>"
@@ -41,37 +41,37 @@ class QueueConsumer(Consumer):
         if self._until_end:
             raise CapabilityError(f"until_end is for topics; {self._queue!r} on memory has no end")
         self._store = store = self._link.server.queue(self._queue, create=True)
-        self._take = functools.partial(store.take, self.session, self._expired)
+        self._take = functools.partial(store.take, self._session, self._expired)
         self._settled = store.settled
-        store.join(self.session)
+        store.join(self._session)
 
     def left(self) -> None:
         """Hand back what is held."""
-        self._store.leave(self.session)
+        self._store.leave(self._session)
 
     def suspend(self) -> None:
         """Let what is held be taken away after the lease."""
-        self._store.suspend(self.session)
+        self._store.suspend(self._session)
 
     def resume(self) -> None:
         """Keep what is held."""
-        self._store.resume(self.session)
+        self._store.resume(self._session)
 
     def _expired(self, count: int) -> None:
         self._emit(Expired(address=self._queue.name, count=count))
 
     def _enlist(self) -> None:
-        if not self.session.blocked:
-            self._store.waiters[self.session] = None
+        if not self._session.blocked:
+            self._store.waiters[self._session] = None
 
     def _delist(self) -> None:
-        self._store.waiters.pop(self.session, None)
+        self._store.waiters.pop(self._session, None)
 
     def _pass_on(self) -> None:
-        self._store.pass_on(self.session)
+        self._store.pass_on(self._session)
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
-        self._store.hand_back(self.session, deliveries, counted=False)
+        self._store.hand_back(self._session, deliveries, counted=False)
 
     def _hold(self, delivery: Delivery, attempts: int) -> None:
         """Keep nothing: a queue's message is settled by its retry."""
@@ -83,7 +83,6 @@ class QueueConsumer(Consumer):
 class TopicConsumer(Consumer):
     """Reads partitions of a topic."""
 
-    session: Member
     _group: Group
 
     def __init__(
@@ -100,45 +99,47 @@ class TopicConsumer(Consumer):
         self._topic = topic
         self._source = source
         self._emit = emit
-        self.session = Member(self, prefetch, survives)
-        self._held = self.session.held
+        self._session = self._member = Member(self, prefetch, survives)
+        self._held = self._member.held
 
     def __repr__(self) -> str:
-        partitions = sorted(self.session.claims)
+        partitions = sorted(self._member.claims)
         return (
             f"<TopicConsumer {self._topic.name} group={self._source.group} {partitions=} in_flight={len(self._held)}>"
         )
 
     def _join(self) -> None:
-        server, session = self._link.server, self.session
+        server, member = self._link.server, self._member
         self._group = group = server.reader(self._source)
         if self._source.until_end:
-            session.ends = server.topic(self._topic).resolve(Start.LATEST)
-        self._take = functools.partial(session.take, group.topic, self._stood)
-        self._settled = functools.partial(session.settled, self._stood)
-        group.join(session)
+            member.ends = server.topic(self._topic).resolve(Start.LATEST)
+        self._take = functools.partial(member.take, group.topic, self._stood)
+        self._settled = functools.partial(member.settled, self._stood)
+        group.join(member)
 
     def left(self) -> None:
         """Hand back what is held and leave the group."""
-        self._group.leave(self.session)
+        self._group.leave(self._member)
 
     def suspend(self) -> None:
         """Be out of the group after the session time."""
         if self._group.name is None and (self._link.faults.dead or not self._entered):
-            self._group.leave(self.session)
+            self._group.leave(self._member)
         else:
-            self._group.suspend(self.session)
+            self._group.suspend(self._member)
 
     def resume(self) -> None:
-        """Take part again, anew if others have taken over."""
-        if not self._group.resume(self.session):
-            self._group.join(self.session)
+        """Take part again, anew if others have taken over: then after the program has been told."""
+        if self.losing:
+            return
+        if not self._group.resume(self._member):
+            self._group.join(self._member)
         self.wake()
 
     @property
     def ended(self) -> bool:
         """Whether everything that was there on entering was handed out."""
-        return self.session.ends is not None and self._group.ended(self.session.ends)
+        return self._member.ends is not None and self._group.ended(self._member.ends)
 
     @property
     def cursor(self) -> str | None:
@@ -151,19 +152,23 @@ class TopicConsumer(Consumer):
         self._emit(make(address=self._topic.name, group=self._source.group, partition=partition))
 
     def _enlist(self) -> None:
-        self.session.waits = True
+        self._member.waits = True
 
     def _delist(self) -> None:
-        self.session.waits = False
+        self._member.waits = False
 
     def _pass_on(self) -> None:
         """Nobody else may take what this member owns."""
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
-        self.session.hand_back(deliveries)
+        self._member.hand_back(deliveries)
 
     def _hold(self, delivery: Delivery, attempts: int) -> None:
-        self.session.hold(delivery.token, attempts)
+        lease = delivery.token
+        if lease in self._held:
+            self._member.hold(lease_of(delivery), attempts)
+        elif (error := unheld(lease)) is not None:
+            raise error
 
     def _patience(self) -> float:
-        return max(self.session.survives, PATIENCE)
+        return max(self._member.survives, PATIENCE)

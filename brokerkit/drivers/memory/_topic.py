@@ -115,10 +115,15 @@ class TopicStore:
             return too_large(record)
         if self._stored >= self._limit and not self._made_room():
             return full(self.name, self._limit)
-        return self.keep(record, at)
+        return self._add(record, at)
 
     def keep(self, record: Record, at: float = 0.0) -> Receipt:
-        """Store *record* whatever the limits say."""
+        """Store *record* whatever the limits say, in the place of what nobody needs any more if there is such."""
+        if self._stored >= self._limit:
+            self._made_room()
+        return self._add(record, at)
+
+    def _add(self, record: Record, at: float) -> Receipt:
         at = at or self._timers.clock.time()
         at = self._latest = max(at, self._latest)  # a log does not go back with the wall clock
         key = record.key
