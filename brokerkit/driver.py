@@ -4,6 +4,9 @@ Application code never imports this module; drivers do.  What can be written onc
 reply, order per key under concurrency, reconnecting, handlers) lives above it.  `brokerkit.testing.conformance` checks every
 sentence here that says "must".
 
+Names with ``..`` are derived (dead letters, redrive queues, replies): they need no declaration.  What is first stored at such
+an address must create it, and a consumer of one that does not exist yet must wait for it.
+
 Durations are seconds, points in time are seconds since the Unix epoch.  Every error that leaves a driver is a `BrokerError`
 with the client library's own error as its cause.  Methods may be called concurrently unless said otherwise.
 """

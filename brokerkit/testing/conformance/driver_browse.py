@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 import pytest
 
 from ... import clock
+from ...address import redrive_queue
 from ...driver import DEAD, Settlement
 from ...errors import NotFound
 from ...policy import Start
 from ._harness import Harness, Kind
 from ._raw import (
+    GROUP,
     bury,
     copy,
     ids,
@@ -188,6 +190,17 @@ class DriverRedrive(Suite):
             with pytest.raises(NotFound, match="missing"):
                 await r.driver.redrive(letters_of(address), positions, missing)
             assert [s.position for s in await r.driver.browse(letters_of(address), limit=10)] == positions
+
+    @needs("topic")
+    async def test_a_derived_queue_that_does_not_exist_yet_must_be_waited_for(self, system: Harness) -> None:
+        """Module docstring: a group's redrive queue is read before anything was ever redriven."""
+        topic = raw_topic(system)
+        async with raw(system, topic) as r, r.consume(redrive_queue(topic, GROUP)) as consumer:
+            await r.nothing(consumer)
+            positions = await bury(r, topic, ["m"])
+            assert list(await r.driver.redrive(letters_of(topic), positions, redrive_queue(topic, GROUP))) == [None]
+            (delivery,) = await r.take(consumer, 1)
+            assert delivery.record.id == "m"
 
     @needs("queue.dedup")
     async def test_a_redrive_bypasses_dedup(self, system: Harness) -> None:
