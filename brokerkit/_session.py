@@ -229,6 +229,7 @@ class Session:
     def _refused(self, message: Message[Any], error: BrokerError) -> None:
         """What the handler wanted to publish cannot be stored: the attempt has failed after all."""
         message._staged = None
+        message._outcome = _REJECT
         failures = message._attempts + 1
         self._bury(message, Die(f"what it published was refused: {error_text(error)}", type(error).__name__), failures)
 
