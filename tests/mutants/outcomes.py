@@ -180,7 +180,7 @@ OUTCOMES: tuple[Mutant, ...] = (
         file=SESSION,
         old="        dropped = self._inbox.drop(lost)\n        for message in [",
         new="        dropped: list[Message[Any]] = []\n        for message in [",
-        tests=clauses("Groups::test_more_members_than_partitions_lose_nothing"),
+        tests=clauses("Groups::test_what_has_not_started_goes_to_the_member_that_joins"),
     ),
     Mutant(
         name="confirm does not wait",

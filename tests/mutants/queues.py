@@ -6,7 +6,6 @@ from .mutant import Mutant, clauses
 
 QUEUE = "brokerkit/drivers/memory/_queue.py"
 CONSUMER = "brokerkit/drivers/memory/_consumer.py"
-READERS = "brokerkit/drivers/memory/_readers.py"
 
 SETTLING: tuple[Mutant, ...] = (
     Mutant(
@@ -122,7 +121,7 @@ SETTLING: tuple[Mutant, ...] = (
         file=QUEUE,
         old='        """*session* lives."""\n        session.deadline = None\n',
         new='        """*session* lives."""\n',
-        tests=clauses("Leases::test_a_lost_lease_is_not_renewed_back", "Reconnecting"),
+        tests=clauses("Leases::test_a_pause_shorter_than_the_lease_costs_nothing"),
     ),
 )
 
@@ -218,9 +217,9 @@ QUEUES: tuple[Mutant, ...] = (
     Mutant(
         name="prefetch is not asked",
         breaks="no more in hand than prefetch",
-        file=READERS,
-        old="return self._store.take(self.session, room, self._expired)",
-        new="return self._store.take(self.session, limit, self._expired)",
+        file=QUEUE,
+        old="room = min(session.prefetch - len(held), limit)",
+        new="room = limit",
         tests=clauses("DriverPrefetch::test_a_consumer_never_holds_more_unsettled_deliveries_than_its_prefetch"),
     ),
     Mutant(

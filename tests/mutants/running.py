@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .mutant import Mutant, clauses
+from .mutant import Mutant, clauses, units
 
 PUBLISHING = "brokerkit/_publishing.py"
 REQUESTS = "brokerkit/_requests.py"
@@ -25,7 +25,7 @@ RUNNING: tuple[Mutant, ...] = (
         file=PUBLISHING,
         old="NotAttempted)) and mark not in final:",
         new="NotAttempted)):",
-        tests=clauses("Publishing", "Batching"),
+        tests=units("test_publishing"),
     ),
     Mutant(
         name="publishing gives up at once",

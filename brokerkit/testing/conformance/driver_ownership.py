@@ -353,6 +353,42 @@ class DriverConsume(Suite):
                     await other.done(second, *got, confirm=True)
             assert await r.left(topic) == []
 
+    @needs("topic")
+    async def test_nothing_is_handed_out_in_vain_while_ownership_moves(self, system: Harness) -> None:
+        """Driver.consume: what is received while *revoked* runs stays with who received it."""
+        topic = raw_topic(system)
+        early, late = names(40), names(40, "n")
+        async with raw(system, topic) as r, raw(system) as other:
+            await r.put(topic, early)
+            moving, moved = asyncio.Event(), asyncio.Event()
+            theirs: list[Delivery] = []
+
+            async def leave(deliveries: Sequence[Delivery]) -> None:
+                await r.done(consumer, *deliveries)
+                moving.set()
+                await moved.wait()
+
+            async def join() -> None:
+                async with other.consume(topic) as second:
+                    await moved.wait()
+                    await system.settle_down()
+                    theirs.extend(await other.drain(second))
+
+            async with r.consume(topic, revoked=leave) as consumer:
+                mine = await r.take(consumer, 40)
+                joining = asyncio.ensure_future(join())
+                await moving.wait()
+                await r.put(topic, late)
+                mine += await consumer.receive(100, system.quiet / 4)
+                moved.set()
+                await system.settle_down()
+                await r.done(consumer, *mine)
+                mine += await r.drain(consumer)
+                await joining
+            assert theirs, "ownership did not move"
+            assert ids([*mine, *theirs]) == early + late
+            assert {d.deliveries for d in (*mine, *theirs)} == {1}
+
     async def test_revoked_is_told_of_what_was_lost(self, system: Harness, kind: Kind) -> None:
         """Driver.consume: or as soon as it is known to be lost."""
         address = raw_address(system, kind)

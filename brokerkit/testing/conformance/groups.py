@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 from ...broker import Broker
 from ...message import Message
@@ -245,6 +246,34 @@ class Groups(Suite):
                 async with system.serve(other, topic, handle, concurrency=8):
                     await asyncio.sleep(2 * system.quiet)
         assert runs == Counter(values)
+
+    @needs("topic")
+    async def test_what_has_not_started_goes_to_the_member_that_joins(self, system: Harness) -> None:
+        """G3: and runs there only, as if nobody had received it before."""
+        topic = system.topic()
+        values = [f"v{n}" for n in range(24)]
+        runs: dict[str, list[str]] = {"first": [], "second": []}
+        deliveries: set[int] = set()
+
+        def handler(name: str) -> Callable[[Message[str]], Awaitable[None]]:
+            async def handle(message: Message[str]) -> None:
+                runs[name].append(message.value)
+                deliveries.add(message.deliveries)
+                await asyncio.sleep(system.quiet / 8)
+
+            return handle
+
+        async with system.connect() as broker, system.connect() as other:
+            for value in values:
+                await system.publish(broker, topic, [value], key=value)
+            async with system.serve(broker, topic, handler("first"), prefetch=100):
+                await system.eventually(lambda: len(runs["first"]) == 2)
+                async with system.serve(other, topic, handler("second"), prefetch=100):
+                    await system.eventually(lambda: set(runs["first"] + runs["second"]) == set(values))
+                    await system.settle_down()
+        assert runs["second"], "the second member took no part"
+        assert Counter(runs["first"] + runs["second"]) == Counter(values)
+        assert deliveries == {1}
 
     @needs("topic")
     async def test_a_latest_group_whose_first_member_dies_loses_nothing(self, system: Harness) -> None:

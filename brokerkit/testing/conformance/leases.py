@@ -89,6 +89,24 @@ class Leases(Suite):
                     await message.ack(confirm=True)
                 await system.nothing(held, quiet=system.gone(kind))
 
+    async def test_a_pause_shorter_than_the_lease_costs_nothing(self, system: Harness, kind: Kind) -> None:
+        """L2: who was stopped for a while and lives again goes on renewing, and its acknowledgement counts."""
+        address = system.address(kind)
+        pause = (system.session if kind == "topic" else system.lease) / 2
+        async with system.connect() as sleeper, system.connect() as broker:
+            await system.publish(broker, address, ["a"])
+            async with system.subscribe(sleeper, address) as held, system.subscribe(broker, address) as messages:
+                mine = await held.receive(timeout=system.quiet)
+                theirs = await messages.receive(timeout=system.quiet) if not mine else ()
+                (message,) = (*mine, *theirs)
+                owner, waiting = (sleeper, messages) if mine else (broker, held)
+                await system.freeze(owner)
+                await asyncio.sleep(pause)
+                await system.thaw(owner)
+                await system.nothing(waiting, quiet=2 * system.gone(kind))
+                await message.ack(confirm=True)
+                await system.nothing(waiting, quiet=system.gone(kind))
+
     async def test_a_handler_that_hangs_is_ended_by_its_timeout(self, system: Harness, kind: Kind) -> None:
         """L3: the lease is not renewed for ever: the run is cancelled and counts as a failed attempt."""
         address = system.address(kind)
