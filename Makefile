@@ -31,12 +31,12 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 
 pytest: $(VENV)/.dev
 	@rm -f $(RESULTS)
-	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 --dist worksteal
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 
 promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite
 	@rm -f $(RESULTS)
-	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest tests/conformance
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 tests/conformance
 	@$(BIN)/python -m brokerkit.testing.conformance.promises $(RESULTS) README.md
 
 mutants: $(VENV)/.dev ## Plant faults and print which test catches each
