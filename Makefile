@@ -31,7 +31,7 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 
 pytest: $(VENV)/.dev
 	@rm -f $(RESULTS)
-	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 --dist worksteal
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 --dist loadgroup
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 
 promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite
