@@ -28,6 +28,16 @@ def checker(node: shape.Type) -> Check | None:
     return _Checks().of(node)
 
 
+def only_float(node: shape.Type) -> str | None:
+    """Return the name of the field that is all that `checker` looks at in the class *node*, if it is a float."""
+    if not isinstance(node, (shape.DataclassType, shape.StructType)):
+        return None
+    looked_at = [field for field in node.fields if _may_change(field.type, set())]
+    if len(looked_at) == 1 and isinstance(bare(looked_at[0].type), shape.FloatType):
+        return looked_at[0].name
+    return None
+
+
 def _float(value: Any) -> None:
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -218,15 +228,6 @@ def _attributes(fields: list[tuple[str, Check]]) -> Check:
     floats = [name for name, check in fields if check is _float]
     others = [(attrgetter(name), check) for name, check in fields if check is not _float]
     finite = math.isfinite
-    if len(fields) == 1 and floats:
-        get_one = attrgetter(floats[0])
-
-        def check_float(value: Any) -> None:
-            number = get_one(value)
-            if number.__class__ is not float or not finite(number):
-                _float(number)
-
-        return check_float
     get_floats = _getter(floats)
 
     def check_fields(value: Any) -> None:

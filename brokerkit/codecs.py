@@ -21,14 +21,16 @@ is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Final, TypeAlias, get_origin, is_typeddict
 
 from msgspec import inspect as shape
 
 from ._json import classes, is_model, read_model, reader, shape_of, shown, write, write_model
-from ._lossless import Check, checker, write_plain
+from ._lossless import Check, checker, only_float, write_plain
 from ._unions import members_of, tags, told_apart, union_of
 from .address import Codec
 from .errors import ConfigError, DecodeError, EncodeError
@@ -182,7 +184,29 @@ def _json(form: object, members: list[Any], nullable: bool) -> BoundCodec:
     check = _class_check(form, kinds, nullable)
     if isinstance(values, shape.LiteralType):
         return _bind(form, JSON, nullable, frozenset(), _one_of(form, values.values, check), write, load)
-    return _bind(form, JSON, nullable, kinds, check, write, load, checker(values))
+    bound = _bind(form, JSON, nullable, kinds, check, write, load, checker(values))
+    name = only_float(values)
+    if name is not None:
+        [kind] = kinds
+        return replace(bound, encode=_encode_float(form, kind, name, bound.encode))
+    return bound
+
+
+def _encode_float(form: object, kind: type, name: str, otherwise: _Encode) -> _Encode:
+    """Return `encode` for the commonest class of all, with one float to look at, without a call for the look."""
+    get, finite = attrgetter(name), math.isfinite
+
+    def encode(value: Any) -> bytes | None:
+        if value.__class__ is kind:
+            try:
+                number = get(value)
+                if number.__class__ is float and finite(number):
+                    return write(value)
+            except Exception as error:
+                raise _unwritable(form, error) from error
+        return otherwise(value)
+
+    return encode
 
 
 def _tagged(form: object, members: list[Any], nullable: bool) -> BoundCodec:
