@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 
 from ._binding import check_timeout
 from ._connection import Connection
-from ._publishing import CHUNK, Result, resend, send
+from ._publishing import CHUNK, Result, Sending, resend, send
 from ._requests import Inbox
 from .address import Outgoing, Queue, Reply, Topic
 from .driver import Receipt, Record
@@ -118,11 +118,11 @@ class Publisher(Connection):
         records: list[Record] = []
         indices: list[int] = []
         results: list[Receipt | BrokerError] = []
-        make, simple, until = self._records.outgoing, self._records.simple, self._clock.monotonic() + timeout
+        make, simple = self._records.outgoing, self._records.simple
+        sending = Sending(self._driver, self._clock, timeout)
 
         async def flush() -> None:
-            left = max(until - self._clock.monotonic(), 0.001)
-            for index, answer in zip(indices, await send(self._driver, self._clock, records, left), strict=True):
+            for index, answer in zip(indices, await sending.step(records), strict=True):
                 results[index] = answer
             records.clear()
             indices.clear()

@@ -6,25 +6,60 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
+from .address import Address
 from .clock import Clock
 from .driver import Driver, Receipt, Record
 from .errors import BrokerError, BrokerUnavailable, BufferFull, NotAttempted
 from .policy import backoff
 
 Result: TypeAlias = Receipt | BrokerError
+Line: TypeAlias = tuple[Address, bytes]
 CHUNK: Final = 1000
 """Records in one call to the driver."""
 
 
 async def send(driver: Driver, clock: Clock, records: Sequence[Record], timeout: float) -> list[Result]:
     """Store *records*, in order, and return one result each within *timeout* seconds."""
-    until = clock.monotonic() + timeout
+    sending = Sending(driver, clock, timeout)
     results: list[Result] = []
     for first in range(0, len(records), CHUNK):
-        chunk = records[first : first + CHUNK]
-        answers = await driver.publish(chunk, timeout=max(until - clock.monotonic(), 0.001))
-        results.extend(await resend(driver, clock, chunk, answers, until))
+        results.extend(await sending.step(records[first : first + CHUNK]))
     return results
+
+
+class Sending:
+    """One call's way to the driver, in as many steps as it takes: what fails in one holds back its key in the next."""
+
+    def __init__(self, driver: Driver, clock: Clock, timeout: float) -> None:
+        self._driver = driver
+        self._clock = clock
+        self._until = clock.monotonic() + timeout
+        self._failed: set[Line] = set()
+
+    async def step(self, records: Sequence[Record]) -> list[Result]:
+        """Store at most `CHUNK` *records*, in order, and return one result each before the time is up."""
+        if self._failed:
+            open_ = [index for index, record in enumerate(records) if line_of(record) not in self._failed]
+            results: list[Result] = [NotAttempted("an earlier message of its key failed") for _ in records]
+        else:
+            open_, results = list(range(len(records))), [NotAttempted()] * len(records)
+        if not open_:
+            return results
+        sent = records if len(open_) == len(records) else [records[index] for index in open_]
+        answers = await self._driver.publish(sent, timeout=max(self._until - self._clock.monotonic(), 0.001))
+        answers = await resend(self._driver, self._clock, sent, answers, self._until)
+        for index, answer in zip(open_, answers, strict=True):
+            results[index] = answer
+            if type(answer) is not Receipt:
+                line = line_of(records[index])
+                if line is not None:
+                    self._failed.add(line)
+        return results
+
+
+def line_of(record: Record) -> Line | None:
+    """Return what *record* must stay in order with: the records of its address and key; None without a key."""
+    return None if record.key is None else (record.address, record.key)
 
 
 async def resend(
@@ -49,11 +84,11 @@ async def resend(
 def _again(records: Sequence[Record], results: Sequence[Result]) -> list[int]:
     """Return the indices worth sending again: behind a final failure of its key, a record stays unsent."""
     open_: list[int] = []
-    final: set[tuple[object, bytes]] = set()
+    final: set[Line] = set()
     for index, (record, result) in enumerate(zip(records, results, strict=True)):
         if isinstance(result, Receipt):
             continue
-        mark = None if record.key is None else (record.address, record.key)
+        mark = line_of(record)
         if isinstance(result, (BrokerUnavailable, BufferFull, NotAttempted)) and mark not in final:
             open_.append(index)
         elif mark is not None:
