@@ -150,7 +150,7 @@ class Broker:
         priority: int = 0,
         timeout: float = 30,
     ) -> Receipt: ...
-    def publish(self, address: Any, value: Any, **options: Any) -> Receipt:
+    def publish(self, address: Topic[Any] | Queue[Any, Any], value: object, **options: object) -> Receipt:
         """Publish *value* and return when it is stored; options and errors are those of `brokerkit.Broker.publish`."""
         return self._call(self._broker.publish, address, value, **options)
 
@@ -162,7 +162,9 @@ class Broker:
     def publish_many(
         self, address: Topic[T] | Queue[T, Any], values: Iterable[Outgoing[T]], *, timeout: float = 30
     ) -> list[Receipt | BrokerError]: ...
-    def publish_many(self, address: Any, values: Iterable[Any], **options: Any) -> list[Receipt | BrokerError]:
+    def publish_many(
+        self, address: Topic[Any] | Queue[Any, Any], values: Iterable[object], **options: object
+    ) -> list[Receipt | BrokerError]:
         """Publish *values*, or items of ``address.outgoing(...)``, in order; return one receipt or error each.
 
         *values* is read to its end first, in the calling thread: it may be a query of the calling thread's database.
