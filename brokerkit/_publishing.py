@@ -38,23 +38,27 @@ class Sending:
 
     async def step(self, records: Sequence[Record]) -> list[Result]:
         """Store at most `CHUNK` *records*, in order, and return one result each before the time is up."""
-        if self._failed:
-            open_ = [index for index, record in enumerate(records) if line_of(record) not in self._failed]
-            results: list[Result] = [NotAttempted("an earlier message of its key failed") for _ in records]
+        failed = self._failed
+        if not failed:
+            results = await self._store(records)
         else:
-            open_, results = list(range(len(records))), [NotAttempted()] * len(records)
-        if not open_:
-            return results
-        sent = records if len(open_) == len(records) else [records[index] for index in open_]
-        answers = await self._driver.publish(sent, timeout=max(self._until - self._clock.monotonic(), 0.001))
-        answers = await resend(self._driver, self._clock, sent, answers, self._until)
-        for index, answer in zip(open_, answers, strict=True):
-            results[index] = answer
-            if type(answer) is not Receipt:
-                line = line_of(records[index])
-                if line is not None:
-                    self._failed.add(line)
+            open_ = [record for record in records if line_of(record) not in failed]
+            stored = iter(await self._store(open_) if open_ else ())
+            results = [_held_back() if line_of(record) in failed else next(stored) for record in records]
+        if not all(type(result) is Receipt for result in results):
+            for record, result in zip(records, results, strict=True):
+                line = line_of(record)
+                if line is not None and type(result) is not Receipt:
+                    failed.add(line)
         return results
+
+    async def _store(self, records: Sequence[Record]) -> list[Result]:
+        answers = await self._driver.publish(records, timeout=max(self._until - self._clock.monotonic(), 0.001))
+        return await resend(self._driver, self._clock, records, answers, self._until)
+
+
+def _held_back() -> NotAttempted:
+    return NotAttempted("an earlier message of the same key failed")
 
 
 def line_of(record: Record) -> Line | None:
@@ -68,7 +72,7 @@ async def resend(
     """Send again what is certainly not stored, until all is or the time is up."""
     results = list(answers)
     failures = 0
-    while True:
+    while not all(type(result) is Receipt for result in results):
         open_ = _again(records, results)
         failures += 1
         wait = backoff(failures, initial=0.02, longest=1.0)
@@ -79,6 +83,7 @@ async def resend(
         answers = await driver.publish([records[index] for index in open_], timeout=max(left - wait, 0.001))
         for index, answer in zip(open_, answers, strict=True):
             results[index] = answer
+    return results
 
 
 def _again(records: Sequence[Record], results: Sequence[Result]) -> list[int]:
