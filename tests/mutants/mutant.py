@@ -37,6 +37,6 @@ def clauses(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/conformance/test_memory.py::Test{name}" for name in names)
 
 
-def units(*modules: str) -> tuple[str, ...]:
-    """Return the files of unit tests: ``test_log``."""
-    return tuple(f"tests/unit/{module}.py" for module in modules)
+def units(module: str, *, test: str = "") -> tuple[str, ...]:
+    """Return the id of unit tests: a whole module, like ``test_log``, or one *test* of it."""
+    return (f"tests/unit/{module}.py" + (f"::{test}" if test else ""),)

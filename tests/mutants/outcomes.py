@@ -228,7 +228,7 @@ OUTCOMES: tuple[Mutant, ...] = (
         file="brokerkit/_intake.py",
         old="                failures = max(failures, 1)\n",
         new="                break\n",
-        tests=clauses("Ordering::test_the_order_holds_across_a_disconnect"),
+        tests=clauses("Peers::test_a_cut_connection_does_not_silence_a_subscriber"),
     ),
     Mutant(
         name="the last outcome counts",

@@ -28,9 +28,9 @@ SETTLING: tuple[Mutant, ...] = (
         name="a lost settle publishes",
         breaks="a lost delivery publishes nothing",
         file=CONSUMER,
-        old="        if lease not in self._held:\n            return _unheld(lease)\n",
+        old="        if lease not in self._held:\n            return unheld(lease)\n",
         new="        if lease not in self._held:\n            for record in item.publish:\n"
-        "                self._link.stores((record,))[0].keep(record, 0.0)\n            return _unheld(lease)\n",
+        "                self._link.stores((record,))[0].keep(record, 0.0)\n            return unheld(lease)\n",
         tests=clauses("DriverSettle::test_a_lost_delivery_must_report_delivery_lost_and_publish_nothing"),
     ),
     Mutant(
@@ -63,7 +63,7 @@ SETTLING: tuple[Mutant, ...] = (
         name="settling wakes nobody",
         breaks="settling makes room at once",
         file=CONSUMER,
-        old="            self._settled(done)\n            if self.session.blocked:\n                self.wake()\n",
+        old="            self._settled(done)\n            if self._session.blocked:\n                self.wake()\n",
         new="            self._settled(done)\n",
         tests=clauses("DriverPrefetch::test_settling_gives_credit_to_a_receive_that_waits_for_it"),
     ),
@@ -148,7 +148,7 @@ QUEUES: tuple[Mutant, ...] = (
         file=QUEUE,
         old="            self._armed = self._delayed[0][0]\n            self._timers.at(self._armed, self._due)\n",
         new="            self._armed = self._delayed[0][0]\n",
-        tests=clauses("Retrying::test_each_of_many_retries_keeps_its_own_time"),
+        tests=clauses("Delaying::test_a_short_delay_is_not_held_up_by_a_long_one"),
     ),
     Mutant(
         name="what has expired is handed out",

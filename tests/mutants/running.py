@@ -92,11 +92,11 @@ RUNNING: tuple[Mutant, ...] = (
         tests=clauses("Closing::test_a_drain_finishes_what_runs_and_hands_back_the_rest"),
     ),
     Mutant(
-        name="a timeout has no effect",
+        name="a timeout is twice as long",
         breaks="a handler over its timeout is cancelled",
         file=WORKERS,
-        old="            if left <= 0:\n",
-        new="            if left <= -3600:\n",
+        old="left = slot.began + timeout - now",
+        new="left = slot.began + 2 * timeout - now",
         tests=clauses("Handling::test_a_handler_over_its_timeout_is_cancelled_and_has_failed"),
     ),
     Mutant(

@@ -119,16 +119,16 @@ TOPICS: tuple[Mutant, ...] = (
         name="hold keeps nothing",
         breaks="failed attempts survive a crash (topic)",
         file=GROUP,
-        old="            self.claims[lease.partition].tracker.hold(lease.number, attempts)\n",
-        new="            pass\n",
+        old="        self.claims[lease.partition].tracker.hold(lease.number, attempts)\n",
+        new="",
         tests=clauses("DriverHold::test_whoever_owns_a_held_record_next_must_see_its_attempts"),
     ),
     Mutant(
-        name="a partition has no limit",
+        name="a partition is read too far ahead",
         breaks="a blocked key pauses its partition",
         file=GROUP,
         old="count = min(limit, end - offset, tracker.base + LOG_AHEAD - offset)",
-        new="count = min(limit, end - offset)",
+        new="count = min(limit, end - offset, tracker.base + LOG_AHEAD + 300 - offset)",
         tests=clauses("Backpressure::test_a_blocked_key_pauses_its_partition_and_nothing_is_lost"),
     ),
     Mutant(
@@ -196,7 +196,7 @@ TRACKER: tuple[Mutant, ...] = (
         file=LOG,
         old="                if waits:\n                    self._waiting.add(offset)\n",
         new="",
-        tests=units("test_log"),
+        tests=units("test_log", test="test_the_tracker_agrees_with_a_naive_model"),
     ),
     Mutant(
         name="a note of another base is believed",
@@ -204,7 +204,7 @@ TRACKER: tuple[Mutant, ...] = (
         file=LOG,
         old="if match is None or int(match[1]) != base:",
         new="if match is None:",
-        tests=units("test_log"),
+        tests=units("test_log", test="test_a_damaged_note_is_none"),
     ),
 )
 

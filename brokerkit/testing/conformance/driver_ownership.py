@@ -405,7 +405,8 @@ class DriverConsume(Suite):
                 await r.finish(new, 3)
                 assert not lost
                 await system.thaw(zombie.broker)
-                await system.eventually(lambda: lost == set(names(3)), "revoked told of the three lost deliveries")
+                told = 2 * system.gone(kind)
+                await system.eventually(lambda: lost == set(names(3)), "revoked told of all three", within=told)
 
     @seeds(1)
     async def test_entering_and_leaving_many_times_loses_nothing(self, system: Harness, kind: Kind) -> None:
