@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 from ... import clock
 from ..._subscription import Subscription
@@ -168,11 +168,13 @@ class Harness:
 
     def topic(self, name: str = "topic", type: Any = str, **options: Any) -> Topic[Any]:
         """Return a topic of 4 partitions."""
-        return Topic(name, type, **{"partitions": 4, **options})
+        options.setdefault("partitions", 4)
+        return Topic(name, type, **options)
 
     def queue(self, name: str = "queue", type: Any = str, **options: Any) -> Queue[Any]:
         """Return a queue with the lease of this harness."""
-        return Queue(name, type, **{"lease": self.lease, **options})
+        options.setdefault("lease", self.lease)
+        return Queue(name, type, **options)
 
     def address(self, kind: Kind, name: str | None = None, type: Any = str) -> AnyTopic | AnyQueue:
         """Return a topic or a queue of default settings."""
@@ -250,9 +252,9 @@ class Harness:
         clock = asyncio.get_running_loop().time
         end = clock() + (self.deadline if within is None else within)
         while True:
-            held = predicate()
+            held: Any = predicate()
             if isinstance(held, Awaitable):
-                held = await held
+                held = await cast("Awaitable[object]", held)
             if held:
                 return
             assert clock() < end, f"it never became true{': ' if what else ''}{what}"

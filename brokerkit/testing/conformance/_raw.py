@@ -105,7 +105,7 @@ class Raw:
 
     async def put(self, address: Address, wanted: Iterable[str], *, key: bytes | None = None) -> list[Receipt]:
         """Store a record for each id, and fail if one is refused."""
-        receipts = []
+        receipts: list[Receipt] = []
         for result in await self.publish([self.record(address, id, key=key) for id in wanted]):
             assert isinstance(result, Receipt), result
             receipts.append(result)

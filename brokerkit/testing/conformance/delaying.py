@@ -93,7 +93,7 @@ class Delaying(Suite):
             began = system.now()
             for number in (8, 1, 6, 3, 0, 7, 2, 5, 4):
                 await broker.publish(queue, str(number), delay=unit * number)
-            order = []
+            order: list[str] = []
             for number in range(9):
                 (message,) = await system.take(messages, 1)
                 assert system.now() - began < unit * number + system.quiet

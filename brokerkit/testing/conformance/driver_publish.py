@@ -161,7 +161,7 @@ class DriverPublish(Suite):
             order = [0, 2, 1, 0, 2, 1]
             await r.publish([r.record(queue, f"{p}-{n}", priority=p) for n, p in enumerate(order)])
             async with r.consume(queue, prefetch=1) as consumer:
-                seen = []
+                seen: list[int] = []
                 for _ in order:
                     (delivery,) = await r.take(consumer, 1)
                     seen.append(delivery.record.priority)

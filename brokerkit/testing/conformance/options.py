@@ -1,97 +1,26 @@
 """OPTIONS: every option of publishing, subscribing and addresses, on every kind of address.
 
-`OPTIONS` is the option table.  An option that is not in it fails the suite, and so does one without a test of its name here.
+`_options.OPTIONS` is the option table.  An option that is not in it fails the suite, and so does one without a test of its name here.
 A test shows the effect of an option where the table says that it works, and a refusal everywhere else: nothing is ignored.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from ...address import Queue, Topic
-from ...broker import Broker
 from ...clock import current
-from ...errors import BrokerError, BrokerUnavailable, CapabilityError, ConfigError, DecodeError, NotFound
+from ...errors import BrokerUnavailable, ConfigError, DecodeError
 from ...message import Message
 from ...policy import EVERY_REPLICA, MAX_PREFETCH, Batch, RetryPolicy, Start
-from ...service import Service
 from ._harness import Harness, Kind
+from ._options import OPTIONS, signatures, staged, works
 from ._runner import Suite, seeds
-
-
-@dataclass(frozen=True)
-class Option:
-    """Where an option works.  False: it is refused; a text: it works where that capability is claimed."""
-
-    topic: bool | str
-    queue: bool | str
-
-    def on(self, kind: Kind) -> bool | str:
-        return self.topic if kind == "topic" else self.queue
-
-
-BOTH = Option(topic=True, queue=True)
-TOPIC = Option(topic=True, queue=False)
-QUEUE = Option(topic=False, queue=True)
-
-OPTIONS: dict[str, Option] = {
-    "publish.key": TOPIC,
-    "publish.id": BOTH,
-    "publish.headers": BOTH,
-    "publish.delay": Option(topic=False, queue="delay"),
-    "publish.ttl": Option(topic=False, queue="ttl"),
-    "publish.priority": Option(topic=False, queue="priority"),
-    "publish.timeout": BOTH,
-    "subscribe.group": TOPIC,
-    "subscribe.start": TOPIC,
-    "subscribe.prefetch": BOTH,
-    "subscribe.until_end": TOPIC,
-    "subscribe.on_invalid": TOPIC,
-    "service.group": TOPIC,
-    "service.start": TOPIC,
-    "service.concurrency": BOTH,
-    "service.prefetch": BOTH,
-    "service.retry": BOTH,
-    "service.max_deliveries": BOTH,
-    "service.timeout": BOTH,
-    "service.batch": BOTH,
-    "address.partitions": TOPIC,
-    "address.retention": TOPIC,
-    "address.priorities": Option(topic=False, queue="priority"),
-    "address.dedup": Option(topic=False, queue="dedup"),
-    "address.lease": QUEUE,
-    "address.codec": BOTH,
-    "address.owned": BOTH,
-    "address.reply": QUEUE,
-    "address.reply_codec": QUEUE,
-}
-
-REFUSALS = (ConfigError, TypeError, ValueError)
-"""What misuse may raise that a type checker sees first."""
-
-
-def signatures() -> set[str]:
-    """Return every option that there is, by the names of the table."""
-    functions: dict[str, list[Callable[..., Any]]] = {
-        "publish": [Broker.publish],
-        "subscribe": [Broker.subscribe],
-        "service": [Service.subscribe],
-        "address": [Topic.__init__, Queue.__init__],
-    }
-    return {
-        f"{name}.{parameter.name}"
-        for name, several in functions.items()
-        for function in several
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+from .address_options import AddressOptions
 
 
 class Options(Suite):
@@ -100,19 +29,17 @@ class Options(Suite):
         """A new option must come with a column for each kind of address."""
         assert signatures() == set(OPTIONS)
         for option in OPTIONS:
-            assert hasattr(Options, f"test_{option.replace('.', '_')}"), f"no test of {option}"
+            test = f"test_{option.replace('.', '_')}"
+            assert hasattr(Options, test) or hasattr(AddressOptions, test), f"no test of {option}"
 
-    def works(self, system: Harness, option: str, kind: Kind) -> type[Exception] | tuple[type[Exception], ...] | None:
-        """Return None where *option* works, else what using it must raise."""
-        cell = OPTIONS[option].on(kind)
-        if cell is False:
-            return REFUSALS
-        claim = system.topics if kind == "topic" else system.queues
-        return None if cell is True or getattr(claim, cell) else CapabilityError
+    @seeds(1)
+    async def test_every_way_to_publish_has_the_same_options(self, system: Harness) -> None:
+        """What a handler stages and what publish_many takes can all be said to publish, and the other way round."""
+        assert staged() == {option for option in OPTIONS if option.startswith("publish.")} - {"publish.timeout"}
 
     async def publishing(self, system: Harness, kind: Kind, option: str, address: Any, **options: Any) -> Any:
         """Publish with an option, and return the message that comes; None where the option is refused, as it must be."""
-        error = self.works(system, option, kind)
+        error = works(system, option, kind)
         async with system.connect() as broker, system.subscribe(broker, system.address(kind, "plain")) as unused:
             if error is not None:
                 with pytest.raises(error):
@@ -157,7 +84,7 @@ class Options(Suite):
     async def test_publish_priority(self, system: Harness, kind: Kind) -> None:
         """A queue's message of high priority comes first."""
         address: Any = system.topic() if kind == "topic" else system.queue(priorities=3)
-        error = self.works(system, "publish.priority", kind)
+        error = works(system, "publish.priority", kind)
         async with system.connect() as broker:
             if error is not None:
                 with pytest.raises(error):
@@ -166,7 +93,7 @@ class Options(Suite):
             for priority in (0, 2, 1):
                 await broker.publish(system.queue(priorities=3), str(priority), priority=priority)
             async with system.subscribe(broker, address, prefetch=1) as messages:
-                order = []
+                order: list[str] = []
                 for _ in range(3):
                     (message,) = await system.take(messages, 1)
                     order.append(message.value)
@@ -191,7 +118,7 @@ class Options(Suite):
     async def reading(self, system: Harness, kind: Kind, option: str, **options: Any) -> list[Message[str]] | None:
         """Subscribe with an option and return what comes, of one message before and one after; None where it is refused."""
         address = system.address(kind)
-        error = self.works(system, option, kind)
+        error = works(system, option, kind)
         async with system.connect() as broker:
             subscribe: Any = broker.subscribe
             await system.publish(broker, address, ["before"])
@@ -245,7 +172,7 @@ class Options(Suite):
 
     async def test_subscribe_on_invalid(self, system: Harness, kind: Kind) -> None:
         """An ephemeral reader raises what it cannot read, or passes it over."""
-        error = self.works(system, "subscribe.on_invalid", kind)
+        error = works(system, "subscribe.on_invalid", kind)
         address = system.address(kind, "numbers", int)
         foreign: Any = system.topic("numbers", bytes) if kind == "topic" else system.queue("numbers", bytes)
         async with system.connect() as broker, system.connect() as other:
@@ -274,7 +201,7 @@ class Options(Suite):
     ) -> None:
         """Run a service with an option until *check* holds for what was handled; or see it refused."""
         address = system.address(kind)
-        error = self.works(system, option, kind)
+        error = works(system, option, kind)
         handled: list[Message[str]] = []
 
         async def handle(message: Message[str]) -> None:
@@ -428,99 +355,3 @@ class Options(Suite):
             async with system.serve(broker, address, handle, batch=Batch(max=4, wait=system.quiet)):
                 await system.eventually(lambda: sum(batches) == 10)
         assert max(batches) == 4
-
-    async def declared(self, system: Harness, option: str, kind: Kind, value: object) -> None:
-        """Declare an address with a setting and find it again, or see it refused."""
-        name = option.partition(".")[2]
-        error = self.works(system, option, kind)
-        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
-        async with system.connect() as broker:
-            declare: Callable[[], Awaitable[None]] = lambda: broker.declare(make(**{name: value}))  # noqa: E731
-            if error is not None:
-                with pytest.raises(error):
-                    await declare()
-                return
-            await declare()
-        async with system.connect(declare="check") as broker:
-            await broker.publish(make(**{name: value}), "value")
-        async with system.connect(declare="check") as broker:
-            with pytest.raises(BrokerError, match=name):
-                await broker.publish(make(), "value")
-
-    async def test_address_partitions(self, system: Harness, kind: Kind) -> None:
-        """A topic is made with so many, and a program that says otherwise is told."""
-        await self.declared(system, "address.partitions", kind, 7)
-
-    async def test_address_retention(self, system: Harness, kind: Kind) -> None:
-        """A topic is made with it, and a program that says otherwise is told."""
-        await self.declared(system, "address.retention", kind, 4000.0)
-
-    async def test_address_priorities(self, system: Harness, kind: Kind) -> None:
-        """A queue is made with so many levels, and a program that says otherwise is told."""
-        await self.declared(system, "address.priorities", kind, 4)
-
-    async def test_address_dedup(self, system: Harness, kind: Kind) -> None:
-        """A queue is made with its window, and a program that says otherwise is told."""
-        await self.declared(system, "address.dedup", kind, 90.0)
-
-    async def test_address_lease(self, system: Harness, kind: Kind) -> None:
-        """A queue is made with it, and a program that says otherwise is told."""
-        await self.declared(system, "address.lease", kind, 77.0)
-
-    async def test_address_codec(self, system: Harness, kind: Kind) -> None:
-        """Bodies are what the codec makes of values."""
-        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
-        message = await self.publishing(system, kind, "address.codec", make(codec=Upside()))
-        assert (message.value, message.body) == ("value", b"eulav")
-
-    async def test_address_owned(self, system: Harness, kind: Kind) -> None:
-        """What others own is neither created nor deleted, but used; a prefix does not count for it."""
-        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
-        foreign = make(system.connect().prefix + kind, owned=False)
-        async with system.connect() as broker:
-            with pytest.raises(NotFound):
-                await broker.publish(foreign, "value")
-            with pytest.raises(ConfigError):
-                await broker.declare(foreign)
-        async with system.connect() as broker:
-            await broker.declare(make(kind))
-        async with system.connect() as broker:
-            await broker.publish(foreign, "value")
-            with pytest.raises(ConfigError):
-                await broker.delete(foreign)
-            async with system.subscribe(broker, foreign) as messages:
-                assert [m.value for m in await system.drain(messages)] == ["value"]
-
-    async def asking(self, system: Harness, kind: Kind, **options: Any) -> None:
-        make: Callable[..., Any] = system.topic if kind == "topic" else system.queue
-        if kind == "topic":
-            with pytest.raises(TypeError):
-                make(reply=str, **options)
-            return
-
-        async def answer(message: Message[str]) -> str:
-            return message.value * 2
-
-        queue = make(reply=str, **options)
-        async with system.connect() as broker, system.serve(broker, queue, answer):
-            assert await broker.request(queue, "ab", timeout=system.deadline) == "abab"
-
-    async def test_address_reply(self, system: Harness, kind: Kind) -> None:
-        """A queue that replies answers requests."""
-        await self.asking(system, kind)
-
-    async def test_address_reply_codec(self, system: Harness, kind: Kind) -> None:
-        """Its answers are what the codec makes of them."""
-        await self.asking(system, kind, reply_codec=Upside())
-
-
-class Upside:
-    """A codec that writes text backwards."""
-
-    content_type = "text/backwards"
-
-    def encode(self, value: str, /) -> bytes:
-        return value[::-1].encode()
-
-    def decode(self, body: bytes, headers: object, /) -> str:
-        return body.decode()[::-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -123,7 +123,11 @@ class Staging(Suite):
     async def test_publishing_after_settling_is_already_settled(self, system: Harness, kind: Kind) -> None:
         """There is no acknowledgement left to go with."""
         address, out = system.address(kind), system.queue("out")
-        settles: list[Any] = [lambda m: m.ack(), lambda m: m.nack(delay=1), lambda m: m.reject("no")]
+        settles: list[Callable[[Message[Any]], Awaitable[None]]] = [
+            lambda m: m.ack(),
+            lambda m: m.nack(delay=1),
+            lambda m: m.reject("no"),
+        ]
         async with system.connect() as broker, system.subscribe(broker, address) as messages:
             await broker.declare(out)
             for number, settle in enumerate(settles):
