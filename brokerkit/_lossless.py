@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
 import msgspec
+import orjson
 from msgspec import inspect as shape
 
 from ._json import bare, classes, read_any, write
@@ -73,8 +74,7 @@ def _offset(value: Any) -> None:
 
 
 def _plain(value: Any) -> None:
-    if read_any(write(value)) != value:
-        raise ValueError(_CHANGED)
+    write_plain(value)
 
 
 _CHANGED: Final = (
@@ -85,7 +85,10 @@ _CHANGED: Final = (
 
 def write_plain(value: Any) -> bytes:
     """Write a value that is plain JSON as a whole."""
-    body = write(value)
+    try:
+        body = orjson.dumps(value)
+    except TypeError:  # an int beyond 64 bits, which msgspec writes exactly, or what is about to be refused
+        body = write(value)
     if read_any(body) != value:
         raise ValueError(_CHANGED)
     return body
