@@ -275,10 +275,11 @@ def _pairs(plan: Plan) -> Iterator[tuple[Work, type[Row]]]:
 def _calibrate(once: Callable[[int], Figures], work: Work, seconds: float) -> int:
     if work.metric == "latency":
         return max(20, int(RATE * seconds))
-    n = 2000
+    n, best = 2000, 0.0
     # Twice: what a first short run spends on warming up would make the number too small.
     for share in (0.3, 1.0):
         figures = once(n)
         if figures.flaw() is None:
-            n = min(work.most, max(500, int(figures.rate * seconds * share) // 100 * 100))
+            best = max(best, figures.rate)
+            n = min(work.most, max(500, int(best * seconds * share) // 100 * 100))
     return n

@@ -43,14 +43,13 @@ class Brokerkit(Row):
                     job.begin()
                     await paced(values, lambda value: broker.publish(queue, value))
                 elif work.batch > 1:
-                    # What does not depend on brokerkit, as with the values, is made before the clocks start.
-                    outgoing = [topic.outgoing(value, key=value.user) for value in values] if work.keyed else []
                     job.begin()
                     for at in range(0, job.n, work.batch):
+                        some = values[at : at + work.batch]
                         if work.keyed:
-                            await broker.publish_many(topic, outgoing[at : at + work.batch])
+                            await broker.publish_many(topic, [topic.outgoing(one, key=one.user) for one in some])
                         else:
-                            await broker.publish_many(queue, values[at : at + work.batch])
+                            await broker.publish_many(queue, some)
                         await job.room(at + work.batch)
                 elif work.keyed:
                     job.begin()

@@ -97,7 +97,7 @@ RUNNING: tuple[Mutant, ...] = (
         file=WORKERS,
         old="left = slot.began + timeout - now",
         new="left = slot.began + 2 * timeout - now",
-        tests=clauses("Handling::test_a_handler_over_its_timeout_is_cancelled_and_has_failed"),
+        tests=clauses("Leases::test_a_handler_that_hangs_is_ended_by_its_timeout"),
     ),
     Mutant(
         name="a cancelled handler has failed",
