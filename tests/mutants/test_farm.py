@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from .farm import Farm, Project, Verdict
+from .farm import Project, Verdict
 from .mutant import Mutant, Stale
 
 ADD = Mutant(
@@ -61,8 +65,21 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path, package="toy", trees=("toy", "tests"), suites=("tests/test_toy.py",))
 
 
+RUN = """
+import pickle, sys
+from tests.mutants.farm import Farm
+project, mutants, options = pickle.load(sys.stdin.buffer)
+pickle.dump(Farm(project, **options).run(mutants), sys.stdout.buffer)
+"""
+
+
 def verdict(project: Project, mutant: Mutant, **options: float) -> Verdict:
-    (one,) = Farm(project, **options).run([mutant])  # type: ignore[arg-type]
+    """Run one mutant in a process without threads, as the farm, which forks, needs it."""
+    told = pickle.dumps((project, [mutant], options))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", RUN], input=told, stdout=subprocess.PIPE, env=environment, check=True)
+    one: Verdict
+    (one,) = pickle.loads(done.stdout)
     return one
 
 
