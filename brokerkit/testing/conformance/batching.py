@@ -11,6 +11,7 @@ from ...events import DeadLettered, Retried
 from ...message import Message
 from ...policy import MAX_BODY, Batch, RetryPolicy
 from ._harness import Harness, Kind
+from ._raw import Raw
 from ._runner import Suite, needs
 
 Messages = Sequence[Message[str]]
@@ -210,6 +211,30 @@ class Batching(Suite):
                 await system.eventually(lambda: system.seen(DeadLettered))
                 await system.settle_down()
             assert [letter.value for letter in await system.browse(broker, system.letters(address))] == ["bad"]
+
+    async def test_what_cannot_be_read_is_no_part_of_a_batch(self, system: Harness, kind: Kind) -> None:
+        """B4: it is dead-lettered with its bytes; the others are handled together, and no batch is empty."""
+        address = system.address(kind, type=int)
+        batches: list[list[int]] = []
+
+        async def handler(messages: Sequence[Message[int]]) -> None:
+            batches.append([m.value for m in messages])
+
+        async with system.connect() as broker:
+            await broker.declare(address)
+            raw = Raw(system, broker)
+            for number, body in enumerate((b"1", b"bad", b"2", b"worse")):
+                await raw.publish([raw.record(system.native(broker, address), f"m{number}", body)])
+            async with system.serve(broker, address, handler, batch=Batch(4, wait=system.quiet)):
+                await system.eventually(lambda: len(system.seen(DeadLettered)) == 2)
+                await system.eventually(lambda: sum(map(len, batches)) == 2)
+                await system.settle_down()
+            letters = await system.browse(broker, system.letters(address))
+            assert sorted(letter.body for letter in letters) == [b"bad", b"worse"]
+            assert sorted(value for batch in batches for value in batch) == [1, 2]
+            assert [] not in batches
+            async with system.subscribe(broker, address) as rest:
+                await system.nothing(rest)
 
     @needs("topic")
     async def test_the_order_of_a_key_holds_in_batches(self, system: Harness) -> None:

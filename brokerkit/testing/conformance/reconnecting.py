@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from ...address import AnyQueue, AnyTopic
 from ...errors import BrokerError, BrokerUnavailable
 from ...events import Disconnected, Resumed
 from ...message import Message
@@ -196,21 +197,29 @@ class Reconnecting(Suite):
             assert {event.address for event in system.seen(Disconnected)} >= {address.name}
 
     async def test_reconnecting_waits_longer_each_time_with_full_jitter(self, system: Harness, kind: Kind) -> None:
-        """N5: never all at once, never for ever: at most ten seconds, and not always the same."""
-        address = system.address(kind)
+        """N5: never all at once, never for ever: at most ten seconds, and two that were cut off together part ways."""
+        one, two = system.address(kind, "one"), system.address(kind, "two")
 
         async def handler(message: Message[str]) -> None:
             pass
 
-        async with system.connect() as broker, system.serve(broker, address, handler):
+        def waits(address: AnyTopic | AnyQueue) -> list[float]:
+            return [event.wait for event in system.seen(Disconnected) if event.address == address.name][:8]
+
+        async with (
+            system.connect() as broker,
+            system.serve(broker, one, handler),
+            system.serve(broker, two, handler),
+        ):
             await system.disconnect(broker)
-            await system.eventually(lambda: len(system.seen(Disconnected)) >= 8, within=10 * system.deadline)
+            await system.eventually(
+                lambda: len(waits(one)) == len(waits(two)) == 8, "eight attempts each", within=10 * system.deadline
+            )
             await system.reconnect(broker)
-            await system.eventually(lambda: system.seen(Resumed))
-        waits = [event.wait for event in system.seen(Disconnected) if event.address == address.name]
-        assert all(0 <= wait <= 10 for wait in waits)
-        assert len(set(waits)) > len(waits) // 2
-        assert min(waits[:3]) < 1
+            await system.eventually(lambda: {event.address for event in system.seen(Resumed)} >= {one.name, two.name})
+        assert all(0 <= wait <= 10 for wait in (*waits(one), *waits(two)))
+        assert not set(waits(one)) & set(waits(two))
+        assert sum(waits(one)[:2] + waits(two)[:2]) < sum(waits(one)[-2:] + waits(two)[-2:])
 
     async def test_health_is_good_before_and_after_and_bad_during_an_outage(self, system: Harness, kind: Kind) -> None:
         """N1: truthful: the broker's health is that of all its subscriptions, by name."""
