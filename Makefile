@@ -18,7 +18,7 @@ help: ## Show this help
 demo: $(VENV)/.run ## Run the example service on real orders; URL=... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
 
-test: check pytest ## Run everything: lint, types, unit, conformance, examples
+test: check pytest mutants ## Run everything: lint, types, unit, conformance, examples, mutants
 
 test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 	@found=; for version in $(VERSIONS); do \
