@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from asyncio import _get_running_loop as running_loop  # None after a fork, instead of an error
 from asyncio import get_running_loop
@@ -238,7 +239,7 @@ class MemoryDriver:
         if self.turns < 0:
             await self.pause()
         if running_loop() is not self.healthy:
-            began = get_running_loop().time()
+            began = self._loop.time() if self._loop is not None else math.inf
             try:
                 await self.ready()
             except BrokerUnavailable as error:
