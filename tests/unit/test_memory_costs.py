@@ -184,7 +184,11 @@ def test_a_timer_of_the_loop_that_fires_early_is_set_again(monkeypatch: pytest.M
         timers = Timers()
         loop = asyncio.get_running_loop()
         call_later: Any = loop.call_later
-        monkeypatch.setattr(loop, "call_later", lambda delay, *call: call_later(max(0, delay - 0.0004), *call))
+
+        def hurried(delay: float, *call: Any) -> Any:
+            return call_later(max(0, delay - 0.0004), *call)
+
+        monkeypatch.setattr(loop, "call_later", hurried)
         timers.bind(loop)
         seen: list[float] = []
         timers.at(1.0, lambda: seen.append(timers.now()))
