@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import weakref
 from typing import Any
@@ -167,7 +168,7 @@ def test_timers_run_in_time_and_order_and_never_early() -> None:
             seen.append((name, loop.time()))
 
         for name, when in (("c", 3.0), ("a", 1.0), ("b", 1.0), ("d", 2.0)):
-            timers.at(when, lambda name=name: seen.append((name, loop.time())))
+            timers.at(when, functools.partial(note, name))
         await asyncio.sleep(2.5)
         timers.unbind()
         await asyncio.sleep(2.5)
