@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import BrokerError, EncodeError, Reject, TooLarge
+from ...errors import BrokerError, ConfigError, EncodeError, Reject, TooLarge
 from ...events import DeadLettered, Retried
 from ...message import Message
 from ...policy import MAX_BODY, Batch, RetryPolicy
@@ -63,6 +63,19 @@ class Batching(Suite):
             kinds = [type(result) if isinstance(result, BrokerError) else None for result in results]
             assert kinds == [None, TooLarge, None, TooLarge, None]
             assert [m.value for m in await system.drain(messages)] == [b"1", b"2", b"3"]
+
+    async def test_an_item_of_another_address_fails_alone(self, system: Harness, kind: Kind) -> None:
+        """B1: publish_many is for one address; what was made for another is not sent anywhere."""
+        address, other = system.address(kind), system.address(kind, "other")
+        async with system.connect() as broker, system.subscribe(broker, address) as messages:
+            await broker.declare(other)
+            items: list[Any] = [address.outgoing("a"), other.outgoing("b"), address.outgoing("c")]
+            results = await broker.publish_many(address, items)
+            kinds = [type(result) if isinstance(result, BrokerError) else None for result in results]
+            assert kinds == [None, ConfigError, None]
+            assert sorted(m.value for m in await system.drain(messages)) == ["a", "c"]
+            async with system.subscribe(broker, other) as others:
+                await system.nothing(others)
 
     async def test_publishing_many_of_nothing_is_nothing(self, system: Harness, kind: Kind) -> None:
         """B5: an empty batch."""

@@ -165,7 +165,7 @@ class Closing(Suite):
         with pytest.raises(Closed):
             await broker.__aenter__()
 
-    async def test_closing_a_broker_ends_its_subscriptions_and_services(self, system: Harness, kind: Kind) -> None:
+    async def test_closing_a_broker_ends_its_subscriptions(self, system: Harness, kind: Kind) -> None:
         """Z3: in whatever order they are left; what they held comes again."""
         address = system.address(kind)
         broker = system.connect()
@@ -182,6 +182,31 @@ class Closing(Suite):
             async with system.subscribe(steady, address) as others:
                 again = await system.take(others, 2, within=system.quiet)
                 assert {m.deliveries for m in again} == {1}
+
+    async def test_closing_a_broker_drains_its_services(self, system: Harness, kind: Kind) -> None:
+        """Z3: a running handler ends and its message is acknowledged; leaving the service afterwards does nothing."""
+        address = system.address(kind)
+        broker = system.connect()
+        started = asyncio.Event()
+        finished: list[str] = []
+
+        async def handler(message: Message[str]) -> None:
+            started.set()
+            await asyncio.sleep(system.quiet / 2)
+            finished.append(message.value)
+
+        async with system.connect() as steady:
+            await system.publish(steady, address, ["a"])
+            await broker.__aenter__()
+            serving = system.serve(broker, address, handler, drain=2 * system.quiet)
+            await serving.__aenter__()
+            await started.wait()
+            await broker.__aexit__(None, None, None)
+            assert finished == ["a"]
+            await serving.__aexit__(None, None, None)
+            assert len(system.seen(Drained)) == 1
+            async with system.subscribe(steady, address) as messages:
+                await system.nothing(messages)
 
     async def test_closing_while_disconnected_ends_in_time(self, system: Harness, kind: Kind) -> None:
         """Z3: in the middle of reconnecting, with messages in hand and handlers running."""

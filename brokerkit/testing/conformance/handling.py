@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import threading
@@ -192,6 +193,27 @@ class Handling(Suite):
             assert [letter.value for letter in await system.browse(broker, system.letters(address))] == ["bad"]
         assert sorted(runs) == [("bad", 1), ("good", 1), ("good", 2)]
         assert threading.get_ident() not in threads
+
+    async def test_a_plain_function_sees_the_context_of_its_message(self, system: Harness, kind: Kind) -> None:
+        """What a middleware puts into a context variable is there in the thread: traces stay together."""
+        address = system.address(kind)
+        current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nothing")
+        seen: dict[str, str] = {}
+
+        async def middleware(message: Message[str], call_next: Callable[[Any], Awaitable[object]]) -> object:
+            current.set(f"trace of {message.value}")
+            return await call_next(message)
+
+        def handler(message: Message[str]) -> None:
+            seen[message.value] = current.get()
+
+        async with (
+            system.connect(middleware=[middleware]) as broker,
+            system.serve(broker, address, handler, concurrency=3),
+        ):
+            await system.publish(broker, address, ["a", "b", "c"])
+            await system.eventually(lambda: len(seen) == 3)
+        assert seen == {value: f"trace of {value}" for value in "abc"}
 
     async def test_what_a_plain_function_returns_is_awaited_if_it_can_be(self, system: Harness, kind: Kind) -> None:
         """A partial, a decorated handler: their coroutine runs on the loop, and its failure is the attempt's."""

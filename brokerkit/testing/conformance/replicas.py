@@ -171,18 +171,18 @@ class Replicas(Suite):
     @needs("topic")
     async def test_staging_is_refused_where_nothing_is_settled(self, system: Harness) -> None:
         """message.publish on an ephemeral message is ConfigError: there is no acknowledgement to go with."""
-        topic = system.topic()
+        topic, other = system.topic(), system.topic("other")
         raised: list[BaseException] = []
 
         async def handler(message: Message[str]) -> None:
             try:
-                await message.publish(topic, "more")
+                await message.publish(other, "more")
             except ConfigError as error:
                 raised.append(error)
 
         async with system.connect() as broker, system.serve(broker, topic, handler, group=EVERY_REPLICA):
             await broker.publish(topic, "v")
-            await system.eventually(lambda: raised)
+            await system.settle_down()
         assert len(raised) == 1
 
     @needs("topic")
