@@ -214,15 +214,17 @@ class MemoryDriver:
 
     async def publish(self, records: Sequence[Record], *, timeout: float) -> Sequence[Receipt | BrokerError]:
         """Store *records*; one result each."""
-        self.turns -= len(records)
+        count = len(records)
+        self.turns -= count
         if self.turns < 0 or running_loop() is not self._quick:
             refused = await self._publish_slowly(records, timeout)
             if refused is not None:
                 return refused
         stores = self._stores
-        if len(records) == 1:
-            store = stores.get(id(records[0].address))
-            return [store.put(records[0]) if store is not None else self._put(records[0])]
+        if count == 1:
+            (record,) = records
+            store = stores.get(id(record.address))
+            return [store.put(record) if store is not None else self._put(record)]
         at = self.server.timers.clock.time()
         results: list[Receipt | BrokerError] = []
         for record in records:

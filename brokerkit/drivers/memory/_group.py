@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -70,7 +69,7 @@ class Member(Session):
 
     def take(self, topic: TopicStore, stood: Stood, limit: int) -> list[Delivery]:
         """Hand out up to *limit* records of *topic*."""
-        if topic.trim_at < math.inf:  # else it keeps everything
+        if topic.trim_at <= topic.timers.clock.time():
             topic.refresh()
         taken: list[Delivery] = []
         room = min(self.prefetch - len(self.held), limit)

@@ -183,9 +183,11 @@ class QueueStore:
         ready = len(lowest)
         if self._coming:
             room = self._share(room, least, ready)
-        if ready == 1 == room:
+        if room == 1 and ready:
             delivery = lowest.popleft()
             held[delivery.token] = delivery
+            if ready > 1 and self.waiters and not self._coming:
+                self.wake(1)
             return [delivery]
         if room >= ready:
             taken = list(lowest)

@@ -7,9 +7,9 @@ import itertools
 import math
 import operator
 import re
-import zlib
 from collections.abc import Sequence
 from typing import Protocol
+from zlib import crc32
 
 from ...address import AnyTopic
 from ...driver import Receipt, Record, StoredRecord
@@ -94,7 +94,7 @@ class TopicStore:
         self.address = address
         self.partitions = [Partition(address.name, index) for index in range(address.partitions)]
         self._count = len(self.partitions)
-        self._timers = timers
+        self.timers = timers
         self._limit = limit
         self.groups: dict[str, Following] = {}
         self.readers: dict[Following, None] = {}
@@ -104,7 +104,8 @@ class TopicStore:
         self._spread = 0
         self._latest = 0.0
         self._retention = math.inf if address.retention is None else address.retention
-        self.trim_at = self._unknown = math.inf if address.retention is None else -math.inf
+        self.trim_at = math.inf
+        """When the oldest record is too old."""
 
     # ------------------------------------------------------------------ storing
 
@@ -115,29 +116,30 @@ class TopicStore:
             return too_large(record)
         if self._stored >= self._limit and not self._made_room():
             return full(self.name, self._limit)
-        return self._add(record, at)
+        return self.keep(record, at)
 
     def keep(self, record: Record, at: float = 0.0) -> Receipt:
         """Store *record* whatever the limits say, in the place of what nobody needs any more if there is such."""
         if self._stored >= self._limit:
             self._made_room()
-        return self._add(record, at)
-
-    def _add(self, record: Record, at: float) -> Receipt:
-        at = at or self._timers.clock.time()
-        at = self._latest = max(at, self._latest)  # a log does not go back with the wall clock
+        at = at or self.timers.clock.time()
+        if at < self._latest:  # noqa: PLR1730 - a log does not go back with the wall clock; max() takes longer
+            at = self._latest
+        self._latest = at
         key = record.key
         if key is None:
             self._spread = index = (self._spread + 1) % self._count
         else:
-            index = zlib.crc32(key) % self._count
+            index = crc32(key) % self._count
         partition = self.partitions[index]
         entries = partition.entries
         position = f"{partition.prefix}{partition.first + len(entries)}"
         self._sequence = number = self._sequence + 1
         self._stored += 1
         entries.append((record, position, at, number))
-        if at >= self.trim_at:
+        if self._stored == 1:
+            self.trim_at = at + self._retention
+        elif at >= self.trim_at:
             self._expire(at)
         if record.deliveries:
             partition.carried = True
@@ -151,12 +153,12 @@ class TopicStore:
         horizon = now - self._retention
         for partition in self.partitions:
             self._stored -= partition.trim(partition.since(math.nextafter(horizon, math.inf)))
-        oldest = min((partition.entries[0][2] for partition in self.partitions if partition.entries), default=None)
-        self.trim_at = self._unknown if oldest is None else oldest + self._retention
+        oldest = min((partition.entries[0][2] for partition in self.partitions if partition.entries), default=math.inf)
+        self.trim_at = oldest + self._retention
 
     def refresh(self) -> None:
         """Remove what is too old by now."""
-        now = self._timers.clock.time()
+        now = self.timers.clock.time()
         if now >= self.trim_at:
             self._expire(now)
 
