@@ -54,6 +54,12 @@ class Intake:
         if self.takers and not self.waking:
             self._wake_one()
 
+    def push_all(self, messages: Sequence[Message[Any]]) -> None:
+        """Let *messages* be taken, in their order."""
+        self.ready.extend(messages)
+        if self.takers and not self.waking and self.ready:
+            self._wake_one()
+
     def push_front(self, messages: Sequence[Message[Any]]) -> None:
         """Let *messages* be taken before all others."""
         self.ready.extendleft(reversed(messages))

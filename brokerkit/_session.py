@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,7 @@ class Inbox(Protocol):
     """Where a session puts messages that may run now: an intake."""
 
     def push(self, message: Message[Any]) -> None: ...
+    def push_all(self, messages: Sequence[Message[Any]]) -> None: ...
     def push_front(self, messages: Sequence[Message[Any]]) -> None: ...
     def drop(self, dropped: Callable[[Message[Any]], bool]) -> list[Message[Any]]: ...
 
@@ -106,16 +108,25 @@ class Session:
 
     def admit(self, deliveries: Sequence[Delivery]) -> None:
         """Take over what the consumer has received."""
-        plan, lanes, push = self.plan, self._lanes, self._inbox.push
+        plan, reader = self.plan, self.plan.reader
         self.held += len(deliveries)
+        limit = plan.max_deliveries if plan.letters is not None else sys.maxsize
+        messages: list[Message[Any]] = []
         for delivery in deliveries:
-            message: Message[Any] = Message(delivery, plan.reader, self, delivery.record.attempts)
-            if delivery.deliveries > plan.max_deliveries and plan.letters is not None:
-                if lanes is not None:
-                    lanes.enter(message)
+            message: Message[Any] = Message(delivery, reader, self, delivery.record.attempts)
+            if delivery.deliveries > limit:
+                self.enter(message)
                 self._bury(message, _crashed(delivery.deliveries - 1), delivery.record.attempts)
-            elif lanes is None or lanes.enter(message):
-                push(message)
+            else:
+                messages.append(message)
+        self._inbox.push_all(messages)
+
+    def enter(self, message: Message[Any]) -> bool:
+        """Return whether *message*, just taken, may go out; else it waits behind the one of its key that is out."""
+        if message._cleared or self._lanes is None or self._lanes.enter(message):
+            self.out.add(message)
+            return True
+        return False
 
     def starved(self) -> None:
         """Somebody could run more: let what waits behind busy keys not use up the prefetch."""
@@ -130,6 +141,8 @@ class Session:
         if following is not None and following._single and self._lanes is not None:
             self._lanes.put_back(following)
             return None
+        if following is not None:
+            self.out.add(following)
         return following
 
     def alone(self, messages: Sequence[Message[Any]]) -> None:
@@ -142,6 +155,7 @@ class Session:
             self.out.discard(message)
             key = message._item.record.key
             if self._lanes is None or key is None or key not in keys:
+                message._cleared = True
                 first.append(message)
                 if key is not None:
                     keys.add(key)
@@ -205,7 +219,7 @@ class Session:
         """Hand *message* back without counting an attempt, and what waits behind its key, to keep their order."""
         message._outcome = message._outcome or _RELEASE
         self.out.discard(message)
-        behind = self._lanes.abandon(message) if self._lanes is not None else []
+        behind = self._behind(message)
         self.settling.release([self._delivery(message), *map(self._delivery, behind)])
         self._notice()
 
@@ -236,6 +250,7 @@ class Session:
     def _wait(self, message: Message[Any], wait: float, failures: int) -> None:
         again: Message[Any] = Message(self._delivery(message), self.plan.reader, self, failures)
         again._single = message._single
+        again._cleared = True  # its key is still its own
         again._first_failed = message._first_failed or self.env.clock.time()
         self.out.discard(message)
         if self.plan.letters is not None:
@@ -254,14 +269,23 @@ class Session:
         del self._timers[message]
         self._inbox.push(message)
 
+    def _behind(self, message: Message[Any]) -> list[Message[Any]]:
+        """Free the key of *message*, which is handed back, and return all that would come after it."""
+        key = message._item.record.key
+        if self._lanes is None or key is None:
+            return []
+        waiting = self._lanes.abandon(message)
+        return waiting + self._inbox.drop(lambda later: later._settler is self and later._item.record.key == key)
+
     def _leave(self, message: Message[Any]) -> None:
         self.out.discard(message)
         lanes = self._lanes
         if lanes is not None:
             following = lanes.leave(message)
             if following is not None:
+                following._cleared = True
                 if self.stopping:
-                    behind = lanes.abandon(following)
+                    behind = self._behind(following)
                     self.settling.release([self._delivery(following), *map(self._delivery, behind)])
                 else:
                     self._inbox.push(following)

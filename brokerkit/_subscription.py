@@ -132,13 +132,16 @@ class Subscription(Generic[T_co]):
         intake = self.intake
         message: Message[Any] = intake.ready[0]
         session: Session = message._settler  # type: ignore[assignment]
+        if not session.enter(message):
+            intake.ready.popleft()
+            return None
         try:
             message.value  # noqa: B018  # reads and keeps it
         except DecodeError as error:
             if more and self._ephemeral and not self._skip:
+                session.out.discard(message)
                 raise
             intake.ready.popleft()
-            session.out.add(message)
             if not self._ephemeral:
                 session.undecodable(message, error)
                 return None
@@ -147,7 +150,6 @@ class Subscription(Generic[T_co]):
                 return None
             raise
         intake.ready.popleft()
-        session.out.add(message)
         intake.wake_next()
         if self._ephemeral:
             session.pass_on(message)

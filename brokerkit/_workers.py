@@ -125,10 +125,13 @@ class Pool:
                 message = ready.popleft()
                 if ready and intake.takers and not intake.waking:
                     intake.wake_next()
+                session: Session = message._settler  # type: ignore[assignment]
+                if not session.enter(message):
+                    continue
                 if batch is None:
-                    await self._one(slot, message)
+                    await self._one(slot, session, message)
                 else:
-                    await self._several(slot, await self._gather(message, batch))
+                    await self._several(slot, session, await self._gather(session, message, batch))
                 turn += 1
                 if turn == TURN:
                     turn = 0
@@ -138,9 +141,7 @@ class Pool:
                 self._watching.cancel()
                 self._watching = None
 
-    async def _one(self, slot: Slot, message: Message[Any]) -> None:
-        session: Session = message._settler  # type: ignore[assignment]
-        session.out.add(message)
+    async def _one(self, slot: Slot, session: Session, message: Message[Any]) -> None:
         try:
             message._value = message._reader.read(message._item.record)
         except DecodeError as error:
@@ -172,11 +173,9 @@ class Pool:
         if self._env.emit is not None:
             self._tell_handled(slot, message)
 
-    async def _several(self, slot: Slot, gathered: Sequence[Message[Any]]) -> None:
-        session: Session = gathered[0]._settler  # type: ignore[assignment]
+    async def _several(self, slot: Slot, session: Session, gathered: Sequence[Message[Any]]) -> None:
         messages: list[Message[Any]] = []
         for message in gathered:
-            session.out.add(message)
             try:
                 message.value  # noqa: B018
             except DecodeError as error:
@@ -208,28 +207,25 @@ class Pool:
                 if self._env.emit is not None:
                     self._tell_handled(slot, message)
 
-    async def _gather(self, first: Message[Any], batch: Batch) -> list[Message[Any]]:
+    async def _gather(self, session: Session, first: Message[Any], batch: Batch) -> list[Message[Any]]:
         """Collect what goes into one call with *first*: of one session, each key in its order."""
         messages = [first]
-        session: Session = first._settler  # type: ignore[assignment]
-        ready, loop = self.intake.ready, asyncio.get_running_loop()
         if first._single:
             return messages
-
-        def follow() -> None:
-            while len(messages) < batch.max:
-                following = session.follow(messages[-1])
-                if following is None:
-                    return
-                messages.append(following)
-
-        follow()
+        keys = {first._item.record.key}
+        ready, loop = self.intake.ready, asyncio.get_running_loop()
+        self._follow(session, first, messages, batch.max)
         until = loop.time() + batch.wait
         try:
             while len(messages) < batch.max and not self.intake.closed and not self._draining:
                 if ready and not ready[0]._single and ready[0]._settler is session:
-                    messages.append(ready.popleft())
-                    follow()
+                    message = ready.popleft()
+                    if session.enter(message):
+                        messages.append(message)
+                        keys.add(message._item.record.key)
+                    elif message._item.record.key not in keys:
+                        continue
+                    self._follow(session, message, messages, batch.max)
                 elif ready:
                     break
                 else:
@@ -241,6 +237,15 @@ class Pool:
             session.alone(messages)
             raise
         return messages
+
+    @staticmethod
+    def _follow(session: Session, message: Message[Any], messages: list[Message[Any]], most: int) -> None:
+        """Add what waits behind the key of *message*, which this batch holds."""
+        while len(messages) < most:
+            following = session.follow(message)
+            if following is None:
+                return
+            messages.append(following)
 
     # ------------------------------------------------------------------ ends
 

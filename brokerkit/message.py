@@ -87,9 +87,10 @@ class Stored(Generic[T_co]):
         Raises:
             DecodeError: the body is not what the address says.
         """
-        if self._value is _UNREAD:
-            self._value = self._reader.read(self._item.record)
-        return cast(T_co, self._value)
+        value: Any = self._value
+        if value is _UNREAD:
+            value = self._value = self._reader.read(self._item.record)
+        return value  # type: ignore[no-any-return]
 
     @property
     def body(self) -> bytes:
@@ -158,6 +159,7 @@ class Message(Stored[T_co]):
     __slots__ = (
         "__weakref__",
         "_attempts",
+        "_cleared",
         "_first_failed",
         "_outcome",
         "_published",
@@ -178,6 +180,7 @@ class Message(Stored[T_co]):
         self._published: list[Outgoing[object]] | None = None
         self._first_failed: float | None = None
         self._single = False
+        self._cleared = False
 
     @property
     def attempt(self) -> int:
