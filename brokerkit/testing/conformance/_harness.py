@@ -240,6 +240,11 @@ class Harness:
                 await message.ack()
         return taken
 
+    async def rest(self, broker: Broker, address: AnyTopic | AnyQueue) -> list[Message[Any]]:
+        """Receive and acknowledge all that is left in *address*; return it."""
+        async with self.subscribe(broker, address) as messages:
+            return await self.drain(messages)
+
     async def nothing(self, messages: Subscription[Any], *, quiet: float | None = None) -> None:
         """Fail if a message comes within `quiet` seconds."""
         got = await messages.receive(limit=1000, timeout=self.quiet if quiet is None else quiet)
@@ -251,6 +256,7 @@ class Harness:
         """Wait until *predicate* (plain or async) holds, or fail after *within* seconds (`deadline`)."""
         clock = asyncio.get_running_loop().time
         end = clock() + (self.deadline if within is None else within)
+        pause = 0.001
         while True:
             held: Any = predicate()
             if isinstance(held, Awaitable):
@@ -258,11 +264,17 @@ class Harness:
             if held:
                 return
             assert clock() < end, f"it never became true{': ' if what else ''}{what}"
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
+            pause = min(1.2 * pause, self.quiet / 20)
 
     async def reach(self, number: Callable[[], float], target: float) -> None:
         """Wait until *number* returns *target* or more, or fail after `deadline` seconds."""
         await self.eventually(lambda: number() >= target, f"at least {target}")
+
+    async def moments(self, count: int) -> None:
+        """Let *count* moments pass, of which one call to the system takes a few."""
+        for _ in range(count):
+            await asyncio.sleep(0 if self.virtual else self.quiet / 500)
 
     async def settle_down(self) -> None:
         """Let everything that is under way happen: `quiet` seconds pass."""

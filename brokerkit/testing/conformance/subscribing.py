@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from ...address import AnyQueue, AnyTopic
 from ...errors import BrokerError, Closed, ConfigError
 from ...policy import Start
 from ._harness import Harness, Kind
@@ -89,10 +90,15 @@ class Subscribing(Suite):
             async with asyncio.TaskGroup() as tasks:
                 for address in addresses:
                     tasks.create_task(system.publish(broker, address, [f"{address.name}/{n}" for n in range(10)]))
-            for address in addresses:
+
+            async def consume(address: AnyTopic | AnyQueue) -> None:
                 async with system.subscribe(broker, address) as messages:
                     got = await system.drain(messages)
                 assert sorted(m.value for m in got) == sorted(f"{address.name}/{n}" for n in range(10))
+
+            async with asyncio.TaskGroup() as tasks:
+                for address in addresses:
+                    tasks.create_task(consume(address))
 
     @needs("topic")
     async def test_a_durable_group_starts_at_the_earliest_and_a_reader_at_the_latest(self, system: Harness) -> None:
