@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from brokerkit.address import AnyQueue, Queue
 from brokerkit.driver import Delivery
 from brokerkit.drivers.memory import MemoryDriver
+from brokerkit.drivers.memory._queue import QueueStore
 from brokerkit.policy import LONE_DELIVERY
 
 from .memory_driver import consuming, done, ids, names, opened, put, run, take, turns
@@ -192,6 +194,40 @@ def test_only_as_many_consumers_drain_as_there_are_suspects() -> None:
                 assert got == [[], ["new0"], ["new1"]]
                 # The one that drains leaves; another one has to do it, and the rest goes on.
             assert sorted(ids(await made.browse(JOBS, limit=10))) == ["bad", "m0", "m1", "m2", "new0", "new1"]
+
+    run(main)
+
+
+def test_who_waits_beside_a_suspect_waits_and_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    take_ = QueueStore.take
+
+    def counted(*args: Any) -> list[Delivery]:
+        nonlocal looks
+        looks += 1
+        return take_(*args)
+
+    monkeypatch.setattr(QueueStore, "take", counted)
+
+    async def main() -> None:
+        async with (
+            opened(JOBS) as made,
+            consuming(made, JOBS) as one,
+            consuming(made, JOBS) as two,
+            consuming(made, JOBS) as three,
+        ):
+            await put(made, JOBS, names(3))
+            held = [(await take(consumer, 1))[0] for consumer in (one, two, three)]
+            waiting = [asyncio.ensure_future(consumer.receive(1, 50)) for consumer in (one, two, three)]
+            await turns()
+            await put(made, JOBS, ["bad"], deliveries=2)
+            before = looks
+            await turns(200)
+            assert looks - before <= 6
+            await done(one, held[0])
+            await done(two, held[1])
+            await done(three, held[2])
+            assert [ids(got) for got in await asyncio.gather(*waiting) if got] == [["bad"]]
 
     run(main)
 

@@ -202,6 +202,7 @@ class Consumer(ABC):
             raise self._error.with_traceback(None)
         if not self._entered:
             raise Closed("this consumer was left")
+        self.check()
 
     def check(self) -> None:
         """Find out again whether calls go on at once."""

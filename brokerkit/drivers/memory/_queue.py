@@ -243,7 +243,7 @@ class QueueStore:
         self._tell(expired)
         self._timed = self._timed and self._stored > 0
         self._careful = bool(self._suspects) or self._timed or not self._simple
-        if self.waiters and not self._coming and (self._suspects or any(self._levels)):
+        if self.waiters and not self._coming and any(self._levels):
             self.wake(1)
         return taken
 

@@ -27,15 +27,17 @@ class Timers:
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use the clock and the timers of *loop* from now on.  The time while nothing was bound has passed."""
-        started = self._loop is not None
-        now, epoch = (self.now(), self.epoch()) if started else (0.0, 0.0)
+        new: clock.Clock = getattr(loop, "clock", clock.SYSTEM)
+        if self._loop is None or new is not self.clock:
+            # Two clocks have nothing in common but the time of day.
+            wall = new.time()
+            passed, epoch = (0.0, wall) if self._loop is None else (self.now(), self.epoch())
+            self._offset = passed + max(0.0, wall - epoch)
+            self._shift = max(wall, epoch) - self._offset
+            self._began = new.monotonic()
         self.unbind()
         self._loop = loop
-        self.clock = getattr(loop, "clock", clock.SYSTEM)
-        wall = self.clock.time()
-        self._offset = now + max(0.0, wall - epoch) if started else 0.0
-        self._shift = max(wall, epoch) - self._offset
-        self._began = self.clock.monotonic()
+        self.clock = new
         self._arm()
 
     def unbind(self) -> None:
@@ -68,6 +70,8 @@ class Timers:
         self._handle = None
         heap, now = self._heap, self.now()
         early = bool(heap) and heap[0][0] > now  # loops round their timers
-        while heap and heap[0][0] <= now:
-            heapq.heappop(heap)[2]()
-        self._arm(0.001 if early else 0.0)
+        try:
+            while heap and heap[0][0] <= now:
+                heapq.heappop(heap)[2]()
+        finally:
+            self._arm(0.001 if early else 0.0)
