@@ -102,9 +102,9 @@ class TopicStore:
         self._stored = 0
         self._sequence = 0
         self._spread = 0
-        self._latest = 0.0
-        self._retention = math.inf if address.retention is None else address.retention
-        self.trim_at = math.inf
+        self._latest: float = 0.0
+        self._retention: float = math.inf if address.retention is None else address.retention
+        self.trim_at: float = math.inf
         """When the oldest record is too old."""
 
     # ------------------------------------------------------------------ storing
