@@ -131,7 +131,7 @@ class Bindings:
 
     async def _ensure(self, bound: Bound) -> None:
         address = bound.address
-        if self._declare == "check":
+        if self._declare == "check" and ".." not in address.name:  # derived names exist from their first record on
             self._match(bound, await self._driver.describe(address))
         elif self._declare == "auto" and not isinstance(address, DeadLetters) and address.owned:
             await self._driver.declare(address)

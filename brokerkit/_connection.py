@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Literal, Self
 from weakref import WeakSet
 
@@ -100,16 +101,19 @@ class Connection:
         """Close what is still open on this broker, flush and disconnect."""
         if self._state != "open":
             return
-        try:
-            for close in list(self._closers.values()):
-                await close()
+        async with AsyncExitStack() as stack:
+            # All of them, also when one of them fails or this is cancelled.
+            stack.push_async_callback(self._disconnect)
             if self._inbox is not None:
-                await self._inbox.close()
-        finally:
-            self._state = "closed"
-            self._gate = None
-            await self._driver.__aexit__(None, None, None)
-            logger.info("disconnected from %s", self._url)
+                stack.push_async_callback(self._inbox.close)
+            for close in reversed(self._closers.values()):
+                stack.push_async_callback(close)
+
+    async def _disconnect(self) -> None:
+        self._state = "closed"
+        self._gate = None
+        await self._driver.__aexit__(None, None, None)
+        logger.info("disconnected from %s", self._url)
 
     def _check(self) -> None:
         if self._state == "open":

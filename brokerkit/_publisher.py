@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import get_running_loop
 from builtins import id as id_of
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, cast, overload
 
 from typing_extensions import TypeVar
@@ -14,13 +16,15 @@ from ._binding import check_timeout
 from ._connection import Connection
 from ._publishing import CHUNK, Result, Sending, resend, send
 from ._requests import Inbox
-from .address import Outgoing, Queue, Reply, Topic
+from .address import Address, Outgoing, Queue, Reply, Topic
 from .driver import Receipt, Record
-from .errors import BrokerError, Closed, ConfigError
+from .errors import BrokerError, BrokerUnavailable, Closed, ConfigError
 from .message import CONTENT_TYPE
+from .policy import backoff
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = TypeVar("P")
 
 
 class Publisher(Connection):
@@ -78,7 +82,11 @@ class Publisher(Connection):
         """
         if get_running_loop() is not self._gate:
             self._check()
-        bound = self._known.get(id_of(address)) or await self._publishable(address)
+        bound = self._known.get(id_of(address))
+        if bound is None:
+            until = self._clock.monotonic() + check_timeout(timeout)
+            bound = await self._in_time(until, partial(self._publishable, address), address)
+            timeout = max(until - self._clock.monotonic(), 0.001)
         if id is None and headers is None and ttl is None and delay == 0 and priority == 0:
             record = self._records.simple(bound, value, key)
         else:
@@ -91,7 +99,9 @@ class Publisher(Connection):
         return await self._publish_again(record, result, timeout)
 
     async def _publish_again(self, record: Record, result: Result, timeout: float) -> Receipt:
-        until = self._clock.monotonic() + timeout
+        # The hot path looks at no second clock: the record knows when it was made.
+        spent = min(max(self._clock.time() - record.timestamp, 0.0), timeout)
+        until = self._clock.monotonic() + timeout - spent
         last = (await resend(self._driver, self._clock, (record,), (result,), until))[0]
         if isinstance(last, BrokerError):
             raise last
@@ -113,13 +123,15 @@ class Publisher(Connection):
         A bad item fails alone.  After one that could not be stored, later ones of the same key are `NotAttempted`.
         """
         self._check()
-        check_timeout(timeout)
-        bound = self._bindings.get(address) or await self._publishable(address)
+        until = self._clock.monotonic() + check_timeout(timeout)
+        bound = self._bindings.get(address)
+        if bound is None:
+            bound = await self._in_time(until, partial(self._publishable, address), address)
         records: list[Record] = []
         indices: list[int] = []
         results: list[Receipt | BrokerError] = []
         make, simple = self._records.outgoing, self._records.simple
-        sending = Sending(self._driver, self._clock, timeout)
+        sending = Sending(self._driver, self._clock, max(until - self._clock.monotonic(), 0.001))
 
         async def flush() -> None:
             for index, answer in zip(indices, await sending.step(records), strict=True):
@@ -163,10 +175,14 @@ class Publisher(Connection):
         """
         self._check()
         until = self._clock.monotonic() + check_timeout(timeout)
-        bound = self._bindings.get(queue) or await self._publishable(queue)
+        bound = self._bindings.get(queue)
+        if bound is None:
+            bound = await self._in_time(until, partial(self._publishable, queue), queue)
         if bound.reply_codec is None:
             raise ConfigError(f"{queue!r} does not reply: declare it with reply=")
-        inbox = await self._open_inbox()
+        inbox = self._inbox
+        if inbox is None:
+            inbox = await self._in_time(until, self._open_inbox, queue)
         correlation, mine = inbox.headers()
         try:
             plain = self._records.make(bound, value, headers=headers, ttl=timeout)
@@ -182,6 +198,24 @@ class Publisher(Connection):
             inbox.forget(correlation)
         types = {name: content.decode("utf-8", "replace") for name, content in answer.headers}
         return cast(R, bound.reply_codec.decode(answer.body, types.get(CONTENT_TYPE), {}))
+
+    async def _in_time(self, until: float, prepare: Callable[[], Awaitable[P]], address: Address) -> P:
+        """Return what *prepare* does, the first time that *address* is used, trying again until *until* as publishing does."""
+        failures = 0
+        last: BrokerError | None = None
+        try:
+            async with asyncio.timeout(max(until - self._clock.monotonic(), 0.001)):
+                while True:
+                    try:
+                        return await prepare()
+                    except BrokerError as error:
+                        if not error.retryable:
+                            raise
+                        last = error
+                    failures += 1
+                    await asyncio.sleep(backoff(failures, initial=0.02, longest=1.0))
+        except TimeoutError:
+            raise last or BrokerUnavailable(f"no answer in time about {address!r}; nothing was sent") from None
 
     async def _open_inbox(self) -> Inbox:
         if self._inbox is None:

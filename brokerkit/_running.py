@@ -21,7 +21,7 @@ from ._tasks import Hosted
 from ._workers import Job, Pool, in_thread
 from .address import AnyTopic, Queue, Topic
 from .broker import Broker
-from .errors import ConfigError
+from .errors import Closed, ConfigError
 from .middleware import CallNext, compose
 
 logger = logging.getLogger("brokerkit")
@@ -35,11 +35,14 @@ GRACE = 5.0
 class Running:
     """The async context manager of `Service.running`."""
 
-    def __init__(self, members: Sequence[Member], broker: Broker, drain: float, register: list[Running]) -> None:
+    def __init__(
+        self, members: Sequence[Member], broker: Broker, drain: float, registers: Sequence[list[Running]]
+    ) -> None:
         self._members = members
         self._broker = broker
         self._drain = drain
-        self._register = register
+        self._registers = registers
+        """Who wants to know of this while it runs: each member, as each may stop it."""
         self._name = members[0].name
         self._hosted = Hosted(f"brokerkit service {self._name}", self._main)
         self._pools: list[Pool] = []
@@ -50,6 +53,8 @@ class Running:
     async def __aenter__(self) -> None:
         if not any(member.registrations for member in self._members):
             raise ConfigError(f"service {self._name!r} has no handlers: add some with @service.subscribe(...)")
+        if self._hosted.task is not None:
+            raise Closed(f"this run of service {self._name!r} was entered before: call service.running(broker) again")
         await self._hosted.__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
@@ -82,8 +87,9 @@ class Running:
                 await self._run(started)
         finally:
             self._broker.detach(self, self._intakes)
-            if self in self._register:
-                self._register.remove(self)
+            for register in self._registers:
+                if self in register:
+                    register.remove(self)
             if self._heartbeat is not None:
                 self._heartbeat.close()
             if self._executor is not None:
@@ -97,7 +103,8 @@ class Running:
             for pool in self._pools:
                 pool.start(group)
             self._broker.attach(self, self._intakes, self.close)
-            self._register.append(self)
+            for register in self._registers:
+                register.append(self)
             logger.info("service %s started: %d subscriptions", self._name, len(self._pools))
             started.set_result(None)
             await self._hosted.stopping.wait()

@@ -260,11 +260,16 @@ class Service(Generic[S]):
             CapabilityError: the backend cannot honour an option.
             NotFound, SettingsMismatch: with ``declare="check"``.
         """
-        members = [Member(service.name, service.lifespan, service.registrations) for service in self.everything()]
-        return Running(members, broker, seconds("drain", drain, high=86400.0), self._running)
+        services = list(self.everything())
+        members = [Member(service.name, service.lifespan, service.registrations) for service in services]
+        registers = [service._running for service in services]
+        return Running(members, broker, seconds("drain", drain, high=86400.0), registers)
 
     def stop(self) -> None:
-        """Begin to drain: may be called from a handler or a signal handler of the same event loop."""
+        """Begin to drain: may be called from a handler or a signal handler of the same event loop.
+
+        A service that another one includes stops together with it.
+        """
         for running in list(self._running):
             running.stop()
 
