@@ -17,6 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from . import events
+from ._lanes import Lanes
 from ._redact import error_text
 from ._session import Env, Plan, Session
 from ._tasks import first_error
@@ -72,6 +73,8 @@ class Intake:
             kept = [message for message in self.ready if not dropped(message)]
             self.ready.clear()
             self.ready.extend(kept)
+        if self._until_end:
+            self.wake_all()  # what was taken out may have been the last
         return gone
 
     # ------------------------------------------------------------------ taking
@@ -98,6 +101,11 @@ class Intake:
         """Let another waiter run if there is more to take: each taker calls it, so that a batch wakes them one by one."""
         if self.ready and self.takers and not self.waking:
             self._wake_one()
+
+    def wake_ended(self) -> None:
+        """Let all waiters see the end, if it is there: whoever took the last message calls it."""
+        if self._until_end and self.takers and self.ended:
+            self.wake_all()
 
     def _wake_one(self) -> None:
         takers = self.takers
@@ -173,6 +181,7 @@ class Feed:
         self._intake = intake
         self._fetching: anyio.CancelScope | None = None
         self._stopping = False
+        self._lanes = Lanes() if plan.by_key else None
         self._start: Start | None = None
         """Where an ephemeral reader goes on after a lost connection."""
         self._finished = asyncio.Event()
@@ -224,7 +233,9 @@ class Feed:
         ended: BrokerError | None = None
         try:
             async with env.driver.consume(self._source(), prefetch=plan.prefetch, revoked=revoked) as consumer:
-                session = self.session = revoked.session = Session(consumer, plan, env, self._intake)
+                if self._lanes is not None and plan.letters is not None:
+                    self._lanes = Lanes()  # what was in hand comes again; an ephemeral reader goes on with what it has
+                session = self.session = revoked.session = Session(consumer, plan, env, self._intake, self._lanes)
                 self.problem = ""
                 self._tell(events.Resumed if resumed else events.Subscribed)
                 if resumed:
@@ -291,6 +302,8 @@ class Feed:
         level = logging.WARNING if error.retryable else logging.ERROR
         logger.log(level, "%s: stopped consuming, again in %.3g s: %s", self.plan.name, wait, error_text(error))
         self._tell(events.Disconnected, error=type(error).__name__, wait=wait)
+        if self._stopping:
+            return
         with anyio.CancelScope() as self._fetching:
             await anyio.sleep(wait)
 

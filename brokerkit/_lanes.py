@@ -6,7 +6,7 @@ A batch may take several messages of one key, in order; the key is free again wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .message import Message
@@ -84,6 +84,32 @@ class Lanes:
         else:
             lane.appendleft(message)
         self._count(message, 1)
+
+    def split(self, messages: Sequence[Message[Any]]) -> list[Message[Any]]:
+        """Take back *messages* of a batch, in order, and return those that go out singly now.
+
+        That is the first of each key, unless another message of it is still out: one settled by hand that runs again.
+        """
+        now: list[Message[Any]] = []
+        lines: dict[bytes, list[Message[Any]]] = {}
+        for message in messages:
+            key = message._item.record.key
+            if key is None:
+                now.append(message)
+            else:
+                lines.setdefault(key, []).append(message)
+        for key, line in lines.items():
+            others = self._more.pop(key, 0) + (key in self._lanes) - len(line)
+            if others <= 0:
+                now.append(line.pop(0))
+            elif others > 1:
+                self._more[key] = others - 1
+            behind = self._lanes.setdefault(key, None)
+            if line:
+                self._lanes[key] = deque((*line, *(behind or ())))
+            for message in line:
+                self._count(message, 1)
+        return now
 
     def abandon(self, message: Message[Any]) -> list[Message[Any]]:
         """Free the key of *message*, which is handed back, and return all that waited behind it: order wants them back too."""

@@ -41,6 +41,8 @@ PARKED_BYTES = 64 * 1024 * 1024
 class Inbox(Protocol):
     """Where a session puts messages that may run now: an intake."""
 
+    closed: bool
+
     def push(self, message: Message[Any]) -> None: ...
     def push_all(self, messages: Sequence[Message[Any]]) -> None: ...
     def push_front(self, messages: Sequence[Message[Any]]) -> None: ...
@@ -87,7 +89,7 @@ class Plan:
 class Session:
     """The settler of all messages that one consumer delivers."""
 
-    def __init__(self, consumer: Consumer, plan: Plan, env: Env, inbox: Inbox) -> None:
+    def __init__(self, consumer: Consumer, plan: Plan, env: Env, inbox: Inbox, lanes: Lanes | None) -> None:
         self.consumer = consumer
         self.plan = plan
         self.env = env
@@ -97,7 +99,7 @@ class Session:
         self.out: set[Message[Any]] = set()
         """Handed to a handler or reader and not settled."""
         self._inbox = inbox
-        self._lanes = Lanes() if plan.by_key else None
+        self._lanes = lanes
         self._timers: dict[Message[Any], asyncio.TimerHandle] = {}
         self._ended: asyncio.Future[None] | None = None
         self._moving: set[int] = set()
@@ -116,6 +118,7 @@ class Session:
             message: Message[Any] = Message(delivery, reader, self, delivery.record.attempts)
             if delivery.deliveries > limit:
                 self.enter(message)
+                self.out.add(message)
                 self._bury(message, _crashed(delivery.deliveries - 1), delivery.record.attempts)
             else:
                 messages.append(message)
@@ -147,28 +150,18 @@ class Session:
 
     def alone(self, messages: Sequence[Message[Any]]) -> None:
         """Have *messages* of a batch that failed run one by one, each key in its order.  It counts as no attempt."""
-        first: list[Message[Any]] = []
-        behind: list[Message[Any]] = []
-        keys: set[bytes] = set()
         for message in messages:
             message._single = True
+            message._staged = message._published = None  # dropped with the run that staged it
             self.out.discard(message)
-            key = message._item.record.key
-            if self._lanes is None or key is None or key not in keys:
-                message._cleared = True
-                first.append(message)
-                if key is not None:
-                    keys.add(key)
-            else:
-                behind.append(message)
-        if self._lanes is not None:
-            for message in reversed(behind):
-                self._lanes.put_back(message)
-        if self.stopping:
-            for message in first:
+        if self._leaving:
+            for message in messages:
                 self.release(message)
-        else:
-            self._inbox.push_front(first)
+            return
+        first = messages if self._lanes is None else self._lanes.split(messages)
+        for message in first:
+            message._cleared = True
+        self._inbox.push_front(first)
 
     # ------------------------------------------------------------------ out: services
 
@@ -255,7 +248,7 @@ class Session:
         self.out.discard(message)
         if self.plan.letters is not None:
             self.settling.hold(self._delivery(message), failures)
-        if self.stopping or id(message._item) in self._moving:
+        if self._leaving or id(message._item) in self._moving:
             self.release(again)
             return
         if wait <= 0:
@@ -277,20 +270,25 @@ class Session:
         waiting = self._lanes.abandon(message)
         return waiting + self._inbox.drop(lambda later: later._settler is self and later._item.record.key == key)
 
+    @property
+    def _leaving(self) -> bool:
+        """Whether nothing starts here any more; what a group or queue had on a lost connection comes again on the next."""
+        return self.stopping or self._inbox.closed or (self.settling.closed and self.plan.letters is not None)
+
     def _leave(self, message: Message[Any]) -> None:
-        self.out.discard(message)
         lanes = self._lanes
-        if lanes is not None:
+        if lanes is not None and message in self.out:  # else its key has gone on before
             following = lanes.leave(message)
             if following is not None:
                 following._cleared = True
-                if self.stopping:
+                if self._leaving:
                     behind = self._behind(following)
                     self.settling.release([self._delivery(following), *map(self._delivery, behind)])
                 else:
                     self._inbox.push(following)
             if self.consumer.prefetch > self.plan.prefetch:
                 self.consumer.prefetch = self.plan.prefetch + lanes.parked
+        self.out.discard(message)
         if self._ended is not None:
             self._notice()
 
@@ -333,8 +331,12 @@ class Session:
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: BrokerError | None) -> None:
-            if error is None:
+            if error is None or isinstance(error, DeliveryLost):
                 self._leave(message)
+            elif message in self.out:
+                message._outcome = None  # not settled: try that again, or fail with the handler
+            else:
+                self.held -= 1
             if stored.done():
                 return
             if error is None:
@@ -348,6 +350,12 @@ class Session:
         self.settling.add(Settlement(self._delivery(message), tuple(message._staged or ())), watch, confirm=True)
         try:
             await stored
+        except asyncio.CancelledError:
+            # Cancelling does not take it back: nobody waits for it any more, that is all.
+            watch.once, watch.refused = False, partial(self._refused, message)
+            if message._outcome is None:
+                self.succeed(message)
+            raise
         finally:
             if stored.done() and not stored.cancelled():
                 stored.exception()
@@ -407,14 +415,10 @@ class Session:
         if self._lanes is not None:
             behind = self._lanes.remove(gone)
             for message in dropped:
-                behind += self._lanes.abandon(message)
+                if message._cleared:
+                    behind += self._lanes.abandon(message)
             dropped += behind
         return dropped
-
-    async def idle(self) -> None:
-        """Wait until nothing is in hand."""
-        while self.out:
-            await self._any_end()
 
     async def _any_end(self) -> None:
         if self._ended is None:
@@ -487,13 +491,8 @@ class Session:
         if self.plan.letters is None:
             self._event(events.Dropped, id=message.id, attempt=message.attempt, reason=verdict.reason)
         else:
-            self._event(
-                events.DeadLettered,
-                id=message.id,
-                attempt=message.attempt,
-                reason=verdict.reason,
-                error=verdict.error,
-            )
+            told = {"id": message.id, "attempt": message.attempt, "reason": verdict.reason, "error": verdict.error}
+            self._event(events.DeadLettered, **told)
 
 
 def _crashed(times: int) -> Die:

@@ -150,8 +150,10 @@ class Settling:
     def _apply(self, item: Settlement, watch: Watch | None, result: BrokerError | None) -> None:
         if result is None:
             self._on_settled(1)
-        elif isinstance(result, DeliveryLost) or (watch is not None and watch.once):
+        elif isinstance(result, DeliveryLost):
             self._on_settled(1)
+            self._on_error(item.delivery, result)
+        elif watch is not None and watch.once:
             self._on_error(item.delivery, result)
         elif not result.retryable and watch is not None and watch.refused is not None:
             self._on_error(item.delivery, result)

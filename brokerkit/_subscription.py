@@ -124,6 +124,7 @@ class Subscription(Generic[T_co]):
                     return message
                 continue
             if intake.closed or intake.ended:
+                intake.wake_ended()
                 return None
             await intake.wait()
 
@@ -148,9 +149,12 @@ class Subscription(Generic[T_co]):
             session.pass_on(message)
             if self._skip:
                 return None
+            intake.wake_next()
+            intake.wake_ended()
             raise
         intake.ready.popleft()
         intake.wake_next()
+        intake.wake_ended()
         if self._ephemeral:
             session.pass_on(message)
         return message

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import anyio
 from anyio.abc import TaskGroup
 
 from . import events
@@ -55,11 +56,13 @@ class Job:
 class Slot:
     """What one worker does at the moment."""
 
-    __slots__ = ("began", "busy", "ended", "expired", "messages", "task", "thread")
+    __slots__ = ("began", "busy", "ended", "expired", "gathering", "messages", "task", "thread")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = None
         self.busy = False
+        self.gathering = False
+        """It has messages in hand that wait for more of their batch."""
         self.began = 0.0
         self.ended = 0.0
         self.expired = False
@@ -88,21 +91,25 @@ class Pool:
         self._watching: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._draining = False
+        self._cancelling = False
+        self._scope: anyio.CancelScope | None = None
 
     def start(self, group: TaskGroup) -> None:
         """Run all workers in *group*, until the intake is closed or the group cancelled."""
+        self._scope = group.cancel_scope
         for number, slot in enumerate(self.slots):
             group.start_soon(self._work, slot, name=f"brokerkit {self.job.name} {number}")
 
     async def quiet(self) -> None:
         """Wait until no handler runs."""
-        while any(slot.busy for slot in self.slots):
+        while any(slot.busy or slot.gathering for slot in self.slots):
             if self._quiet is None or self._quiet.done():
                 self._quiet = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._quiet)
 
     def cancel(self) -> tuple[int, int]:
         """Cancel the handlers that still run; return how many, and how many threads run on."""
+        self._cancelling = True
         busy = [slot for slot in self.slots if slot.busy]
         for slot in busy:
             if slot.task is not None:
@@ -115,31 +122,41 @@ class Pool:
     async def _work(self, slot: Slot) -> None:
         slot.task = asyncio.current_task()
         _slot.set(slot)
-        intake, ready, batch = self.intake, self.intake.ready, self.job.batch
-        turn = 0
         try:
-            while not intake.closed:
-                if not ready:
-                    await intake.wait()
-                    continue
-                message = ready.popleft()
-                if ready and intake.takers and not intake.waking:
-                    intake.wake_next()
-                session: Session = message._settler  # type: ignore[assignment]
-                if not session.enter(message):
-                    continue
-                if batch is None:
-                    await self._one(slot, session, message)
-                else:
-                    await self._several(slot, session, await self._gather(session, message, batch))
-                turn += 1
-                if turn == TURN:
-                    turn = 0
-                    await asyncio.sleep(0)
+            while not self.intake.closed:
+                try:
+                    await self._turns(slot)
+                except asyncio.CancelledError:
+                    if self._ending:
+                        raise
+                    self._calm(slot)  # a handler has cancelled the task that it runs in; the worker lives on
         finally:
-            if self._watching is not None:
+            if self._watching is not None and not any(other.busy for other in self.slots):
                 self._watching.cancel()
                 self._watching = None
+
+    async def _turns(self, slot: Slot) -> None:
+        intake, ready, batch = self.intake, self.intake.ready, self.job.batch
+        turn = 0
+        while not intake.closed:
+            if not ready:
+                await intake.wait()
+                continue
+            message = ready.popleft()
+            if ready and intake.takers and not intake.waking:
+                intake.wake_next()
+            session: Session = message._settler  # type: ignore[assignment]
+            if not session.enter(message):
+                continue
+            if batch is None:
+                await self._one(slot, session, message)
+            else:
+                slot.gathering = True
+                await self._several(slot, session, await self._gather(slot, session, message, batch))
+            turn += 1
+            if turn == TURN:
+                turn = 0
+                await asyncio.sleep(0)
 
     async def _one(self, slot: Slot, session: Session, message: Message[Any]) -> None:
         try:
@@ -164,16 +181,17 @@ class Pool:
         slot.ended = self._monotonic()
         if self._quiet is not None:
             self._end(slot)
+        if slot.expired:
+            self._overran(slot, session, slot.messages)
+            return
         if message._outcome is None:
-            if slot.expired:
-                self._overran(slot, session, slot.messages)
-                return
             session.succeed(message, extra)
         self.finished += 1
         if self._env.emit is not None:
             self._tell_handled(slot, message)
 
     async def _several(self, slot: Slot, session: Session, gathered: Sequence[Message[Any]]) -> None:
+        slot.gathering = False
         messages: list[Message[Any]] = []
         for message in gathered:
             try:
@@ -183,6 +201,7 @@ class Pool:
             else:
                 messages.append(message)
         if not messages:
+            self._end(slot)
             return
         slot.messages = messages
         slot.began = self._monotonic()
@@ -207,7 +226,7 @@ class Pool:
                 if self._env.emit is not None:
                     self._tell_handled(slot, message)
 
-    async def _gather(self, session: Session, first: Message[Any], batch: Batch) -> list[Message[Any]]:
+    async def _gather(self, slot: Slot, session: Session, first: Message[Any], batch: Batch) -> list[Message[Any]]:
         """Collect what goes into one call with *first*: of one session, each key in its order."""
         messages = [first]
         if first._single:
@@ -234,8 +253,10 @@ class Pool:
         except TimeoutError:
             pass
         except BaseException:
+            slot.gathering = False
             session.alone(messages)
             raise
+        self.intake.wake_next()  # woken for what it does not take, it passes the word on
         return messages
 
     @staticmethod
@@ -252,20 +273,19 @@ class Pool:
     def _failed(self, slot: Slot, session: Session, messages: Sequence[Message[Any]], error: BaseException) -> None:
         open_ = [message for message in messages if message._outcome is None]
         if isinstance(error, asyncio.CancelledError):
-            task = slot.task
-            if slot.expired and not self._draining:
+            if slot.expired and not self._ending:
                 self._overran(slot, session, messages)
                 return
-            for message in open_:
-                session.release(message)
-            self.cancelled += len(messages)
-            if self._draining:
-                # Ours: the worker ends by itself, as the intake is closed.  Raised, it would cancel the whole group.
-                if task is not None:
-                    task.uncancel()
-            elif task is not None and task.cancelling():
-                raise error
-            return
+            if self._ending:
+                for message in open_:
+                    session.release(message)
+                self.cancelled += len(messages)
+                if not self._cancelling:
+                    raise error
+                self._calm(slot)  # the worker ends by itself, as the intake is closed; raised, it would cancel them all
+                return
+            # Nobody here cancels a handler without a timeout: it did so itself, which is a failure like another.
+            self._calm(slot)
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             for message in open_:
                 session.release(message)
@@ -285,8 +305,7 @@ class Pool:
             session.fail(message, error, self.job.policy)
 
     def _overran(self, slot: Slot, session: Session, messages: Sequence[Message[Any]]) -> None:
-        if slot.task is not None and slot.task.cancelling() and not self._draining:
-            slot.task.uncancel()  # our own cancellation, also where the handler has swallowed it
+        self._calm(slot)  # our own cancellation, also where the handler has swallowed it
         error = TimeoutError(f"{self.job.name} did not finish within {self.job.timeout:g} s")
         open_ = [message for message in messages if message._outcome is None]
         if len(messages) > 1:
@@ -294,6 +313,17 @@ class Pool:
             return
         for message in open_:
             session.fail(message, error, self.job.policy)
+
+    @property
+    def _ending(self) -> bool:
+        """Whether handlers are cancelled because all of them have to end."""
+        return self._cancelling or (self._scope is not None and self._scope.cancel_called)
+
+    def _calm(self, slot: Slot) -> None:
+        """Forget that the task of *slot* was cancelled, except with its group."""
+        task = slot.task
+        while task is not None and task.cancelling() and not (self._scope is not None and self._scope.cancel_called):
+            task.uncancel()
 
     def _reply(self, message: Message[Any], result: object) -> tuple[Record, ...]:
         to = reply_to(message._item.record)
@@ -332,7 +362,11 @@ class Pool:
         slot.busy = False
         slot.thread = False
         slot.ended = self._monotonic()
-        if self._quiet is not None and not self._quiet.done() and not any(other.busy for other in self.slots):
+        if (
+            self._quiet is not None
+            and not self._quiet.done()
+            and not any(other.busy or other.gathering for other in self.slots)
+        ):
             self._quiet.set_result(None)
 
     def _watch(self, after: float) -> None:
@@ -405,7 +439,13 @@ def in_thread(handler: Callable[..., object], resources: tuple[object, ...], exe
         finally:
             if slot is not None:
                 slot.thread = False
-        return await result if inspect.isawaitable(result) else result
+        if not inspect.isawaitable(result):
+            return result
+        if slot is not None and slot.expired:
+            if inspect.iscoroutine(result):
+                result.close()
+            return None  # the run has failed already, and what is awaited from now on no timeout would end
+        return await result
 
     return call
 

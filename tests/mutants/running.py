@@ -103,9 +103,8 @@ RUNNING: tuple[Mutant, ...] = (
         name="a cancelled handler has failed",
         breaks="a stop is no failed attempt",
         file=WORKERS,
-        old="            for message in open_:\n                session.release(message)\n            self.cancelled += len(messages)\n",
-        new="            for message in open_:\n                session.fail(message, RuntimeError(), self.job.policy)\n"
-        "            self.cancelled += len(messages)\n",
+        old="                for message in open_:\n                    session.release(message)\n",
+        new="                for message in open_:\n                    session.fail(message, RuntimeError(), self.job.policy)\n",
         tests=clauses("Retrying::test_a_stop_is_no_failed_attempt"),
     ),
     Mutant(
