@@ -197,3 +197,45 @@ def test_what_was_left_without_a_network_is_handed_back_when_it_returns() -> Non
             assert (await made.health()).ok
 
     run(main)
+
+
+@pytest.mark.parametrize("address", [JOBS, ORDERS])
+def test_a_second_fault_does_not_prolong_the_first(address: AnyQueue | AnyTopic) -> None:
+    async def main() -> None:
+        url = f"memory://twice-{address.kind}"
+        gone = LEASE if address == JOBS else SESSION
+        async with opened(address, url=url) as made, opened(url=url) as other, consuming(made, address) as consumer:
+            await put(made, address, ["a"])
+            await take(consumer, 1)
+            made.faults.freeze()
+            await asyncio.sleep(gone - 2)
+            made.faults.disconnect()
+            made.faults.lose_replies()
+            async with consuming(other, address) as heir:
+                assert not await heir.receive(1, 1.9)
+                assert len(await heir.receive(1, 0.2)) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("address", [JOBS, ORDERS])
+def test_who_waited_when_it_froze_waits_again_when_it_thaws(address: AnyQueue | AnyTopic) -> None:
+    async def main() -> None:
+        url = f"memory://waits-{address.kind}"
+        async with opened(address, url=url) as made, opened(url=url) as other, consuming(made, address) as consumer:
+            for during in (False, True):
+                waiting = asyncio.ensure_future(consumer.receive(1, 1000))
+                await turns()
+                made.faults.freeze()
+                if during:
+                    await put(other, address, ["during"])
+                await asyncio.sleep(5)
+                assert not waiting.done()
+                made.faults.thaw()
+                await turns()
+                if not during:
+                    assert not waiting.done()
+                    await put(other, address, ["after"])
+                await done(consumer, *await asyncio.wait_for(waiting, 1))
+
+    run(main)

@@ -329,6 +329,9 @@ def test_declaring_again_alters_nothing() -> None:
             assert await made.browse(ORDERS.dead_letters("g"), limit=1) == []
             await made.declare(ORDERS.dead_letters("h"))
             assert await made.describe(ORDERS.dead_letters("h")) == {}
+            foreign = Topic("elsewhere", bytes).dead_letters("h")
+            await made.declare(foreign)
+            assert await made.browse(foreign, limit=1) == []
 
     run(main)
 
