@@ -408,3 +408,19 @@ class Copies(Suite):
                 await taken["two"].ack(confirm=True)
             async with system.subscribe(broker, address) as messages:
                 assert sorted(m.value for m in await system.drain(messages)) == ["one", "three"]
+
+    @needs("topic")
+    async def test_acknowledging_twice_lets_the_next_of_the_key_out_once(self, system: Harness) -> None:
+        """ack() and then ack(confirm=True): the one behind the next still waits for it."""
+        topic = system.topic()
+        async with system.connect() as broker:
+            await broker.publish_many(topic, [topic.outgoing(f"v{n}", key="k") for n in range(4)])
+            async with broker.subscribe(topic, group="workers") as messages:
+                (first,) = await system.take(messages, 1)
+                await first.ack()
+                (second,) = await system.take(messages, 1)
+                await first.ack(confirm=True)
+                await system.nothing(messages)
+                await second.ack()
+                (third,) = await system.take(messages, 1)
+                assert (first.value, second.value, third.value) == ("v0", "v1", "v2")

@@ -293,3 +293,64 @@ class Batching(Suite):
                 await system.eventually(lambda: len(done) == 20)
                 assert system.now() - began < 4 * system.quiet
                 await system.eventually(lambda: system.seen(DeadLettered))
+
+    @needs("topic")
+    async def test_a_row_nacked_by_hand_comes_again_before_the_later_ones_of_its_key(self, system: Harness) -> None:
+        """B3, B4: the batch fails, its rows run singly, and the key's order holds for the nacked one too."""
+        topic = system.topic()
+        runs: list[str] = []
+
+        async def handler(messages: Messages) -> None:
+            if len(messages) == 3:
+                await messages[0].nack(delay=0.2)
+                raise LookupError
+            runs.extend(m.value for m in messages)
+
+        async with system.connect() as broker:
+            await broker.publish_many(topic, [topic.outgoing(f"v{n}", key="k") for n in range(3)])
+            async with system.serve(broker, topic, handler, batch=Batch(3, wait=system.quiet), concurrency=3):
+                await system.eventually(lambda: len(runs) == 3)
+            assert runs == ["v0", "v1", "v2"]
+
+    async def test_a_batch_that_is_being_gathered_when_the_service_stops_is_finished(
+        self, system: Harness, kind: Kind
+    ) -> None:
+        """It waits for no more, runs and is acknowledged; it is not cancelled."""
+        address = system.address(kind)
+        ends: list[str] = []
+
+        async def handler(messages: Messages) -> None:
+            try:
+                await asyncio.sleep(system.quiet)
+                ends.append(f"{len(messages)} done")
+            except asyncio.CancelledError:
+                ends.append("cancelled")
+                raise
+
+        async with system.connect() as broker:
+            batch = Batch(10, wait=3600)
+            async with system.serve(broker, address, handler, batch=batch, drain=system.deadline):
+                await system.publish(broker, address, ["a", "b", "c"])
+                await asyncio.sleep(system.quiet)
+            assert ends == ["3 done"]
+            async with system.subscribe(broker, address) as rest:
+                await system.nothing(rest)
+
+    @needs("topic")
+    async def test_a_batch_that_fails_while_the_service_stops_is_handed_back(self, system: Harness) -> None:
+        """All of it, several of one key too: another member handles them."""
+        topic = system.topic()
+        began = asyncio.Event()
+
+        async def handler(messages: Messages) -> None:
+            began.set()
+            await asyncio.sleep(system.quiet)
+            raise LookupError
+
+        async with system.connect() as broker:
+            items = [topic.outgoing(f"v{n}", key="k") for n in range(3)]
+            await broker.publish_many(topic, items)
+            async with system.serve(broker, topic, handler, batch=Batch(3, wait=system.quiet)):
+                await began.wait()
+            async with broker.subscribe(topic, group="workers") as messages:
+                assert [m.value for m in await system.drain(messages)] == ["v0", "v1", "v2"]

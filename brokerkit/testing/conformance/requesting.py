@@ -313,3 +313,16 @@ class Requesting(Suite):
             await message.reject("not today")
             with pytest.raises(RemoteError, match="not today"):
                 await asking
+
+    async def test_a_broker_that_creates_nothing_asks_and_answers(self, system: Harness) -> None:
+        """declare="check" and "never": the queue must be there, what carries replies takes care of itself."""
+        queue: Queue[Any, Any] = Queue("quotes", str, reply=str)
+
+        async def handler(message: Message[str]) -> str:
+            return message.value.upper()
+
+        async with system.connect() as broker:
+            await broker.declare(queue)
+        for declare in ("check", "never"):
+            async with system.connect(declare=declare) as broker, system.serve(broker, queue, handler):
+                assert await broker.request(queue, declare, timeout=system.deadline) == declare.upper()

@@ -11,7 +11,7 @@ import pytest
 
 from ...broker import Broker
 from ...errors import ConfigError, Nack, Reject
-from ...events import Retried
+from ...events import DeadLettered, Retried
 from ...message import Message
 from ...policy import QUEUE_WAIT, TOPIC_WAIT, RetryPolicy
 from ._harness import Harness, Kind
@@ -289,6 +289,30 @@ class Retrying(Suite):
             with pytest.raises(ValueError, match="60"):
                 await message.nack(delay=60.5)
             await message.ack(confirm=True)
+
+    async def test_a_cancellation_of_the_handlers_own_making_is_a_failed_attempt(
+        self, system: Harness, kind: Kind
+    ) -> None:
+        """What it awaited was cancelled, or it cancelled its own task: both count, and the worker lives on."""
+        address = system.address(kind)
+        attempts: dict[str, list[int]] = {"raises": [], "cancels": [], "fine": []}
+
+        async def handler(message: Message[str]) -> None:
+            attempts[message.value].append(message.attempt)
+            if message.value == "raises" and message.attempt < 10:
+                raise asyncio.CancelledError
+            if message.value == "cancels":
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await asyncio.sleep(system.deadline)
+
+        policy = RetryPolicy(attempts=2, wait_initial=0.01)
+        async with system.connect() as broker:
+            await system.publish(broker, address, ["raises", "cancels", "fine"])
+            async with system.serve(broker, address, handler, retry=policy, concurrency=1):
+                await system.eventually(lambda: len(system.seen(DeadLettered)) == 2 and attempts["fine"])
+            assert attempts == {"raises": [1, 2], "cancels": [1, 2], "fine": [1]}
 
 
 async def _nothing(message: Message[str]) -> None:

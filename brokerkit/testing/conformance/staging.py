@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -262,3 +262,21 @@ class Staging(Suite):
             (event,) = await system.take(outs, 1)
             assert event.value == "event"
             await event.ack()
+
+    async def test_what_a_failed_batch_has_staged_is_dropped(self, system: Harness, kind: Kind) -> None:
+        """Its messages run one by one then, and each stages its own again: once."""
+        address, out = system.address(kind), system.queue("out")
+
+        async def handler(messages: Sequence[Message[str]]) -> None:
+            for message in messages:
+                await message.publish(out, message.value)
+            if any(message.value == "bad" for message in messages):
+                raise LookupError
+
+        async with system.connect() as broker:
+            await system.publish(broker, address, ["a", "bad", "b"])
+            batch, once = Batch(3, wait=system.quiet), RetryPolicy(attempts=1)
+            async with system.serve(broker, address, handler, batch=batch, retry=once):
+                await system.eventually(lambda: system.seen(DeadLettered))
+                await system.settle_down()
+            assert await stored(system, broker, out) == ["a", "b"]

@@ -219,3 +219,22 @@ class Subscribing(Suite):
                 await broker.publish(queue, "three")
         async with system.connect() as broker, broker.subscribe(topic, group="g") as messages:
             assert [m.value for m in await system.drain(messages)] == ["one"]
+
+    @needs("topic")
+    async def test_the_end_ends_all_readers_of_a_subscription(self, system: Harness) -> None:
+        """until_end with a group: some wait while others hold the last messages of a key; all of them come out."""
+        topic = system.topic()
+        handled: list[str] = []
+        async with system.connect() as broker:
+            await broker.publish_many(topic, [topic.outgoing(f"v{n}", key="k") for n in range(3)])
+            async with broker.subscribe(topic, group="workers", until_end=True) as messages:
+
+                async def read() -> None:
+                    async for message in messages:
+                        await asyncio.sleep(system.quiet)
+                        handled.append(message.value)
+                        await message.ack()
+
+                async with asyncio.timeout(10 * system.quiet + system.deadline):
+                    await asyncio.gather(*(read() for _ in range(4)))
+            assert handled == ["v0", "v1", "v2"]
