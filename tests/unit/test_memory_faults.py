@@ -19,6 +19,7 @@ from brokerkit.errors import (
 
 from .memory_driver import (
     consuming,
+    done,
     ids,
     opened,
     put,
