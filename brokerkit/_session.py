@@ -134,9 +134,10 @@ class Session:
     def starved(self) -> None:
         """Somebody could run more: let what waits behind busy keys not use up the prefetch."""
         lanes = self._lanes
-        if lanes is not None and lanes.parked and lanes.parked_bytes <= PARKED_BYTES:
-            wanted = self.plan.prefetch + lanes.parked
-            self.consumer.prefetch = max(self.consumer.prefetch, wanted)
+        if lanes is not None:
+            extra = lanes.parked if lanes.parked_bytes <= PARKED_BYTES else 0
+            if self.consumer.prefetch != self.plan.prefetch + extra:
+                self.consumer.prefetch = self.plan.prefetch + extra
 
     def follow(self, message: Message[Any]) -> Message[Any] | None:
         """Return the message that comes next behind *message* in its key's order, to be in one batch with it."""
@@ -171,9 +172,6 @@ class Session:
         staged = message._staged
         if staged is None and not extra:
             self.settling.add(Settlement(message._item))  # type: ignore[arg-type]
-            if self._lanes is None and self._ended is None:
-                self.out.discard(message)
-                return
         else:
             records = (*(staged or ()), *extra)
             watch = Watch(refused=partial(self._refused, message))
@@ -276,21 +274,24 @@ class Session:
         return self.stopping or self._inbox.closed or (self.settling.closed and self.plan.letters is not None)
 
     def _leave(self, message: Message[Any]) -> None:
-        lanes = self._lanes
-        if lanes is not None and message in self.out:  # else its key has gone on before
-            following = lanes.leave(message)
+        if self._lanes is not None and message in self.out:  # else its key has gone on before
+            following = self._lanes.leave(message)
             if following is not None:
-                following._cleared = True
-                if self._leaving:
-                    behind = self._behind(following)
-                    self.settling.release([self._delivery(following), *map(self._delivery, behind)])
-                else:
-                    self._inbox.push(following)
-            if self.consumer.prefetch > self.plan.prefetch:
-                self.consumer.prefetch = self.plan.prefetch + lanes.parked
+                self._go_on(following, self._lanes.parked)
         self.out.discard(message)
         if self._ended is not None:
             self._notice()
+
+    def _go_on(self, following: Message[Any], parked: int) -> None:
+        """Let *following* run, whose key is free now."""
+        following._cleared = True
+        if self._leaving:
+            behind = self._behind(following)
+            self.settling.release([self._delivery(following), *map(self._delivery, behind)])
+        else:
+            self._inbox.push(following)
+        if self.consumer.prefetch > self.plan.prefetch:
+            self.consumer.prefetch = self.plan.prefetch + parked
 
     # ------------------------------------------------------------------ out: by hand (Settler)
 

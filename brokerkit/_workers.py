@@ -168,7 +168,7 @@ class Pool:
         slot.began = self._monotonic()
         slot.expired = False
         slot.busy = True
-        if not self._armed:
+        if self._watching is None or not self._heartbeat.armed:
             self._arm()
         try:
             result = await self._call(message)
@@ -207,7 +207,7 @@ class Pool:
         slot.began = self._monotonic()
         slot.expired = False
         slot.busy = True
-        if not self._armed:
+        if self._watching is None or not self._heartbeat.armed:
             self._arm()
         try:
             await self._call(messages)
@@ -347,11 +347,6 @@ class Pool:
 
     # ------------------------------------------------------------------ time
 
-    @property
-    def _armed(self) -> bool:
-        """Whether the timers that watch handlers run."""
-        return self._heartbeat.armed and (self._watching is not None or self.job.timeout is None)
-
     def _arm(self) -> None:
         if not self._heartbeat.armed:
             self._heartbeat.arm()
@@ -429,7 +424,7 @@ def in_thread(handler: Callable[..., object], resources: tuple[object, ...], exe
         if slot is not None:
             slot.thread = True
         context = contextvars.copy_context()
-        future = loop.run_in_executor(executor, partial(context.run, handler, message, *resources))
+        future = loop.run_in_executor(executor, partial(context.run, _returned, handler, message, *resources))
         try:
             result = await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -448,6 +443,14 @@ def in_thread(handler: Callable[..., object], resources: tuple[object, ...], exe
         return await result
 
     return call
+
+
+def _returned(handler: Callable[..., object], *args: object) -> object:
+    try:
+        return handler(*args)
+    except StopIteration as error:
+        # A future cannot hold this one: the call would never end.  A coroutine makes the same of it.
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _ignore(future: asyncio.Future[object]) -> None:

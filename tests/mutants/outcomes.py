@@ -103,8 +103,8 @@ OUTCOMES: tuple[Mutant, ...] = (
         name="lane gives the newest first",
         breaks="order per key",
         file=LANES,
-        old="            return None\n        following = lane.popleft()\n        self._count(following, -1)\n        return following\n\n    def follow",
-        new="            return None\n        following = lane.pop()\n        self._count(following, -1)\n        return following\n\n    def follow",
+        old="        following = lane.popleft()\n        self._lanes[key] = lane or None",
+        new="        following = lane.pop()\n        self._lanes[key] = lane or None",
         tests=clauses("Ordering::test_concurrent_handlers_keep_the_order_of_each_key"),
     ),
     Mutant(
