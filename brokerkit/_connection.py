@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
+from inspect import iscoroutinefunction
 from typing import Any, Literal, Self
 from weakref import WeakSet
 
@@ -53,6 +54,11 @@ class Connection:
     ) -> None:
         if declare not in ("auto", "check", "never"):
             raise ConfigError(f"declare must be 'auto', 'check' or 'never', not {declare!r}")
+        for layer in middleware:
+            if not callable(layer):
+                raise ConfigError(f"middleware must be functions of a message and call_next, not {layer!r}")
+        if on_event is not None and (not callable(on_event) or iscoroutinefunction(on_event)):
+            raise ConfigError(f"on_event must be a function, not async, that takes an event, not {on_event!r}")
         loaded = drivers.load(url, options, self._emit)
         self.middleware = middleware
         self._url = loaded.shown
@@ -101,6 +107,7 @@ class Connection:
         """Close what is still open on this broker, flush and disconnect."""
         if self._state != "open":
             return
+        self._check()
         async with AsyncExitStack() as stack:
             # All of them, also when one of them fails or this is cancelled.
             stack.push_async_callback(self._disconnect)
@@ -117,11 +124,11 @@ class Connection:
 
     def _check(self) -> None:
         if self._state == "open":
-            if asyncio.get_running_loop() is self._loop and self._forks == _forks[0]:
-                self._gate = self._loop
-                return
             if self._forks != _forks[0]:
                 raise ConfigError(f"{self!r} was opened before a fork: the child process must connect for itself")
+            if asyncio.get_running_loop() is self._loop:
+                self._gate = self._loop
+                return
             raise ConfigError(f"{self!r} belongs to another event loop: connect once in each loop")
         if self._state == "new":
             raise Closed(f"{self!r} is not open yet: use it inside 'async with connect(...) as broker'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Literal, overload
@@ -16,7 +16,7 @@ from ._publisher import Publisher
 from ._subscription import Subscription
 from .address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic, check_name, redrive_queue
 from .driver import Backlog, Health, Source, StoredRecord
-from .errors import ConfigError
+from .errors import ConfigError, NotFound
 from .events import Listener
 from .message import Letter, Stored
 from .middleware import Middleware
@@ -44,7 +44,13 @@ def connect(
         ConfigError: the URL or an option makes no sense.
         InsecureCredentials: a password would travel in plaintext.
     """
+    if not isinstance(middleware, Iterable):
+        raise ConfigError(f"middleware must be a sequence of functions, not {middleware!r}")
     return Broker(url, options, declare, tuple(middleware), on_event)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 class Broker(Publisher):
@@ -91,6 +97,8 @@ class Broker(Publisher):
             raise ConfigError(f"{address!r} is a queue: group, start, until_end and on_invalid are options of topics")
         if on_invalid not in ("raise", "skip"):
             raise ConfigError(f"on_invalid must be 'raise' or 'skip', not {on_invalid!r}")
+        if group is not None and on_invalid != "raise":
+            raise ConfigError(f"on_invalid is for readers without a group: what {group!r} cannot read is dead-lettered")
         return self._subscribe(address, group, start, prefetch, until_end, on_invalid)
 
     @asynccontextmanager
@@ -209,17 +217,35 @@ class Broker(Publisher):
     async def backlog(self, address: Address, group: str | None = None) -> Backlog:
         """Return what is left to do for a topic's group, for a queue, or how many dead letters there are.
 
+        A group's redriven messages count with those of the topic; a group that has not begun has all of the topic to do.
+
         Raises:
-            NotFound: the address or group does not exist.
+            NotFound: the address does not exist.
         """
         bound = await self.bind(address)
         if isinstance(address, Topic):
             if group is None:
                 raise ConfigError(f"the backlog of {address!r} is that of a group: name it")
-            return await self._driver.backlog(Source(bound.address, self._group(group)))
+            return await self._backlog(bound.address, self._group(group))
         if group is not None:
             raise ConfigError(f"{address!r} has no groups")
         return await self._driver.backlog(Source(bound.address))
+
+    async def _backlog(self, topic: Address, group: str) -> Backlog:
+        assert isinstance(topic, Topic)
+        first = await self._driver.backlog(Source(topic, group))
+        try:
+            again = await self._driver.backlog(Source(redrive_queue(topic, group)))
+        except NotFound:
+            return first  # nothing was ever redriven, and nobody has subscribed
+        ages = [age for age in (first.oldest_age, again.oldest_age) if age is not None]
+        return Backlog(
+            waiting=_sum(first.waiting, again.waiting),
+            in_flight=_sum(first.in_flight, again.in_flight),
+            delayed=_sum(first.delayed, again.delayed),
+            dead=first.dead,  # one address for both
+            oldest_age=max(ages, default=None),
+        )
 
     def _group(self, group: str) -> str:
         return self._prefix + check_name(group, "group name")

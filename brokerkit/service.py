@@ -205,6 +205,8 @@ class Service(Generic[S]):
         held = _prefetch(where, prefetch, concurrency, batch)
 
         def register(handler: Callable[..., object]) -> None:
+            if self._running:
+                raise ConfigError(f"{where}: {self!r} is running, and would not call it: subscribe before that")
             wants = _wants_resources(where, handler, has_lifespan=self.lifespan is not None)
             self.registrations.append(
                 Registration(
@@ -236,6 +238,8 @@ class Service(Generic[S]):
             raise ConfigError(f"include a Service, not {other!r}")
         if self in other.everything() or other in self.included:
             raise ConfigError(f"{self!r} includes {other!r} already, or would include itself")
+        if self._running:
+            raise ConfigError(f"{self!r} is running, and would not run {other!r}: include it before that")
         self.included.append(other)
 
     def everything(self) -> Iterator[Service[Any]]:

@@ -96,6 +96,18 @@ class TestUrls:
             assert CANARY not in f"{error!r} {error}"
             error = error.__cause__ or error.__context__
 
+    @pytest.mark.parametrize("middleware", [5, None, print, [5], ["timeout"], [print, None]])
+    def test_what_is_no_middleware_is_refused_by_connect(self, middleware: Any) -> None:
+        with pytest.raises(ConfigError, match="middleware"):
+            connect("memory://", middleware=middleware)
+
+    def test_what_cannot_hear_events_is_refused_by_connect(self) -> None:
+        async def nobody_awaits(event: object) -> None: ...
+
+        for listener in (5, [print], nobody_awaits):
+            with pytest.raises(ConfigError, match="on_event"):
+                connect("memory://", on_event=listener)  # type: ignore[arg-type]
+
     def test_no_repr_shows_a_secret(self) -> None:
         broker = connect("memory://name", on_event=None)
         assert "name" in repr(broker)

@@ -189,6 +189,22 @@ class TestLoopsAndProcesses:
         with pytest.raises(ConfigError, match="event loop"):
             asyncio.run(second())
 
+    def test_a_broker_is_not_closed_by_another_event_loop(self) -> None:
+        """W4: its own goes on."""
+        queue = Queue("emails", str)
+
+        async def main() -> None:
+            async with connect("memory://") as broker:
+
+                async def close() -> None:
+                    await broker.__aexit__()
+
+                with pytest.raises(ConfigError, match="event loop"):
+                    await asyncio.to_thread(lambda: asyncio.run(close()))
+                await broker.publish(queue, "v")
+
+        asyncio.run(main())
+
     def test_a_broker_of_before_a_fork_is_refused_in_the_child(self) -> None:
         """W5: the parent goes on working."""
         queue = Queue("emails", str)
@@ -384,6 +400,31 @@ class TestHandlers:
         service = Service("mailer")
         with pytest.raises(ConfigError, match="BROKERKIT_URL"):
             brokerkit.run(service)
+
+    def test_a_service_takes_no_handlers_while_it_runs(self) -> None:
+        """They would not be called before it runs again, without a word."""
+        service = Service("mailer")
+
+        @service.subscribe(Queue("emails", str))
+        async def handler(message: Message[str]) -> None: ...
+
+        async def main() -> None:
+            async with running(service):
+                with pytest.raises(ConfigError, match="running"):
+                    service.subscribe(Queue("letters", str))(handler)
+                with pytest.raises(ConfigError, match="running"):
+                    service.include(Service("other"))
+            service.subscribe(Queue("letters", str))(handler)
+
+        run(main)
+
+    def test_a_group_does_not_skip_what_it_cannot_read(self) -> None:
+        async def main() -> None:
+            async with connect("memory://") as broker:
+                with pytest.raises(ConfigError, match="dead-lettered"):
+                    broker.subscribe(Topic("orders", str), group="billing", on_invalid="skip")
+
+        run(main)
 
     def test_a_message_of_a_test_needs_a_value_of_its_type(self) -> None:
         orders: Topic[Any] = Topic("orders", Order)

@@ -297,6 +297,25 @@ class DeadLetters(Suite):
             await system.nothing(messages)
             assert await system.browse(broker, system.letters(address)) == []
 
+    async def test_redriven_messages_are_in_the_backlog(self, system: Harness, kind: Kind) -> None:
+        """E6: they are left to do like any other, also those that a topic's group reads beside the topic."""
+        address = system.address(kind)
+        async with system.connect() as broker:
+            async with system.subscribe(broker, address) as messages:
+                await system.publish(broker, address, ["a", "b", "c"])
+                for message in await system.take(messages, 3):
+                    await message.reject("no")
+                await self.dead(system, broker, address, 3)
+            assert (await system.backlog(broker, address)).waiting in {0, None}
+            await broker.redrive(system.letters(address), limit=2)
+            found = await system.backlog(broker, address)
+            assert (found.waiting, found.dead) in {(2, 1), (None, None)}
+            assert found.waiting is None or found.oldest_age is not None
+            async with system.subscribe(broker, address) as messages:
+                for message in await system.take(messages, 2):
+                    await message.ack(confirm=True)
+                assert (await system.backlog(broker, address)).waiting in {0, None}
+
     async def test_redriving_ends_although_everything_fails_again(self, system: Harness, kind: Kind) -> None:
         """Q5: up to the end as it was when it began; each message runs once for each redrive."""
         address = system.address(kind)

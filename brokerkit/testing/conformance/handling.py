@@ -194,6 +194,19 @@ class Handling(Suite):
         assert sorted(runs) == [("bad", 1), ("good", 1), ("good", 2)]
         assert threading.get_ident() not in threads
 
+    async def test_a_plain_function_that_raises_stop_iteration_has_failed(self, system: Harness, kind: Kind) -> None:
+        """``next()`` of what is empty: no future can hold that exception, and the message must not stay for ever."""
+        address = system.address(kind)
+
+        def handler(message: Message[str]) -> None:
+            next(iter(()))
+
+        retry = RetryPolicy(attempts=1)
+        async with system.connect() as broker, system.serve(broker, address, handler, retry=retry):
+            await system.publish(broker, address, ["value"])
+            await system.eventually(lambda: bool(system.seen(DeadLettered)))
+        assert [event.error for event in system.seen(DeadLettered)] == ["RuntimeError"]
+
     async def test_a_plain_function_sees_the_context_of_its_message(self, system: Harness, kind: Kind) -> None:
         """What a middleware puts into a context variable is there in the thread: traces stay together."""
         address = system.address(kind)
