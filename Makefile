@@ -73,9 +73,7 @@ $(VENV)/bin/activate:
 	[ -n "$$python" ] || { \
 		echo "brokerkit needs Python 3.11, 3.12 or 3.13 with venv (Debian: apt install python3.11-venv)" >&2; exit 1; }; \
 	echo "making $(VENV) with $$python ..."; \
-	"$$python" -m venv --clear $(VENV); \
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1' || { \
-		echo "cannot install packages: is a package index reachable?" >&2; rm -rf $(VENV); exit 1; }
+	"$$python" -m venv --clear $(VENV)
 
 install = echo "installing $(1) into $(VENV) ..."; \
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) $(2) || { \
@@ -85,7 +83,9 @@ install = echo "installing $(1) into $(VENV) ..."; \
 $(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(call install,brokerkit,--editable .)
 
+# A pip older than 25.1 knows no dependency groups.
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	@$(call install,brokerkit and its tools,--editable . --group dev)
 	@touch $(VENV)/.run
 
