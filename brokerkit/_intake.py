@@ -30,6 +30,8 @@ logger = logging.getLogger("brokerkit")
 
 POLL = 30.0
 """Seconds after which a quiet receive returns, so that a feed looks after itself."""
+AT_END = 1.0
+"""Seconds between looks at an ``until_end`` source that has ended while its readers have not."""
 
 
 class Intake:
@@ -288,7 +290,10 @@ class Feed:
                     continue
                 if consumer.ended:
                     self._intake.wake_all()
-                    await anyio.sleep_forever()
+                    if self.plan.letters is None:
+                        await anyio.sleep_forever()
+                    await anyio.sleep(AT_END)  # what a member of the group hands back may come to this one
+                    continue
                 if session.held >= consumer.prefetch and session.settled == settled:
                     self._nothing_settled(session.held)
                 settled = session.settled

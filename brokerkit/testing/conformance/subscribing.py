@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from ...address import AnyQueue, AnyTopic
+from ...broker import Broker
 from ...errors import BrokerError, Closed, ConfigError
+from ...message import Message
 from ...policy import Start
 from ._harness import Harness, Kind
 from ._runner import Suite, needs
@@ -238,3 +241,34 @@ class Subscribing(Suite):
                 async with asyncio.timeout(10 * system.quiet + system.deadline):
                     await asyncio.gather(*(read() for _ in range(4)))
             assert handled == ["v0", "v1", "v2"]
+
+    @needs("topic")
+    async def test_what_is_handed_back_comes_before_the_end(self, system: Harness) -> None:
+        """until_end with a group: by a block that was cancelled, and by a member that another one joins."""
+        topic = system.topic(partitions=2)
+        values = [f"v{n}" for n in range(12)]
+        handled: list[str] = []
+        async with system.connect() as broker, system.connect() as other:
+            await broker.publish_many(topic, [topic.outgoing(value, key=value) for value in values])
+
+            async def handle(message: Message[str]) -> None:
+                async with message.process():
+                    handled.append(message.value)
+                    await asyncio.sleep(system.quiet / 5)
+                    if len(handled) == 3:
+                        raise asyncio.CancelledError
+
+            async def read(member: Broker) -> None:
+                async with member.subscribe(topic, group="workers", until_end=True) as messages:
+                    async for message in messages:
+                        with suppress(asyncio.CancelledError):
+                            await handle(message)
+
+            limit = 20 * system.quiet + system.session + system.deadline
+            async with asyncio.timeout(limit), asyncio.TaskGroup() as group:
+                group.create_task(read(broker))
+                await system.eventually(lambda: len(handled) > 4)
+                group.create_task(read(other))
+            assert sorted(set(handled)) == sorted(values)
+            async with broker.subscribe(topic, group="workers") as rest:
+                await system.nothing(rest)
