@@ -51,11 +51,11 @@ class Lanes:
             else:
                 self._more[key] -= 1
             return None
-        lane = self._lanes.get(key)
-        if not lane:
-            self._lanes.pop(key, None)
+        lane = self._lanes.pop(key, None)
+        if lane is None:
             return None
         following = lane.popleft()
+        self._lanes[key] = lane or None
         self._count(following, -1)
         return following
 
@@ -66,6 +66,8 @@ class Lanes:
         if key is None or not lane:
             return None
         following = lane.popleft()
+        if not lane:
+            self._lanes[key] = None
         self._count(following, -1)
         self._more[key] = self._more.get(key, 0) + 1
         return following
@@ -135,7 +137,7 @@ class Lanes:
                 kept = deque(message for message in lane if id(message._item) not in gone)
                 if len(kept) != len(lane):
                     dropped.extend(message for message in lane if id(message._item) in gone)
-                    self._lanes[key] = kept
+                    self._lanes[key] = kept or None
         return self._uncount(dropped)
 
     def _uncount(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
