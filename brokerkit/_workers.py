@@ -335,6 +335,8 @@ class Pool:
 
     def _tell_handled(self, slot: Slot, message: Message[Any]) -> None:
         assert self._env.emit is not None
+        if message._outcome is None or message._outcome.kind != "ack":
+            return  # settled by hand in another way, which tells of itself
         self._env.emit(
             events.Handled(
                 address=self.job.bound.name,

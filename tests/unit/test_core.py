@@ -21,6 +21,7 @@ from brokerkit import (
     Topic,
     connect,
 )
+from brokerkit.events import Event, Handled
 from brokerkit.testing import faults, run
 
 EVENTS = Topic("events", int, partitions=1)
@@ -341,5 +342,27 @@ def test_an_included_service_stops_the_run_that_it_is_part_of() -> None:
             await broker.publish(JOBS, 2)
             await asyncio.sleep(10)
             assert (await broker.backlog(JOBS)).waiting == 1
+
+    run(main)
+
+
+def test_only_an_acknowledged_message_counts_as_handled() -> None:
+    async def main() -> None:
+        seen: list[Event] = []
+        service = Service("s")
+
+        @service.subscribe(JOBS)
+        async def handler(message: Message[int]) -> None:
+            if message.value == 1:
+                await message.reject("no")
+            elif message.value == 2 and message.attempt == 1:
+                await message.nack()
+
+        async with connect("memory://", on_event=seen.append) as broker, service.running(broker):
+            for number in (1, 2, 3):
+                await broker.publish(JOBS, number, id=f"id-{number}")
+            await asyncio.sleep(10)
+        handled = [(event.id, event.attempt) for event in seen if isinstance(event, Handled)]
+        assert sorted(handled) == [("id-2", 2), ("id-3", 1)]
 
     run(main)
