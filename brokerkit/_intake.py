@@ -275,11 +275,11 @@ class Feed:
         return source if self._start is None else Source(source.address, None, self._start, source.until_end)
 
     async def _pump(self, consumer: Consumer, session: Session) -> BrokerError | None:
-        settled = -1
+        settled, quiet, wait = 0, 0.0, min(POLL, self.plan.lease)
         with anyio.CancelScope() as self._fetching:
             while not self._stopping:
                 try:
-                    deliveries = await consumer.receive(max(consumer.prefetch, 1), min(POLL, self.plan.lease))
+                    deliveries = await consumer.receive(max(consumer.prefetch, 1), wait)
                 except PositionLost as error:
                     self._position_lost(error)
                     continue
@@ -294,9 +294,11 @@ class Feed:
                         await anyio.sleep_forever()
                     await anyio.sleep(AT_END)  # what a member of the group hands back may come to this one
                     continue
-                if session.held >= consumer.prefetch and session.settled == settled:
-                    self._nothing_settled(session.held)
+                quiet = quiet + wait if session.settled == settled else 0.0
                 settled = session.settled
+                if session.held >= consumer.prefetch and quiet >= self.plan.lease:
+                    self._nothing_settled(session.held)
+                    quiet = 0.0
         return None
 
     async def _pause(self, error: BrokerError, failures: int) -> None:
@@ -366,7 +368,7 @@ class Feed:
             "%s: all %d prefetched messages are in hand and nothing was settled for %.3g s: did you forget ack()?",
             self.plan.name,
             held,
-            min(POLL, self.plan.lease),
+            self.plan.lease,
         )
         self._tell(events.NothingSettled, in_flight=held)
 

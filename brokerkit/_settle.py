@@ -53,6 +53,9 @@ class Settling:
         self._wake: asyncio.Future[None] | None = None
         self._idle: list[asyncio.Future[None]] = []
         self._later: dict[asyncio.TimerHandle, tuple[Settlement, Watch]] = {}
+        self._waiting: set[asyncio.TimerHandle] = set()
+        """Releases that failed and are tried again."""
+        self._unreleased = 0
         self._busy = False
         self.closed = False
 
@@ -181,13 +184,28 @@ class Settling:
         try:
             await self._consumer.release(deliveries)
         except BrokerError as error:
-            # Their leases end, or the consumer is left: either way they come again.
+            # They are still in hand, their leases renewed: nobody else would get them.
             self._on_error(deliveries[0], error)
+            self._release_again(deliveries)
+            return
+        self._unreleased = 0
         self._on_settled(len(deliveries))
+
+    def _release_again(self, deliveries: list[Delivery]) -> None:
+        self._unreleased += 1
+
+        def retry() -> None:
+            self._waiting.discard(handle)
+            self.release(deliveries)
+
+        handle = asyncio.get_running_loop().call_later(backoff(self._unreleased, longest=5.0), retry)
+        self._waiting.add(handle)
 
     async def flush(self) -> None:
         """Wait until everything added so far is carried out, or the consumer is gone."""
-        while not self.closed and (self._items or self._holds or self._releases or self._busy or self._later):
+        while not self.closed and (
+            self._items or self._holds or self._releases or self._busy or self._later or self._waiting
+        ):
             idle = asyncio.get_running_loop().create_future()
             self._idle.append(idle)
             await idle
@@ -204,8 +222,9 @@ class Settling:
         items, self._items = self._items, []
         watches, self._watches = self._watches, {}
         later, self._later = self._later, {}
-        for handle in later:
+        for handle in (*later, *self._waiting):
             handle.cancel()
+        self._waiting.clear()
         for index, item in enumerate(items):
             self._lost(item, watches.get(index))
         for item, watch in later.values():

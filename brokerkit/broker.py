@@ -193,13 +193,17 @@ class Broker(Publisher):
         if limit is not None:
             whole("limit", limit, low=1, high=1_000_000_000)
         bound = await self.bind(letters)
-        return await redrive(self._driver, bound, await self._destination(letters, bound, to), where, limit, dry_run)
+        return await redrive(
+            self._driver, bound, await self._destination(letters, bound, to, dry_run), where, limit, dry_run
+        )
 
-    async def _destination(self, letters: DeadLetters[Any], bound: Bound, to: AnyQueue | None) -> AnyQueue:
+    async def _destination(
+        self, letters: DeadLetters[Any], bound: Bound, to: AnyQueue | None, dry_run: bool
+    ) -> AnyQueue:
         if to is not None:
             if not isinstance(to, Queue):
                 raise ConfigError(f"letters are redriven to a queue, not to {to!r}")
-            chosen = (await self.bind(to)).address
+            chosen = self._bindings.real(to) if dry_run else (await self.bind(to)).address
             assert isinstance(chosen, Queue)
             return chosen
         real = bound.address

@@ -197,7 +197,7 @@ class Consumer(Protocol):
         and reports at its index.  A delivery that has been lost must report `DeliveryLost` and publish nothing; where it is
         lost between the two, ``DeliveryLost(published=True)``.  Settling a delivery again must do nothing and report None.
         Items may come in any order: a log must not move its position past an unsettled record.  Records published here
-        bypass ``dedup`` and capacity limits.  With *confirm* the call returns when the acknowledgement itself is stored, as
+        bypass ``dedup`` and capacity limits, and a copy of a record that was accepted once must be accepted.  With *confirm* the call returns when the acknowledgement itself is stored, as
         durably as the system promises; without, when the system will do so by itself.
         """
         ...

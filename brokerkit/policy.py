@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Final, Literal, final
 
-from .errors import ConfigError, TooLarge
+from .errors import ConfigError
 
 MAX_BODY: Final = 1024 * 1024
 """Largest body in bytes."""
@@ -162,11 +162,3 @@ class EveryReplica:
 
 EVERY_REPLICA: Final = EveryReplica()
 """As a group: every process reads every message, from now on, and leaves nothing behind."""
-
-
-def check_body(body: bytes, where: str) -> None:
-    """Raise `TooLarge` if *body* is over `MAX_BODY`; *where* names the address."""
-    if len(body) > MAX_BODY:
-        raise TooLarge(
-            f"a body of {len(body)} bytes for {where} is over the limit of {MAX_BODY}; publish a reference instead"
-        )

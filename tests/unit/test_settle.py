@@ -40,6 +40,8 @@ class Recording:
         return []
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
         self.calls.append(([delivery.record.id for delivery in deliveries], False))
 
     async def hold(self, delivery: Delivery, attempts: int) -> None:
@@ -160,3 +162,19 @@ def test_what_is_left_when_the_consumer_is_left_is_lost() -> None:
     run(main())
     assert stage.consumer.calls == []
     assert [type(outcome) for outcome in stage.outcomes] == [DeliveryLost, DeliveryLost]
+
+
+def test_a_release_that_failed_is_tried_again() -> None:
+    """Its lease is renewed as long as the consumer lives, so nobody else would get the message."""
+    stage = Stage()
+    stage.consumer.failures = [BrokerUnavailable("no answer"), BrokerUnavailable("no answer")]
+
+    async def main() -> None:
+        async with stage.running() as settling:
+            settling.release([settlement("a").delivery])
+            await settling.flush()
+            assert stage.consumer.calls == [(["a"], False)]
+            assert stage.settled == 1
+
+    run(main())
+    assert [type(error) for error in stage.errors] == [BrokerUnavailable, BrokerUnavailable]
