@@ -286,6 +286,17 @@ def test_a_full_window_of_every_second_done_fits_beside_its_counts() -> None:
     assert same(Tracker.decode(0, text), tracker)
 
 
+def test_a_note_fits_where_no_number_is_smaller_than_another() -> None:
+    tracker = Tracker(0)
+    tracker.hand_out_run(LOG_WINDOW)
+    tracker.crashed()
+    for offset in range(0, LOG_WINDOW, 2):
+        tracker.hand_out(offset)
+    again = Tracker.decode(0, text := tracker.encode())
+    assert len(text) <= MAX_TEXT
+    assert (again.high, again.in_hand) == (LOG_WINDOW, LOG_WINDOW), "all numbers are dropped at once"
+
+
 def test_what_is_dropped_are_the_smallest_numbers() -> None:
     """The rule: the least t at which it fits, and what is at most t becomes in hand and uncounted."""
     tracker = wild(3, LOG_WINDOW, base=0)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import time
 import weakref
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from brokerkit.address import AnyQueue, AnyTopic, Queue, Topic
-from brokerkit.driver import Delivery, Record, Settlement
+from brokerkit.driver import Delivery, Record, Settlement, Source
 from brokerkit.drivers.memory._driver import _CACHE
 from brokerkit.drivers.memory._timers import Timers
+from brokerkit.policy import Start
 
 from .memory_driver import (
     at_once,
@@ -178,6 +181,27 @@ def test_timers_run_in_time_and_order_and_never_early() -> None:
         assert [name for name, _ in seen] == ["a", "b", "d", "c"]
 
     run(main)
+
+
+def test_in_a_usual_loop_the_time_is_the_systems() -> None:
+    async def main() -> None:
+        async with opened(JOBS, ORDERS) as made, consuming(made, JOBS) as consumer:
+            before = time.time()
+            await put(made, JOBS, ["a"], ttl=3600, timestamp=before - 50)
+            (a,) = await take(consumer, 1)
+            assert before + 3599 < (a.record.expires or 0) < time.time() + 3601
+            assert 49 < ((await made.backlog(Source(JOBS))).oldest_age or 0) < 60
+            await put(made, JOBS, ["late"], delay=0.03)
+            began = time.monotonic()
+            assert ids(await consumer.receive(1, 5)) == ["late"]
+            assert 0.03 <= time.monotonic() - began < 2
+            await put(made, ORDERS, names(4))
+            start = Start.at(datetime.fromtimestamp(before - 1, UTC))
+            assert len(await made.browse(ORDERS, limit=9, start=start)) == 4
+            start = Start.at(datetime.fromtimestamp(time.time() + 60, UTC))
+            assert await made.browse(ORDERS, limit=9, start=start) == []
+
+    asyncio.run(main())
 
 
 def test_a_timer_of_the_loop_that_fires_early_is_set_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,23 @@ def test_an_owner_settles_what_runs_before_its_partition_moves() -> None:
     run(main)
 
 
+def test_what_moves_away_leaves_room_for_more() -> None:
+    async def main() -> None:
+        async with opened(ORDERS) as made, consuming(made, ORDERS, prefetch=4) as first:
+            await one_each(made)
+            await take(first, 4)
+            waiting = asyncio.ensure_future(first.receive(10, 100))
+            await put(made, ORDERS, names(8, "new"))
+            await turns()
+            assert not waiting.done()
+            async with consuming(made, ORDERS):
+                got = await asyncio.wait_for(waiting, 1)
+                assert len(got) == 2
+                assert {int(d.position[7]) for d in got} <= owned(first)
+
+    run(main)
+
+
 def test_patience_with_what_runs_has_an_end_and_counts() -> None:
     async def revoked(deliveries: Sequence[Delivery]) -> None:
         await asyncio.sleep(10_000)

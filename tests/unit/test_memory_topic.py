@@ -14,7 +14,7 @@ from brokerkit.drivers.memory import MemoryDriver
 from brokerkit.drivers.memory._readers import TopicConsumer
 from brokerkit.errors import BufferFull, DeliveryLost, PositionLost
 from brokerkit.events import Event, PartitionPaused, PartitionResumed
-from brokerkit.policy import LOG_AHEAD, Start
+from brokerkit.policy import LOG_AHEAD, LOG_WINDOW, Start
 
 from .memory_driver import consuming, done, ids, names, opened, put, rest, results, run, settled, take, turns
 
@@ -226,6 +226,31 @@ def test_released_records_that_retention_removed_are_reported_too() -> None:
             assert caught.value.lost == 2
             await done(consumer, *got[:2])
             assert await settled(consumer, got[2]) == [DeliveryLost]
+
+    run(main)
+
+
+def test_a_gap_wider_than_the_window_is_reported_piece_by_piece() -> None:
+    topic: AnyTopic = Topic("brief", bytes, partitions=1, retention=100)
+    count = LOG_WINDOW + 1000
+
+    async def main() -> None:
+        async with opened(topic) as made, consuming(made, topic, prefetch=10) as consumer:
+            await put(made, topic, names(count))
+            (held,) = await consumer.receive(1, 1)
+            await asyncio.sleep(100)
+            with pytest.raises(PositionLost) as first:
+                await consumer.receive(1, 1)
+            assert first.value.lost == LOG_WINDOW - 1
+            waiting = asyncio.ensure_future(consumer.receive(1, 50))
+            await turns()
+            assert not waiting.done(), "the rest cannot be noted before the oldest is settled"
+            await done(consumer, held)
+            with pytest.raises(PositionLost) as rest_:
+                await waiting
+            assert 1 + LOG_WINDOW - 1 + (rest_.value.lost or 0) == count
+            await put(made, topic, ["new"])
+            assert ids(await consumer.receive(9, 1)) == ["new"]
 
     run(main)
 
