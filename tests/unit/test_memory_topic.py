@@ -106,6 +106,17 @@ def test_a_record_that_came_with_deliveries_comes_alone() -> None:
     run(main)
 
 
+def test_what_waits_again_comes_in_pieces_as_it_is_asked_for() -> None:
+    async def main() -> None:
+        async with opened(LINE) as made, consuming(made, LINE) as consumer:
+            await put(made, LINE, names(10))
+            await consumer.release(await take(consumer, 10))
+            pieces = [ids(await consumer.receive(3, 0)) for _ in range(5)]
+            assert pieces == [["m0", "m1", "m2"], ["m3", "m4", "m5"], ["m6", "m7", "m8"], ["m9"], []]
+
+    run(main)
+
+
 def test_attempts_are_kept_for_whoever_is_next_and_lost_ones_are_not_held() -> None:
     async def main() -> None:
         async with opened(LINE, url="memory://hold") as made, opened(url="memory://hold") as doomed:
