@@ -14,8 +14,8 @@ from weakref import WeakSet
 from . import drivers
 from ._binding import Bindings, Bound, Declare, Records
 from ._intake import Intake
+from ._plan import Env
 from ._requests import Inbox
-from ._session import Env
 from .address import Address, DeadLetters, Outgoing, reply_topic
 from .clock import SYSTEM, Clock, current
 from .driver import Record

@@ -18,8 +18,9 @@ from anyio.abc import TaskGroup
 
 from . import events
 from ._lanes import Lanes
+from ._plan import Env, Plan
 from ._redact import error_text
-from ._session import Env, Plan, Session
+from ._session import Session
 from ._tasks import first_error
 from .driver import Consumer, Delivery, Source
 from .errors import BrokerError, PositionLost
@@ -354,7 +355,7 @@ class Feed:
 
     def _tell(self, make: Callable[..., events.Event], **details: object) -> None:
         if self._env.emit is not None:
-            source = self.plan.source
+            source = self.plan.told
             self._env.emit(make(address=source.address.name, group=source.group, **details))
 
     def _position_lost(self, error: PositionLost) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._binding import Bound
-from ._session import Plan
+from ._plan import Plan
 from .address import AnyTopic, Queue, Topic, check_name, letters_of, redrive_queue
 from .driver import Source
 from .errors import ConfigError
@@ -93,5 +93,6 @@ def topic_plans(
         by_hand=by_hand,
         max_deliveries=max_deliveries,
         lease=again.lease,
+        beside=main.source,
     )
     return [main, beside]

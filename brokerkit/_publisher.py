@@ -193,7 +193,8 @@ class Publisher(Connection):
             sent = (await send(self._driver, self._clock, (record,), left))[0]
             if isinstance(sent, BrokerError):
                 raise sent
-            answer = await inbox.reply(correlation, max(until - self._clock.monotonic(), 0.001), repr(queue))
+            left = max(until - self._clock.monotonic(), 0.001)
+            answer = await inbox.reply(correlation, left, repr(queue), timeout)
         finally:
             inbox.forget(correlation)
         types = {name: content.decode("utf-8", "replace") for name, content in answer.headers}

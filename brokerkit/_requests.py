@@ -16,7 +16,8 @@ import anyio
 from ._binding import Bound
 from ._intake import Intake
 from ._outcome import CORRELATION, ERROR, ERROR_TEXT, INBOX
-from ._session import Env, Plan, Session
+from ._plan import Env, Plan
+from ._session import Session
 from ._tasks import Hosted
 from .driver import Headers, Record, Source
 from .errors import Closed, RemoteError, RequestTimeout
@@ -83,16 +84,16 @@ class Inbox:
         self._waiting[correlation] = asyncio.get_running_loop().create_future()
         return correlation, ((INBOX, self.token), (CORRELATION, correlation))
 
-    async def reply(self, correlation: bytes, timeout: float, asked: str) -> Record:
-        """Wait for the answer to *correlation*.
+    async def reply(self, correlation: bytes, left: float, asked: str, timeout: float) -> Record:
+        """Wait *left* seconds, the rest of *timeout*, for the answer to *correlation*.
 
         Raises:
-            RequestTimeout: nobody answered within *timeout* seconds.
+            RequestTimeout: nobody answered in time.
             RemoteError: the replier failed for good.
         """
         waiter = self._waiting[correlation]
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(left):
                 record = await waiter
         except TimeoutError:
             raise RequestTimeout(f"nobody answered a request on {asked} within {timeout:g} s") from None

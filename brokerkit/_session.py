@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from . import events
 from ._lanes import Lanes
 from ._outcome import Again, Die, dead_letter, failure_reply, first_failure, judge, reply_to, retry_copy
+from ._plan import Env, Inbox, Plan
 from ._redact import error_text
 from ._settle import Settling, Watch
-from .address import AnyDeadLetters, AnyTopic, Outgoing
-from .clock import Clock
-from .driver import Consumer, Delivery, Driver, Record, Settlement, Source
+from .address import Outgoing
+from .driver import Consumer, Delivery, Record, Settlement
 from .errors import BrokerError, Closed, ConfigError, DecodeError, DeliveryLost, Nack, Reject
-from .events import Listener
-from .message import Message, Outcome, Reader
+from .message import Message, Outcome
 from .policy import MAX_DELAY, MAX_REASON, TOPIC_WAIT, RetryPolicy, seconds
 
 logger = logging.getLogger("brokerkit")
@@ -36,54 +34,6 @@ _RELEASE = Outcome("release")
 _BY_HAND = RetryPolicy()
 PARKED_BYTES = 64 * 1024 * 1024
 """Bodies that may wait behind busy keys without using up the prefetch."""
-
-
-class Inbox(Protocol):
-    """Where a session puts messages that may run now: an intake."""
-
-    closed: bool
-
-    def push(self, message: Message[Any]) -> None: ...
-    def push_all(self, messages: Sequence[Message[Any]]) -> None: ...
-    def push_front(self, messages: Sequence[Message[Any]]) -> None: ...
-    def drop(self, dropped: Callable[[Message[Any]], bool]) -> list[Message[Any]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Env:
-    """What sessions need of their broker."""
-
-    driver: Driver
-    clock: Clock
-    emit: Listener | None
-    stage: Callable[[Outgoing[Any]], Awaitable[Record]]
-    new_id: Callable[[], str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What one feed reads and how: fixed for all of its sessions."""
-
-    source: Source
-    reader: Reader
-    prefetch: int
-    letters: AnyDeadLetters | None
-    """Where messages die; None for an ephemeral reader."""
-    replies: AnyTopic | None = None
-    """Where failures of requests are answered; None where nothing is answered."""
-    in_place: bool
-    """Retry without a copy, holding the key."""
-    by_key: bool
-    """At most one message of a key is out."""
-    by_hand: bool = False
-    max_deliveries: int = 10
-    lease: float = 60.0
-
-    @property
-    def name(self) -> str:
-        """The address and group, for logs."""
-        group = self.source.group
-        return self.source.address.name + (f" (group {group})" if group else "")
 
 
 class Session:
@@ -445,7 +395,7 @@ class Session:
 
     def _event(self, make: Callable[..., events.Event], **details: object) -> None:
         if self.env.emit is not None:
-            source = self.plan.source
+            source = self.plan.told
             self.env.emit(make(address=source.address.name, group=source.group, **details))
 
     def _settle_error(self, delivery: Delivery, error: BrokerError) -> None:

@@ -10,7 +10,8 @@ import anyio
 from typing_extensions import TypeVar
 
 from ._intake import Intake
-from ._session import Env, Plan, Session
+from ._plan import Env, Plan
+from ._session import Session
 from ._tasks import Hosted
 from .clock import Clock
 from .errors import Closed, DecodeError

@@ -24,7 +24,8 @@ from ._binding import Bound
 from ._heartbeat import Heartbeat
 from ._intake import Intake
 from ._outcome import reply, reply_to
-from ._session import Env, Session
+from ._plan import Env
+from ._session import Session
 from .address import AnyTopic
 from .driver import Record
 from .errors import DecodeError
@@ -186,6 +187,12 @@ class Pool:
             return
         if message._outcome is None:
             session.succeed(message, extra)
+        elif extra:
+            logger.error(
+                "%s settled message %s itself, so its reply is not sent: return without ack()",
+                self.job.name,
+                message.id,
+            )
         self.finished += 1
         if self._env.emit is not None:
             self._tell_handled(slot, message)

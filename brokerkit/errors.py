@@ -31,6 +31,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 
@@ -162,5 +163,7 @@ class Nack(Exception):
     """Raise in a handler: run the message again after *delay* seconds.  It counts as a failed attempt."""
 
     def __init__(self, *, delay: float = 0) -> None:
+        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < math.inf:
+            raise ValueError(f"Nack(delay={delay!r}): delay is a number of seconds, 0 or more")
         super().__init__(f"again in {delay:g} s")
         self.delay = delay

@@ -30,6 +30,7 @@ LAYERS = (
     ("codecs",),
     ("message",),
     ("middleware",),
+    ("_plan",),
     ("_binding", "_lanes", "_outcome", "_settle", "_letters", "_publishing"),
     ("_session",),
     ("_intake", "_plans"),

@@ -14,15 +14,17 @@ from brokerkit import (
     Closed,
     DecodeError,
     Message,
+    Nack,
     Queue,
     Receipt,
+    Reject,
     RetryPolicy,
     Service,
     Topic,
     connect,
 )
-from brokerkit.events import Event, Handled
-from brokerkit.testing import faults, run
+from brokerkit.events import DeadLettered, Event, Handled
+from brokerkit.testing import faults, idle, run
 
 EVENTS = Topic("events", int, partitions=1)
 JOBS = Queue("jobs", int)
@@ -366,3 +368,35 @@ def test_only_an_acknowledged_message_counts_as_handled() -> None:
         assert sorted(handled) == [("id-2", 2), ("id-3", 1)]
 
     run(main)
+
+
+def test_a_nack_that_makes_no_sense_is_refused_where_it_is_made() -> None:
+    """The error is that of the attempt, so the log and the letter say what is wrong."""
+    for delay in (-1, float("nan"), float("inf"), True, "x"):
+        with pytest.raises(ValueError, match="Nack\\(delay="):
+            Nack(delay=delay)  # type: ignore[arg-type]
+
+
+def test_what_was_redriven_to_a_group_is_told_of_as_the_groups() -> None:
+    """Metrics by address and group see every message of the group, through whichever queue it comes."""
+    orders: Topic[str] = Topic("orders", str)
+    told: list[Event] = []
+
+    async def main() -> None:
+        service = Service("billing")
+
+        @service.subscribe(orders)
+        async def bill(message: Message[str]) -> None:
+            raise Reject("no")
+
+        async with connect("memory://", on_event=told.append) as broker, service.running(broker):
+            await broker.publish(orders, "o1")
+            await idle(broker)
+            await broker.redrive(orders.dead_letters("billing"))
+            await idle(broker)
+
+    run(main)
+    assert {(event.address, event.group) for event in told if isinstance(event, DeadLettered)} == {
+        ("orders", "billing")
+    }
+    assert sum(isinstance(event, DeadLettered) for event in told) == 2
