@@ -112,7 +112,8 @@ OUTCOMES: tuple[Mutant, ...] = (
         breaks="a message that waits for its retry holds its key",
         file=SESSION,
         old="            self._timers[again] = loop.call_later(wait, self._due, again)\n",
-        new="            self._timers[again] = loop.call_later(wait, self._due, again)\n            self._leave(message)\n",
+        new="            self._timers[again] = loop.call_later(wait, self._due, again)\n"
+        "            if self._lanes is not None:\n                self._lanes.leave(message)\n",
         tests=clauses("Ordering::test_retries_and_dead_letters_keep_the_order_of_their_key"),
     ),
     Mutant(
