@@ -22,7 +22,8 @@ T = TypeVar("T")
 T1 = TypeVar("T1")
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
-A = TypeVar("A", default=None)
+R_co = TypeVar("R_co", covariant=True)
+A_co = TypeVar("A_co", default=None, covariant=True)
 _Class: TypeAlias = builtins.type[T]
 
 MAX_NAME: Final = 100
@@ -245,12 +246,12 @@ class Topic(_Named, Generic[T]):
 
 
 @final
-class Reply(Generic[R]):
+class Reply(Generic[R_co]):
     """Marks, in types only, a queue that answers: ``Queue("quotes", Order, reply=float)`` is a ``Queue[Order, Reply[float]]``."""
 
 
 @final
-class Queue(_Named, Generic[T, A]):
+class Queue(_Named, Generic[T, A_co]):
     """A work list: each message has one owner at a time, and acknowledging removes it.
 
     *priorities* is the number of levels, 0 to n - 1, higher first.  *dedup* drops a second message of the same id for that
@@ -372,7 +373,7 @@ class Queue(_Named, Generic[T, A]):
         """Return an item for `Broker.publish_many` with options of its own."""
         return Outgoing(self, value, None, id, headers, delay, ttl, priority)
 
-    def _named(self, name: str) -> Queue[T, A]:
+    def _named(self, name: str) -> Queue[T, A_co]:
         copy = object.__new__(builtins.type(self))
         copy._freeze(
             name=name,

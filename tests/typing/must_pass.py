@@ -274,6 +274,9 @@ async def requesting() -> None:
     async with connect("memory://") as broker:
         assert_type(await broker.request(QUOTES, Order("o2", 3.0), timeout=2), float)
         assert_type(await broker.request(MAYBES, Order("o2", 3.0), timeout=2, headers={"a": "b"}), float | None)
+        print(await broker.request(QUOTES, Order("o2", 3.0), timeout=2))
+        wider: Queue[Order, Reply[object]] = QUOTES
+        print(wider)
 
 
 async def reading() -> None:
@@ -335,6 +338,7 @@ def from_threads() -> None:
         assert_type(broker.publish_many(ORDERS, [Order("a", 1)]), list[Receipt | BrokerError])
         assert_type(broker.publish_many(EVENTS, [EVENTS.outgoing(Created("x"))]), list[Receipt | BrokerError])
         assert_type(broker.request(QUOTES, Order("o2", 3.0), timeout=2), float)
+        print(broker.request(QUOTES, Order("o2", 3.0), timeout=2))
 
 
 if __name__ == "__main__":
