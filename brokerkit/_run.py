@@ -25,13 +25,15 @@ def run(service: Service[Any], url: str | Broker | None = None, *, drain: float 
     first signal drains for at most *drain* seconds; the second one ends the process at once.
 
     Raises:
-        ConfigError: there is no URL.
+        ConfigError: there is no URL, or an event loop runs already.
         SystemExit: 1 when the service could not start or has failed; 128 + the signal's number after a second signal.
     """
     if url is None:
         url = os.environ.get("BROKERKIT_URL")
         if not url:
             raise ConfigError("no broker: pass a URL or set BROKERKIT_URL")
+    if asyncio._get_running_loop() is not None:
+        raise ConfigError("an event loop runs already: use 'async with service.running(broker)' in it, not run()")
     broker = connect(url) if isinstance(url, str) else url
     try:
         asyncio.run(_run(service, broker, drain))

@@ -41,7 +41,7 @@ LOG_AHEAD: Final = LOG_WINDOW // 4
 def seconds(name: str, value: float, *, low: float = 0.0, high: float = MAX_DELAY) -> float:
     """Return *value* as a float of seconds, or raise `ConfigError` naming the option."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or not low <= value <= high:
-        raise ConfigError(f"{name} must be a number of seconds from {low:g} to {high:g}, not {value!r}")
+        raise ConfigError(f"{name} must be a number of seconds from {low:.10g} to {high:.10g}, not {value!r}")
     return float(value)
 
 

@@ -75,6 +75,12 @@ class Service(Generic[S]):
         self._name = check_name(name, "service name")
         if lifespan is not None and not callable(lifespan):
             raise ConfigError(f"Service({name!r}): lifespan must be a function that returns an async context manager")
+        if isinstance(lifespan, AbstractAsyncContextManager):
+            raise ConfigError(f"Service({name!r}): pass the lifespan's function itself, without calling it")
+        if inspect.isgeneratorfunction(lifespan) or inspect.isasyncgenfunction(lifespan):
+            raise ConfigError(
+                f"Service({name!r}): the lifespan is a generator: it needs @asynccontextmanager before it"
+            )
         self.lifespan = lifespan
         """The function that gives the resources, or None."""
         self.registrations: list[Registration] = []
@@ -260,10 +266,14 @@ class Service(Generic[S]):
         back, running handlers get *drain* seconds to finish and are cancelled then, outcomes are stored.
 
         Raises:
-            ConfigError: no handlers, or an address in two forms.
+            ConfigError: no handlers, no broker, or an address in two forms.
             CapabilityError: the backend cannot honour an option.
             NotFound, SettingsMismatch: with ``declare="check"``.
         """
+        if not isinstance(broker, Broker):
+            raise ConfigError(
+                f"a service runs on a broker, as connect(url) returns it, not on a {type(broker).__name__}"
+            )
         services = list(self.everything())
         members = [Member(service.name, service.lifespan, service.registrations) for service in services]
         registers = [service._running for service in services]

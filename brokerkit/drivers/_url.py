@@ -204,7 +204,7 @@ def parse(text: str) -> Url:
         raise ConfigError(f"a broker's URL is a text, not {type(text).__name__}")
     match = _SCHEME.fullmatch(text)
     if match is None:
-        raise ConfigError("a broker's URL begins with its scheme, as in memory:// or redis://localhost:6379/0")
+        raise ConfigError("a broker's URL begins with its scheme, as in memory://")
     scheme, rest = match[1].lower(), match[2]
     if any(character.isspace() or not character.isprintable() for character in rest):
         raise ConfigError(f"the {scheme} URL contains blanks or control characters; percent-encode them")

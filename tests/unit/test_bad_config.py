@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +17,7 @@ from brokerkit import (
     InvalidName,
     Queue,
     RetryPolicy,
+    Service,
     Start,
     Topic,
     connect,
@@ -211,3 +214,27 @@ class TestPolicies:
     def test_a_start_position_is_a_text(self, position: Any) -> None:
         with pytest.raises(ConfigError):
             Start.position(position)
+
+
+class TestServices:
+    def test_a_lifespan_that_was_called_is_refused(self) -> None:
+        @asynccontextmanager
+        async def resources() -> AsyncGenerator[int]:
+            yield 1
+
+        called: Any = resources()
+        with pytest.raises(ConfigError, match="without calling it"):
+            Service("billing", lifespan=called)
+
+    def test_a_lifespan_without_its_decorator_is_refused(self) -> None:
+        async def resources() -> AsyncGenerator[int]:
+            yield 1
+
+        bare: Any = resources
+        with pytest.raises(ConfigError, match="@asynccontextmanager"):
+            Service("billing", lifespan=bare)
+
+    def test_a_url_is_no_broker_to_run_on(self) -> None:
+        url: Any = f"memory://{CANARY}"
+        with pytest.raises(ConfigError, match="not on a str"):
+            Service("billing").running(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -128,6 +129,14 @@ def test_the_url_comes_from_the_environment() -> None:
     )
     assert done.returncode != 0
     assert "amqp" in done.stderr
+
+
+def test_inside_of_an_event_loop_it_says_what_to_do() -> None:
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="an event loop runs already"):
+            brokerkit.run(Service("workers"), "memory://")
+
+    asyncio.run(main())
 
 
 def test_without_a_url_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
