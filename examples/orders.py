@@ -152,16 +152,21 @@ def emails(ledger: Ledger) -> set[str]:
 
 
 MAILING = Station("mailing", INVOICES, "mailing", expected=lambda ledger: set(invoices(ledger)), keys=invoices)
-MAIL = Station("mail", EMAILS, None, expected=emails)
+MAIL = Station("emails", EMAILS, None, expected=emails)
 
 
 def more(report: Report) -> None:
     """Print and check delays and requests."""
     ledger = report.ledger
-    waits = [entry["at"] - entry["published"] for entry in ledger.read("sent") if entry["id"].startswith("reminder-")]
-    earliest = min(waits, default=0)
+    reminders = {id for id in emails(ledger) if id.startswith("reminder-")}
+    came = [entry for entry in ledger.read("sent") if entry["id"] in reminders]
+    sent = {entry["id"] for entry in came}
+    died = {entry["id"] for entry in MAIL.entries(ledger, "DeadLettered")} & reminders
+    earliest = min((entry["at"] - entry["published"] for entry in came), default=0)
     report.check(earliest >= REMINDER, f"a reminder was early: after {earliest:.3f} s")
-    print(f"  {'e-mails delayed by 1 s':<31}{len(waits):>4}, none before {earliest:.3f} s")
+    report.check(sent | died == reminders, f"{len(reminders)} reminders, {len(sent)} sent + {len(died)} dead")
+    sums = f"{len(reminders):>4} ={len(sent):>4} sent    +{len(died):>3} dead letters"
+    print(f"  {'  of which delayed by 1 s':<31}{sums}, none before {earliest:.3f} s")
     asked = len(parcels())
     quoted, refused = ledger.read("quoted"), ledger.read("refused")
     report.check(asked > 0, "nothing was asked")
