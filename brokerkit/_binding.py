@@ -282,9 +282,8 @@ class Records:
             if not can.ttl:
                 raise bound.refuse("ttl")
         if priority.__class__ is not int or not 0 <= priority < queue.priorities:
-            raise ConfigError(
-                f"priority {priority!r} on {bound.shown!r}: it has {queue.priorities} levels, 0 to {queue.priorities - 1}"
-            )
+            has = "no priorities=" if queue.priorities == 1 else f"the priorities 0 to {queue.priorities - 1}"
+            raise ConfigError(f"priority {priority!r} on {bound.shown!r}: it was declared with {has}")
         return wait
 
 
@@ -332,7 +331,7 @@ def _check_headers(headers: Mapping[str, str]) -> Headers:
     size = 0
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigError(f"headers are str to str; {name!r} has a {type(value).__name__}"[:300])
+            raise ConfigError(f"headers are str to str; {name!r} has a value of class {type(value).__name__}"[:300])
         if not name:
             raise ConfigError("a header name is empty")
         if name.lower().startswith("bk-"):
