@@ -240,3 +240,26 @@ def test_who_waited_when_it_froze_waits_again_when_it_thaws(address: AnyQueue | 
                 await done(consumer, *await asyncio.wait_for(waiting, 1))
 
     run(main)
+
+
+def test_a_frozen_connection_that_is_cut_ends_its_calls() -> None:
+    async def main() -> None:
+        async with opened(JOBS, url="memory://stopped") as made, opened(url="memory://stopped") as other:
+            async with consuming(made, JOBS) as consumer:
+                await put(made, JOBS, ["a"])
+                await take(consumer, 1)
+                made.faults.freeze()
+                calls: list[asyncio.Future[Any]] = [
+                    asyncio.ensure_future(made.describe(JOBS)),
+                    asyncio.ensure_future(consumer.receive(1, 5)),
+                ]
+                await turns()
+                made.faults.cut()
+                for call in calls:
+                    with pytest.raises(BrokerUnavailable):
+                        await asyncio.wait_for(call, 1)
+            assert len(other.server.queue(JOBS).sessions) == 1
+            await asyncio.sleep(LEASE)
+            assert not other.server.queue(JOBS).sessions, "the dead are forgotten"
+
+    run(main)

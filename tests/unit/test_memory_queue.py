@@ -119,6 +119,22 @@ def test_a_copy_keeps_the_expiry_and_a_backlog_tells_of_the_expired() -> None:
     run(main)
 
 
+def test_what_expired_behind_others_leaves_its_room() -> None:
+    told: list[Event] = []
+
+    async def main() -> None:
+        async with opened(JOBS, emit=told.append, max_messages=3) as made, consuming(made, JOBS) as consumer:
+            await put(made, JOBS, ["a"])
+            await put(made, JOBS, ["b"], ttl=5)
+            await put(made, JOBS, ["c"])
+            await asyncio.sleep(5)
+            assert ids(await consumer.receive(10, 1)) == ["a", "c"]
+            assert told == [Expired(address="jobs", count=1)]
+            assert await results(made, JOBS, ["d", "e"]) == [None, BufferFull]
+
+    run(main)
+
+
 def test_an_expired_suspect_keeps_nobody_waiting() -> None:
     async def main() -> None:
         async with opened(JOBS) as made, consuming(made, JOBS) as consumer:

@@ -136,6 +136,22 @@ def test_a_loop_that_ended_without_closing_is_like_a_process_that_was_killed() -
 async def _ignore(deliveries: object) -> None: ...
 
 
+def test_one_event_loop_after_the_other_is_fine() -> None:
+    async def use(id: str) -> list[str]:
+        async with opened(JOBS, url="memory://turns") as made:
+            await put(made, JOBS, [id])
+            return ids(await made.browse(JOBS, limit=9))
+
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    try:
+        assert loops[0].run_until_complete(use("a")) == ["a"]
+        assert loops[1].run_until_complete(use("b")) == ["a", "b"]
+        assert loops[0].run_until_complete(use("c")) == ["a", "b", "c"]
+    finally:
+        for loop in loops:
+            loop.close()
+
+
 def test_two_event_loops_at_once_are_refused() -> None:
     errors: list[BaseException] = []
 

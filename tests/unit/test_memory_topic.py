@@ -69,6 +69,24 @@ def test_a_suspect_of_one_partition_waits_for_an_empty_hand_though_others_have_p
     run(main)
 
 
+def test_a_suspect_comes_as_soon_as_the_hand_is_empty_whatever_happened_meanwhile() -> None:
+    async def main() -> None:
+        async with opened(ORDERS) as made, consuming(made, ORDERS) as consumer:
+            await put(made, ORDERS, ["a"], key=b"key0")
+            await put(made, ORDERS, ["bad"], key=b"key0", deliveries=2)
+            held = await take(consumer, 1)
+            waiting = asyncio.ensure_future(consumer.receive(9, 50))
+            for other in (b"key1", b"key4", b"key5"):
+                await turns()
+                await put(made, ORDERS, ["other"], key=other)
+            await turns()
+            assert not waiting.done()
+            await done(consumer, *held)
+            assert ids(await asyncio.wait_for(waiting, 1)) == ["bad"]
+
+    run(main)
+
+
 def test_a_suspect_that_moves_away_holds_nobody_up() -> None:
     async def main() -> None:
         async with opened(ORDERS) as made, consuming(made, ORDERS, prefetch=2) as first:
@@ -113,6 +131,27 @@ def test_what_waits_again_comes_in_pieces_as_it_is_asked_for() -> None:
             await consumer.release(await take(consumer, 10))
             pieces = [ids(await consumer.receive(3, 0)) for _ in range(5)]
             assert pieces == [["m0", "m1", "m2"], ["m3", "m4", "m5"], ["m6", "m7", "m8"], ["m9"], []]
+
+    run(main)
+
+
+def test_a_reader_without_credit_goes_on_when_something_is_settled() -> None:
+    async def main() -> None:
+        async with opened(LINE) as made, consuming(made, LINE, prefetch=2) as consumer:
+            await put(made, LINE, names(4))
+            for how in ("settle", "release", "prefetch"):
+                held = await take(consumer, 2)
+                waiting = asyncio.ensure_future(consumer.receive(1, 50))
+                await turns()
+                assert not waiting.done()
+                if how == "settle":
+                    await done(consumer, held[0])
+                elif how == "release":
+                    await consumer.release(held[:1])
+                else:
+                    consumer.prefetch = 3
+                (got,) = await asyncio.wait_for(waiting, 1)
+                await consumer.release([*held, got])
 
     run(main)
 
@@ -219,6 +258,20 @@ def test_records_are_removed_though_nobody_publishes_or_reads() -> None:
                 await turns()
                 await put(made, topic, ["new"])
                 assert ids(await waiting) == ["new"]
+
+    run(main)
+
+
+def test_publishing_alone_removes_what_is_too_old() -> None:
+    topic: AnyTopic = Topic("brief", bytes, partitions=2, retention=100)
+
+    async def main() -> None:
+        async with opened(topic, max_messages=8) as made:
+            store = made.server.topic(topic)
+            for _ in range(5):
+                await put(made, topic, names(4))
+                await asyncio.sleep(60)
+                assert sum(len(partition.entries) for partition in store.partitions) <= 8
 
     run(main)
 
