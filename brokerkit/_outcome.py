@@ -39,6 +39,10 @@ class Die:
     text: str = ""
 
 
+class Unanswerable(Exception):
+    """What a handler returned is no reply, and would be none the next time either."""
+
+
 def judge(error: BaseException, policy: RetryPolicy, failures: int, *, in_place: bool) -> Again | Die:
     """Say what becomes of a message whose attempt ended with *error*; *failures* counts this attempt too.
 
@@ -46,6 +50,13 @@ def judge(error: BaseException, policy: RetryPolicy, failures: int, *, in_place:
     """
     if isinstance(error, Reject):
         return Die(redact(error.reason)[:MAX_REASON], "Reject")
+    if isinstance(error, Unanswerable):
+        cause = error.__cause__ or error
+        return Die(
+            f"what the handler returned is no reply: {error_text(cause)}"[:MAX_REASON],
+            type(cause).__name__,
+            error_text(cause),
+        )
     if isinstance(error, Nack):
         longest = TOPIC_WAIT if in_place else MAX_DELAY
         if not 0 <= error.delay <= longest:  # NaN is not either

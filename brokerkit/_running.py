@@ -106,9 +106,27 @@ class Running:
             for register in self._registers:
                 register.append(self)
             logger.info("service %s started: %d subscriptions", self._name, len(self._pools))
+            self._warn_of_shared()
             started.set_result(None)
             await self._hosted.stopping.wait()
             await self._end(group)
+
+    def _warn_of_shared(self) -> None:
+        """Two handlers of one queue, or of one topic and group, each get a part of the messages: seldom what is meant."""
+        seen: dict[object, str] = {}
+        for pool in self._pools:
+            plan = pool.intake.feeds[0].plan
+            if plan.letters is None:
+                continue
+            other = seen.setdefault((plan.source.address, plan.source.group), pool.job.name)
+            if other != pool.job.name:
+                logger.warning(
+                    "%s and %s share the messages of %s: each goes to one of them; give a handler a group of its own to "
+                    "see all of a topic",
+                    other,
+                    pool.job.name,
+                    plan.name,
+                )
 
     async def _pool(self, member: Member, registration: Registration, resources: tuple[object, ...]) -> Pool:
         broker, env = self._broker, self._broker.env()

@@ -23,12 +23,12 @@ from . import events
 from ._binding import Bound
 from ._heartbeat import Heartbeat
 from ._intake import Intake
-from ._outcome import reply, reply_to
+from ._outcome import Unanswerable, reply, reply_to
 from ._plan import Env
 from ._session import Session
 from .address import AnyTopic
 from .driver import Record
-from .errors import DecodeError
+from .errors import DecodeError, EncodeError
 from .message import Message
 from .middleware import CallNext
 from .policy import Batch, RetryPolicy
@@ -337,7 +337,10 @@ class Pool:
         codec, replies = self.job.bound.reply_codec, self.job.replies
         if to is None or codec is None or replies is None:
             return ()
-        body = codec.encode(result)
+        try:
+            body = codec.encode(result)
+        except EncodeError as error:
+            raise Unanswerable from error
         return (reply(replies, to, self._env.new_id(), body, codec.content_type, self._env.clock.time()),)
 
     def _tell_handled(self, slot: Slot, message: Message[Any]) -> None:

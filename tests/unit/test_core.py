@@ -400,3 +400,27 @@ def test_what_was_redriven_to_a_group_is_told_of_as_the_groups() -> None:
         ("orders", "billing")
     }
     assert sum(isinstance(event, DeadLettered) for event in told) == 2
+
+
+def test_two_handlers_that_share_one_groups_messages_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A newcomer expects both to see everything; the log says what to do."""
+    service = Service("billing")
+
+    @service.subscribe(EVENTS)
+    async def first(message: Message[int]) -> None: ...
+
+    @service.subscribe(EVENTS)
+    async def second(message: Message[int]) -> None: ...
+
+    @service.subscribe(EVENTS, group="audit")
+    async def third(message: Message[int]) -> None: ...
+
+    async def main() -> None:
+        async with connect("memory://") as broker, service.running(broker):
+            pass
+
+    run(main)
+    (warning,) = [record.getMessage() for record in caplog.records if "share the messages" in record.getMessage()]
+    assert "first" in warning
+    assert "second" in warning
+    assert "third" not in warning
