@@ -7,13 +7,13 @@ Each source has a `Feed`, which keeps a consumer open for as long as the subscri
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from . import events
@@ -322,7 +322,7 @@ class Feed:
 
     @prefetch.setter
     def prefetch(self, value: int) -> None:
-        self.plan = dataclasses.replace(self.plan, prefetch=value)
+        self.plan = msgspec.structs.replace(self.plan, prefetch=value)
         if self.session is not None:
             self.session.plan = self.plan
             self.session.consumer.prefetch = value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, Self, final
 
+import msgspec
 from typing_extensions import TypeVar
 
 from ._binding import Bound
@@ -22,8 +22,7 @@ PAGE = 100
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedriveReport:
+class RedriveReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a redrive did.
 
     *seen* letters were looked at and *matched* of them were wanted.  Of those, *moved* are where they should go, *gone* were

@@ -6,8 +6,9 @@ time of first publication.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from ._redact import error_text, redact
 from .address import AnyDeadLetters, AnyTopic
@@ -22,16 +23,14 @@ ERROR: Final = "bk-error"
 ERROR_TEXT: Final = "bk-error-text"
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(msgspec.Struct, frozen=True):
     """Run the message again in *wait* seconds."""
 
     wait: float
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class Die:
+class Die(msgspec.Struct, frozen=True):
     """Dead-letter the message.  *error* is a class name, *text* what the exception said, with secrets masked."""
 
     reason: str

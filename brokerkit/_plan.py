@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from .address import AnyDeadLetters, AnyTopic, Outgoing
 from .clock import Clock
@@ -24,8 +25,7 @@ class Inbox(Protocol):
     def drop(self, dropped: Callable[[Message[Any]], bool]) -> list[Message[Any]]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Env:
+class Env(msgspec.Struct, frozen=True):
     """What sessions need of their broker."""
 
     driver: Driver
@@ -35,8 +35,7 @@ class Env:
     new_id: Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What one feed reads and how: fixed for all of its sessions."""
 
     source: Source

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from .address import AnyQueue, AnyTopic
 from .policy import Batch, EveryReplica, RetryPolicy, Start
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """One handler and what it subscribes to."""
 
     address: AnyTopic | AnyQueue
@@ -31,8 +31,7 @@ class Registration:
     """A ``def``: it runs in a thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """A service among those that run together."""
 
     name: str

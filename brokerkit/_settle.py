@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from .driver import Consumer, Delivery, Settlement
 from .errors import BrokerError, BrokerUnavailable, DeliveryLost
@@ -18,8 +19,7 @@ from .policy import backoff
 logger = logging.getLogger("brokerkit")
 
 
-@dataclass(slots=True)
-class Watch:
+class Watch(msgspec.Struct):
     """What to do when a settlement is carried out.
 
     *done* is called with None, or with the error after which it is given up.  *refused* is called instead when the system

@@ -12,11 +12,11 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from . import events
@@ -39,8 +39,7 @@ TURN = 128
 """Messages a worker runs before it lets others have the loop, should its handler never wait."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a pool runs, and how."""
 
     name: str

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Final, TypeAlias, get_origin, is_typeddict
 
+import msgspec
 from msgspec import inspect as shape
 
 from ._json import classes, is_model, read_model, reader, shape_of, shown, write, write_model
@@ -46,8 +46,7 @@ _SUBCLASSED: Final = (str, int, float, bytes, list, dict, set, frozenset, tuple)
 """Of these a subclass's value (a StrEnum, a defaultdict) arrives as an equal one of the plain class."""
 
 
-@dataclass(frozen=True, slots=True)
-class BoundCodec:
+class BoundCodec(msgspec.Struct, frozen=True):
     """What an address does with values and bodies."""
 
     content_type: str
@@ -188,7 +187,7 @@ def _json(form: object, members: list[Any], nullable: bool) -> BoundCodec:
     name = only_float(values)
     if name is not None:
         [kind] = kinds
-        return replace(bound, encode=_encode_float(form, kind, name, bound.encode))
+        return msgspec.structs.replace(bound, encode=_encode_float(form, kind, name, bound.encode))
     return bound
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, Literal, Protocol, cast, final, overload
 
+import msgspec
 from typing_extensions import TypeVar
 
 from .address import Outgoing, Queue, Topic
@@ -29,8 +29,7 @@ _RETRY: Final = RetryPolicy()
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How a message was settled.  *delay* belongs to a nack, *reason* to a reject; a release counts no attempt."""
 
     kind: Literal["ack", "nack", "reject", "release"]
@@ -319,8 +318,7 @@ class Message(Stored[T_co]):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Dead:
+class Dead(msgspec.Struct, frozen=True):
     """Why a message died.
 
     *reason* says it in words, *error* is the class name of the last exception and *text* its text with secrets masked.

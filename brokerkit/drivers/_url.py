@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from typing import Final, NoReturn, Protocol, final, overload
@@ -24,6 +22,8 @@ _TRUTH: Final = {"true": True, "1": True, "false": False, "0": False}
 
 def nearest(name: str, known: Collection[str]) -> str:
     """Return `` (did you mean 'x'?)`` with the known name nearest to *name*, or all known names if none is near."""
+    import difflib  # only for a text that ends the program
+
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f" (did you mean {near[0]!r}?)"
@@ -246,6 +246,8 @@ def _hosts(scheme: str, text: str) -> tuple[tuple[str, int | None], ...]:
 
 def _host(scheme: str, text: str) -> tuple[str, int | None]:
     if text.startswith("["):
+        import ipaddress  # it takes milliseconds, and few URLs need it
+
         host, bracket, rest = text[1:].partition("]")
         try:
             host = str(ipaddress.IPv6Address(host))
@@ -284,6 +286,8 @@ def _query(scheme: str, text: str) -> dict[str, str]:
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
+    import ipaddress  # as above
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
