@@ -76,7 +76,7 @@ class Session:
 
     def enter(self, message: Message[Any]) -> bool:
         """Return whether *message*, just taken, may go out; else it waits behind the one of its key that is out."""
-        if message._cleared or self._lanes is None or self._lanes.enter(message):
+        if self._lanes is None or message._cleared or self._lanes.enter(message):
             self.out.add(message)
             return True
         return False
@@ -122,6 +122,9 @@ class Session:
         staged = message._staged
         if staged is None and not extra:
             self.settling.add(Settlement(message._item))  # type: ignore[arg-type]
+            if self._lanes is None and self._ended is None:
+                self.out.discard(message)
+                return
         else:
             records = (*(staged or ()), *extra)
             watch = Watch(refused=partial(self._refused, message))

@@ -140,6 +140,7 @@ class Pool:
         turn = 0
         while not intake.closed:
             if not ready:
+                slot.ended = self._monotonic()
                 await intake.wait()
                 continue
             message = ready.popleft()
@@ -178,7 +179,6 @@ class Pool:
             self._failed(slot, session, slot.messages, error)
             return
         slot.busy = False
-        slot.ended = self._monotonic()
         if self._quiet is not None:
             self._end(slot)
         if slot.expired:
@@ -194,6 +194,7 @@ class Pool:
             )
         self.finished += 1
         if self._env.emit is not None:
+            slot.ended = self._monotonic()
             self._tell_handled(slot, message)
 
     async def _several(self, slot: Slot, session: Session, gathered: Sequence[Message[Any]]) -> None:
