@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import get_running_loop
+from asyncio import _get_running_loop as running_loop  # None after a fork, instead of an error
 from builtins import id as id_of
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
@@ -80,7 +80,7 @@ class Publisher(Connection):
             EncodeError, TooLarge, ConfigError, CapabilityError: not sent.
             NotFound: the address does not exist.
         """
-        if get_running_loop() is not self._gate:
+        if running_loop() is not self._gate:
             self._check()
         bound = self._known.get(id_of(address))
         if bound is None:

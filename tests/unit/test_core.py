@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -424,3 +426,34 @@ def test_two_handlers_that_share_one_groups_messages_are_warned_of(caplog: pytes
     assert "first" in warning
     assert "second" in warning
     assert "third" not in warning
+
+
+FORKING = """
+import asyncio, os
+from brokerkit import ConfigError, Queue, connect
+
+JOBS = Queue("jobs", int)
+
+async def main():
+    async with connect("memory://") as broker:
+        await broker.publish(JOBS, 1)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                await broker.publish(JOBS, 2)
+            except ConfigError as error:
+                code = 0 if "fork" in str(error) else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        raise SystemExit(os.waitstatus_to_exitcode(status))
+
+asyncio.run(main())
+"""
+
+
+def test_publishing_in_a_forked_child_says_that_it_must_connect_for_itself() -> None:
+    """Also in the coroutine that the child has inherited, where asyncio knows no running loop."""
+    done = subprocess.run([sys.executable, "-c", FORKING], timeout=30, check=False)
+    assert done.returncode == 0
