@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -351,6 +350,6 @@ def _check_headers(headers: Mapping[str, str]) -> Headers:
 def check_timeout(timeout: float) -> float:
     """Return *timeout* if it is a positive number of seconds, else raise `ConfigError`."""
     checked = seconds("timeout", timeout, high=MAX_DELAY)
-    if checked <= 0 or math.isnan(checked):
+    if checked <= 0:
         raise ConfigError(f"timeout must be more than 0 seconds, not {timeout!r}")
     return checked

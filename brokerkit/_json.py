@@ -47,7 +47,6 @@ _KEYS: Final = (
     shape.AnyType, shape.StrType, shape.IntType, shape.FloatType, shape.BytesType, shape.DateTimeType, shape.DateType,
     shape.TimeType, shape.TimeDeltaType, shape.DecimalType, shape.UUIDType, shape.EnumType, shape.LiteralType,
 )  # fmt: skip
-_CLASSES: Final = (shape.DataclassType, shape.StructType, shape.NamedTupleType)
 
 
 def shown(form: object) -> str:

@@ -144,7 +144,7 @@ class Session:
         if self.plan.in_place:
             self._wait(message, verdict.wait, failures)
         else:
-            first = message._first_failed or first_failure(message._item.record) or self.env.clock.time()
+            first = self._first_failure(message)
             copy = retry_copy(message._item.record, failures=failures, wait=verdict.wait, first_failed=first)
             self.settling.add(Settlement(self._delivery(message), (copy,)))
             self._leave(message)
@@ -174,7 +174,7 @@ class Session:
             self.settling.add(Settlement(self._delivery(message)))
             self._leave(message)
             return
-        first = message._first_failed or first_failure(record) or now
+        first = self._first_failure(message)
         publish: tuple[Record, ...] = (
             dead_letter(record, letters, verdict, failures=failures, first_failed=first, now=now),
         )
@@ -183,6 +183,10 @@ class Session:
             publish = (*publish, failure_reply(self.plan.replies, to, self.env.new_id(), verdict, now))
         # The key goes on only when the letter is stored: else a crash could reorder it behind its successors.
         self.settling.add(Settlement(self._delivery(message), publish), Watch(done=lambda _: self._leave(message)))
+
+    def _first_failure(self, message: Message[Any]) -> float:
+        """Return when *message* failed for the first time: now, unless it or the copy it came as knows better."""
+        return message._first_failed or first_failure(message._item.record) or self.env.clock.time()
 
     def _refused(self, message: Message[Any], error: BrokerError) -> None:
         """What the handler wanted to publish cannot be stored: the attempt has failed after all."""
@@ -195,7 +199,7 @@ class Session:
         again: Message[Any] = Message(self._delivery(message), self.plan.reader, self, failures)
         again._single = message._single
         again._cleared = True  # its key is still its own
-        again._first_failed = message._first_failed or self.env.clock.time()
+        again._first_failed = self._first_failure(message)
         self.out.discard(message)
         if self.plan.letters is not None:
             self.settling.hold(self._delivery(message), failures)
