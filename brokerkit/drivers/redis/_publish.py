@@ -1,0 +1,323 @@
+"""Publishing: what is published to one address in one turn of the event loop is stored by one script call.
+
+Each address has one batch under way; what is added meanwhile is the next one.  So a batch whose answer was lost is sent again
+under its number, and the server, which keeps the last batch of each producer, stores it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from ...address import Address, AnyTopic, Queue, Topic
+from ...driver import Receipt, Record
+from ...errors import BrokerError, BrokerUnavailable, NotAttempted, NotFound, PublishUnknown, TooLarge
+from ...policy import MAX_BODY
+from ._frames import topic_blob, writer
+from ._keys import entity
+from ._link import Link, Unanswered
+from ._scripts import PUBLISH
+
+BATCH: Final = 1000
+"""Records in one script call, unless one call to `Outbox.add` has more."""
+BATCH_BYTES: Final = 1024 * 1024
+
+Result = Receipt | BrokerError
+
+
+def kind_of(address: Address) -> bytes:
+    """Return the letter that scripts know this kind of address by."""
+    return b"t" if isinstance(address, Topic) else b"q" if isinstance(address, Queue) else b"d"
+
+
+def settings_of(address: Address) -> bytes:
+    """Return what *address* is created with, as scripts take it."""
+    if isinstance(address, Topic):
+        retention = "" if address.retention is None else f"{address.retention:.10g}"
+        return f"partitions={address.partitions} retention={retention}".encode()
+    if isinstance(address, Queue):
+        return f"priorities={address.priorities} dedup={address.dedup:.10g} lease={address.lease:.10g}".encode()
+    return b"seq=0"
+
+
+def derived_settings(address: Address) -> bytes:
+    """Return the same for derived addresses, which what is first stored there creates; nothing for others."""
+    return settings_of(address) if ".." in address.name else b""
+
+
+def too_large(record: Record) -> TooLarge:
+    """Return the error for a body over the limit."""
+    return TooLarge(
+        f"a body of {len(record.body or b'')} bytes for {record.address.name} is over the limit of {MAX_BODY}; "
+        "publish a reference instead"
+    )
+
+
+class _Item:
+    __slots__ = ("blobs", "deadline", "future", "records", "sent", "size")
+
+    def __init__(
+        self, records: Sequence[Record], blobs: list[bytes], deadline: float, future: asyncio.Future[list[Result]]
+    ) -> None:
+        self.records = records
+        self.blobs = blobs
+        self.deadline = deadline
+        self.future = future
+        self.sent = False
+
+
+class Outbox:
+    """What is published to one address."""
+
+    def __init__(self, link: Link, address: Address, producer: bytes) -> None:
+        key = entity(address.name)
+        self._link = link
+        self._address = address
+        self._keys = (key, key + b":p:" + producer)
+        self._ids = isinstance(address, Queue) and address.dedup > 0
+        self._head = (kind_of(address), derived_settings(address), b"1" if self._ids else b"0")
+        self._topic: AnyTopic | None = address if isinstance(address, Topic) else None
+        self._blob: Callable[[Record], bytes] = self._topic_blob if self._topic is not None else writer(address)
+        self._spread = int.from_bytes(producer[:3], "big")
+        self._items: deque[_Item] = deque()
+        self._sent: list[_Item] = []
+        self._number = 0
+        self._busy = False
+        self._coming = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+
+    # ------------------------------------------------------------------ adding
+
+    def add(self, records: Sequence[Record], timeout: float) -> asyncio.Future[list[Result]]:
+        """Store *records*, whose bodies are within the limit; the future has one result each."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Result]] = loop.create_future()
+        blob = self._blob
+        deadline = loop.time() + timeout
+        self._items.append(_Item(records, [blob(record) for record in records], deadline, future))
+        if deadline < self._timer_at:
+            self._arm(loop, deadline)
+        if not self._busy and not self._coming:
+            self._coming = True
+            self._link.soon(self._flush)
+        return future
+
+    def _topic_blob(self, record: Record) -> bytes:
+        self._spread = spread = self._spread + 1
+        return topic_blob(record, spread)
+
+    def _flush(self) -> None:
+        """Send the next batch."""
+        self._coming = False
+        items, sent = self._items, self._sent
+        if self._busy or not items:
+            return
+        args: list[bytes | int] = [self._head[0], self._number + 1, self._head[1], self._head[2]]
+        deadline, count, size = 0.0, 0, 0
+        while items and count < BATCH and size < BATCH_BYTES:
+            item = items.popleft()
+            if item.future.done():  # nobody waits for it any more
+                continue
+            item.sent = True
+            sent.append(item)
+            count += len(item.blobs)
+            size += len(item.blobs[0]) * len(item.blobs)
+            deadline = max(deadline, item.deadline)
+            if not self._ids:
+                args += item.blobs
+            else:
+                for record, blob in zip(item.records, item.blobs, strict=True):
+                    args += (blob, record.id.encode())
+        if not sent:
+            return
+        self._busy = True
+        self._number += 1
+        left = max(0.001, deadline - asyncio.get_running_loop().time())
+        self._link.call(PUBLISH, self._keys, args, timeout=left).add_done_callback(self._answered)
+
+    # ------------------------------------------------------------------ results
+
+    def _answered(self, answer: asyncio.Future[Any]) -> None:
+        items, self._sent = self._sent, []
+        self._busy = False
+        if self._items:
+            self._coming = True
+            self._link.soon(self._flush)
+        error = answer.exception()
+        if error is not None:
+            for item in items:
+                self._fail(item, error)
+            return
+        receipts = iter(self._receipts(items, answer.result()))
+        for item in items:
+            results: list[Result] = (
+                [next(receipts) for _ in item.records] if len(item.records) > 1 else [next(receipts)]
+            )
+            if not item.future.done():
+                item.future.set_result(results)
+
+    def _receipts(self, items: list[_Item], reply: bytes) -> list[Receipt]:
+        name = self._address.name
+        records = [record for item in items for record in item.records]
+        numbers = reply.split()
+        if self._ids:
+            return [
+                Receipt(record.id, None, duplicate=True)
+                if number == b"0"
+                else Receipt(record.id, f"{name}@{number.decode()}")
+                for record, number in zip(records, numbers, strict=True)
+            ]
+        if self._topic is None:
+            return [Receipt(record.id, f"{name}@{number}") for number, record in enumerate(records, int(numbers[0]))]
+        partitions = int(numbers[0])
+        fronts: dict[int, str] = {}
+        offsets: dict[int, int] = {}
+        for p, ms, first in zip(numbers[1::3], numbers[2::3], numbers[3::3], strict=True):
+            fronts[int(p)] = f"{name}[{p.decode()}]@{ms.decode()}-"
+            offsets[int(p)] = int(first)
+        receipts: list[Receipt] = []
+        blobs = (blob for item in items for blob in item.blobs)
+        for record, blob in zip(records, blobs, strict=True):
+            partition = int.from_bytes(blob[:4], "big") % partitions
+            offset = offsets[partition]
+            offsets[partition] = offset + 1
+            receipts.append(Receipt(record.id, f"{fronts[partition]}{offset}"))
+        return receipts
+
+    def _fail(self, item: _Item, error: BaseException) -> None:
+        """Let *item* fail: its first record of each key with *error*, those behind it as not attempted."""
+        if item.future.done():
+            return
+        if isinstance(error, Unanswered):
+            failure: BrokerError = PublishUnknown(f"publishing to {self._address.name}: {error}")
+            failure.__cause__ = error.__cause__
+        elif isinstance(error, NotFound):
+            failure = NotFound(f"{self._address!r} does not exist; declare it")
+        else:
+            failure = error if isinstance(error, BrokerError) else BrokerError(str(error))
+        item.future.set_result(failures(item.records, failure))
+
+    # ------------------------------------------------------------------ deadlines
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._late)
+        self._timer_at = when
+
+    def _late(self) -> None:
+        """Fail what is over its deadline, and set the timer for what is next."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._timer = None
+        self._timer_at = nearest = math.inf
+        for item in (*self._sent, *self._items):
+            if item.future.done():
+                continue
+            if now < item.deadline:
+                nearest = min(nearest, item.deadline)
+            elif item.sent:
+                self._fail(item, Unanswered("no answer before the deadline"))
+            else:
+                self._fail(item, BrokerUnavailable(f"publishing to {self._address.name}: not sent before the deadline"))
+        if nearest < math.inf:
+            self._arm(loop, nearest)
+
+    def close(self) -> None:
+        """Set no more timers."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def failures(records: Sequence[Record], error: BrokerError) -> list[Result]:
+    """Return *error* for each record, but `NotAttempted` for those that would overtake a failed one of their key."""
+    results: list[Result] = []
+    failed: set[bytes] = set()
+    for record in records:
+        if record.key is not None and isinstance(record.address, Topic):
+            if record.key in failed:
+                results.append(NotAttempted(f"an earlier message of the key {record.key!r} was not stored"))
+                continue
+            failed.add(record.key)
+        results.append(error)
+    return results
+
+
+class Outboxes:
+    """All outboxes of a driver."""
+
+    def __init__(self, link: Link, producer: bytes) -> None:
+        self._link = link
+        self._producer = producer
+        self._boxes: dict[str, Outbox] = {}
+        self._quick: dict[int, Outbox] = {}
+        self._known: list[Address] = []
+
+    def of(self, address: Address) -> Outbox:
+        """Return the outbox of *address*."""
+        box = self._boxes.get(address.name)
+        if box is None:
+            box = self._boxes[address.name] = Outbox(self._link, address, self._producer)
+        if len(self._known) >= 1024:
+            self._quick.clear()
+            self._known.clear()
+        self._known.append(address)  # as long as it is kept, its id is its own
+        self._quick[id(address)] = box
+        return box
+
+    async def publish(self, records: Sequence[Record], timeout: float) -> list[Result]:
+        """Store *records*, in order within each address; one result each."""
+        quick = self._quick
+        if len(records) == 1:
+            record = records[0]
+            body = record.body
+            if body is not None and len(body) > MAX_BODY:
+                return [too_large(record)]
+            address = record.address
+            return await (quick.get(id(address)) or self.of(address)).add(records, timeout)
+        if not records:
+            return []
+        first = records[0].address
+        if all(record.address is first and len(record.body or b"") <= MAX_BODY for record in records):
+            return await self._several(quick.get(id(first)) or self.of(first), records, timeout)
+        return await self._mixed(records, timeout)
+
+    async def _several(self, box: Outbox, records: Sequence[Record], timeout: float) -> list[Result]:
+        if len(records) <= BATCH:
+            return await box.add(records, timeout)
+        parts = [box.add(records[at : at + BATCH], timeout) for at in range(0, len(records), BATCH)]
+        return [result for part in await asyncio.gather(*parts) for result in part]
+
+    async def _mixed(self, records: Sequence[Record], timeout: float) -> list[Result]:
+        """Store records of several addresses, or among which some are too large."""
+        results: list[Result | None] = [None] * len(records)
+        lines: dict[str, list[int]] = {}
+        refused: set[tuple[str, bytes | None]] = set()
+        for index, record in enumerate(records):
+            line = (record.address.name, record.key)
+            if len(record.body or b"") > MAX_BODY:
+                results[index] = too_large(record)
+                if isinstance(record.address, Topic) and record.key is not None:
+                    refused.add(line)
+            elif line in refused:
+                results[index] = NotAttempted(f"an earlier message of the key {record.key!r} was not stored")
+            else:
+                lines.setdefault(record.address.name, []).append(index)
+        calls = [
+            self._several(self.of(records[indexes[0]].address), [records[index] for index in indexes], timeout)
+            for indexes in lines.values()
+        ]
+        for indexes, stored in zip(lines.values(), await asyncio.gather(*calls), strict=True):
+            for index, result in zip(indexes, stored, strict=True):
+                results[index] = result
+        return [result for result in results if result is not None]
+
+    def close(self) -> None:
+        """Set no more timers."""
+        for box in self._boxes.values():
+            box.close()
