@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -19,20 +20,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part or options.probe:
         return _inside(options)
     # Only the parent knows all rows: a fresh process imports what its own row needs and nothing else.
-    from . import probes
     from .frame import run_plan
-    from .memory import MEMORY, plan
+    from .parts import BENCHES, chosen
+    from .probes import Finding
     from .table import render, render_findings, summary
 
-    whole = plan()
-    if options.only:
-        whole = [(work, rows) for work, rows in whole if any(part in work.name for part in options.only)]
-    wanted = [probe for probe in probes.ALL if not options.only or any(part in probe.name for part in options.only)]
+    unknown = set(options.on) - set(BENCHES)
+    if unknown:
+        sys.exit(f"nothing is measured on {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}")
+    parts = chosen(options.on or BENCHES, options.only or (), options.rows or ())
     if options.list:
-        for work, rows in whole:
-            print(f"{work.name:24} {work.title}: {', '.join(row.name for row in rows)}")
-        for probe in wanted:
-            print(f"{probe.name:24} {probe.title}")
+        for bench, plan, probes in parts:
+            for work, rows in plan:
+                print(f"{bench.name}: {work.name:24} {work.title}: {', '.join(row.name for row in rows)}")
+            for probe in probes:
+                print(f"{bench.name}: {probe.name:24} {probe.title}")
         return 0
     rounds = options.rounds or (1 if options.smoke else 5)
 
@@ -40,33 +42,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[{time.monotonic() - began:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     began = time.monotonic()
-    print(_machine(), flush=True)
-    print(
-        f"{rounds} rounds, alternating; medians; ratios compare rows of the same round; each measurement in a fresh process, "
-        "uvloop; 100 B of JSON"
-    )
-    results = run_plan(
-        whole, [MEMORY], rounds=rounds, seconds=options.seconds, say=say, fixed=500 if options.smoke else None
-    )
-    print(render(results), flush=True)
-    findings: list[probes.Finding] = []
-    for probe in wanted:
-        say(probe.title)
-        findings += probe.find(options.smoke)
-    if findings:
-        print(render_findings(findings))
-    text, complete = summary(results, findings)
-    print(text)
+    complete = True
+    for bench, plan, probes in parts:
+        print(_machine(bench.libraries), flush=True)
+        print(
+            f"{bench.name}: {rounds} rounds, alternating; medians; ratios compare rows of the same round; each measurement in "
+            "a fresh process, uvloop; 100 B of JSON"
+        )
+        if options.smoke:
+            print("SMOKE: tiny and once; these figures mean nothing")
+        fixed = 500 if options.smoke else None
+        results = run_plan(plan, [bench.backend], rounds=rounds, seconds=options.seconds, say=say, fixed=fixed)
+        if plan:
+            print(render(results), flush=True)
+        findings: list[Finding] = []
+        for probe in probes:
+            say(probe.title)
+            findings += probe.find(options.smoke)
+        if findings:
+            print(render_findings(findings))
+        text, whole = summary(results, findings)
+        print(text + "\n", flush=True)
+        complete = complete and whole
     return 0 if complete else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("on", nargs="*", help="memory, redis; both if none is named")
     parser.add_argument("--only", action="append", help="only works and probes whose name contains this; repeatable")
+    parser.add_argument(
+        "--rows", action="append", help="only rows whose name contains this, and their yardstick; repeatable"
+    )
     parser.add_argument("--rounds", type=int, help="measurements of each row (default 5)")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long one measurement takes, about")
     parser.add_argument(
-        "--smoke", action="store_true", help="tiny and once: shows that each row works, its figures mean nothing"
+        "--smoke",
+        "--quick",
+        action="store_true",
+        help="tiny and once: shows that each row works, its figures mean nothing",
     )
     parser.add_argument("--list", action="store_true", help="name what would be measured")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -76,10 +90,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inside(options: argparse.Namespace) -> int:
     if options.probe:
-        from .answers import answer
         from .probes import Ask
 
-        print(answer(msgspec.json.decode(options.probe, type=Ask)).decode())
+        question = msgspec.json.decode(options.probe, type=Ask)
+        print(importlib.import_module(question.module, __package__).answer(question).decode())
     else:
         from .frame import Assignment, run_part
 
@@ -87,9 +101,9 @@ def _inside(options: argparse.Namespace) -> int:
     return 0
 
 
-def _machine() -> str:
+def _machine(names: Iterable[str]) -> str:
     libraries = []
-    for name in ("anyio", "orjson", "msgspec", "uvloop", "faststream", "taskiq"):
+    for name in ("anyio", "orjson", "msgspec", "uvloop", *names):
         try:
             libraries.append(f"{name} {version(name)}")
         except PackageNotFoundError:

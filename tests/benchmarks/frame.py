@@ -11,32 +11,37 @@ import contextlib
 import importlib
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import IO, ClassVar, Final, Literal
+from typing import IO, ClassVar, Final, Literal, get_args
 
 import msgspec
 import uvloop
 
 from .fresh import output, start
-from .job import RATE, Figures, Job
+from .job import KEYS, RATE, Figures, Job
 
 READY: Final = "READY"
 RESULT: Final = "RESULT "
+Part = Literal["fill", "run", "feed", "audit"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
 Metric = Literal["rate", "latency"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """*row* against *than*: at least so many times its rate, or at most so many times its median latency."""
+    """*row* against *than*: at least so many times its rate, or at most so many times its latency."""
 
     row: str
     than: str
     factor: float
+    quantile: Literal["p50", "p99"] = "p50"
+    """Which latency."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +59,31 @@ class Work:
     """Messages given to one publish call."""
     yields: bool = False
     """Whether handlers give the loop back once, so that they really overlap."""
+    keys: int = KEYS
+    stores: bool = False
+    """Whether it ends when all is stored: what `Row.audit` finds in the system is then what counts."""
+    yardstick: str = "bare"
+    """The row that all are shown against."""
     goals: tuple[Goal, ...] = ()
     most: int = 60_000
     """Largest number of messages in one measurement."""
+    longer: float = 1.0
+    """How many times the usual length, for a latency whose tail is to be seen."""
 
 
 class Row:
-    """One program doing one work.  Each method that is overridden runs in a fresh process, on uvloop."""
+    """One program doing one work.  Each of its parts runs in a fresh process, on uvloop."""
 
     name: ClassVar[str]
     note: ClassVar[str] = ""
     ordered: ClassVar[bool] = False
     """Whether it promises order per key."""
+    least: ClassVar[int] = 500
+    """Smallest number of messages in one measurement; less for what is very slow."""
+    behind: ClassVar[int] = 0
+    """Messages stored beyond those that are measured."""
+    exactly: ClassVar[int | None] = None
+    """The number of messages, where it is not to be calibrated."""
 
     def __init__(self, work: Work, job: Job) -> None:
         self.work = work
@@ -80,6 +98,22 @@ class Row:
 
     async def feed(self) -> None:
         """Publish beside `run`, from the moment it calls ``job.ready()``."""
+
+    async def audit(self) -> None:
+        """Look at what the system holds at the end, independently of what `run` saw.
+
+        Sets ``job.unsettled`` and ``job.left``, and where the work only stores puts each number found into ``job.seen``.
+        """
+
+    @classmethod
+    def parts(cls, work: Work) -> frozenset[Part]:
+        """Return what is to be run for *work*: what is overridden."""
+        return frozenset(part for part in PARTS if getattr(cls, part) is not getattr(Row, part))
+
+    @staticmethod
+    def interpreter() -> str:
+        """Return the Python that runs it; raises `OSError` if there is none."""
+        return sys.executable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +136,12 @@ class Assignment(msgspec.Struct):
     module: str
     row: str
     work: Work
-    part: Literal["fill", "run", "feed"]
+    part: Part
     n: int
     url: str
     entity: str
     limit: float
-
-
-def overrides(row: type[Row], part: str) -> bool:
-    """Whether *row* has a part of its own by that name."""
-    return getattr(row, part) is not getattr(Row, part)
+    behind: int = 0
 
 
 # In the fresh process ------------------------------------------------------------------------------------------------
@@ -125,7 +155,14 @@ def run_part(assignment: Assignment, out: IO[str]) -> None:
         print(READY, file=out, flush=True)
 
     async def main() -> Figures:
-        job = Job(assignment.n, url=assignment.url, entity=assignment.entity, ready=ready)
+        job = Job(
+            assignment.n,
+            url=assignment.url,
+            entity=assignment.entity,
+            ready=ready,
+            keys=assignment.work.keys,
+            behind=assignment.behind,
+        )
         error = None
         try:
             async with asyncio.timeout(assignment.limit):
@@ -147,9 +184,9 @@ def run_part(assignment: Assignment, out: IO[str]) -> None:
 class _Part:
     """A fresh process that runs one part of a row."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, python: str) -> None:
         self._n = assignment.n
-        self._process = start("--part", msgspec.json.encode(assignment).decode())
+        self._process = start("--part", msgspec.json.encode(assignment).decode(), python=python)
         # A row that blocks its loop cannot end itself.
         self._guard = threading.Timer(assignment.limit + 20, self._process.kill)
         self._guard.daemon = True
@@ -179,26 +216,46 @@ class _Part:
 _counter = itertools.count(1)
 
 
-def measure(row: type[Row], work: Work, n: int, url: str, *, limit: float = 60.0) -> Figures:
+def measure(row: type[Row], work: Work, n: int, url: str, *, limit: float = 60.0, behind: int | None = None) -> Figures:
     """Measure *row* once with *n* messages."""
     entity = f"bench-{os.getpid()}-{next(_counter)}"
+    behind = row.behind if behind is None else behind
+    try:
+        python = row.interpreter()
+    except OSError as missing:
+        return Figures(n=n, error=str(missing))
 
-    def part(name: Literal["fill", "run", "feed"]) -> _Part:
-        return _Part(Assignment(row.__module__, row.__qualname__, work, name, n, url, entity, limit))
+    def part(name: Part) -> _Part:
+        told = Assignment(row.__module__, row.__qualname__, work, name, n, url, entity, limit, behind)
+        return _Part(told, python)
 
-    if overrides(row, "fill"):
+    parts = row.parts(work)
+    if "fill" in parts:
         filled = part("fill").result()
         if filled.error is not None:
             return Figures(n=n, error=f"fill: {filled.error}")
     running = part("run")
     fed: Figures | None = None
-    if overrides(row, "feed"):
+    if "feed" in parts:
         running.wait_ready()
         fed = part("feed").result()
     figures = running.result()
     if fed is not None and fed.error is not None:
         figures.error = f"feed: {fed.error}"
+    if "audit" in parts and figures.error is None:
+        _believe(figures, part("audit").result(), work)
     return figures
+
+
+def _believe(figures: Figures, found: Figures, work: Work) -> None:
+    """Put what an audit found in place of what the row says of itself."""
+    if found.error is not None:
+        figures.error = f"audit: {found.error}"
+    if found.unsettled is not None:
+        figures.unsettled = found.unsettled
+    figures.left = found.left
+    if work.stores:
+        figures.handled, figures.doubles, figures.strays = found.handled, found.doubles, found.strays
 
 
 class Results:
@@ -213,13 +270,13 @@ class Results:
     def good(self, work: Work, row: str) -> list[Figures]:
         """Return the figures of *row*, or none if one of its rounds has a flaw."""
         figures = self.rounds[work.name, row]
-        return [] if any(one.flaw() for one in figures) else figures
+        return [] if any(one.flaw() for one in figures) else list(figures)
 
     def flaw(self, work: Work, row: str) -> str | None:
         """Return what is wrong with *row*."""
         return next((flaw for one in self.rounds[work.name, row] if (flaw := one.flaw())), None)
 
-    def ratio(self, work: Work, row: str, than: str) -> float | None:
+    def ratio(self, work: Work, row: str, than: str, quantile: Literal["p50", "p99"] = "p50") -> float | None:
         """Return the median over the rounds of *row* against *than*, compared within each round."""
         if (work.name, row) not in self.rounds or (work.name, than) not in self.rounds:
             return None
@@ -227,7 +284,7 @@ class Results:
         if not pairs:
             return None
         if work.metric == "latency":
-            return median((one.p50 or 0.0) / (other.p50 or 1e-9) for one, other in pairs)
+            return median((getattr(one, quantile) or 0.0) / (getattr(other, quantile) or 1e-9) for one, other in pairs)
         return median(one.rate / other.rate for one, other in pairs)
 
 
@@ -252,11 +309,16 @@ def run_plan(
 
         def once(row: type[Row], work: Work, n: int) -> Figures:
             known[work.backend].clean(urls[work.backend])
-            return measure(row, work, n, urls[work.backend])
+            behind = None if fixed is None else min(row.behind, 20 * fixed)
+            return measure(row, work, n, urls[work.backend], behind=behind)
 
         counts: dict[tuple[str, str], int] = {}
         for work, row in _pairs(plan):
-            counts[work.name, row.name] = fixed or _calibrate(partial(once, row, work), work, seconds)
+            counts[work.name, row.name] = (
+                fixed or row.exactly or _calibrate(partial(once, row, work), row, work, seconds)
+            )
+            if fixed:
+                counts[work.name, row.name] = min(fixed, row.least)
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for work, rows in plan:
@@ -272,14 +334,14 @@ def _pairs(plan: Plan) -> Iterator[tuple[Work, type[Row]]]:
     return ((work, row) for work, rows in plan for row in rows)
 
 
-def _calibrate(once: Callable[[int], Figures], work: Work, seconds: float) -> int:
+def _calibrate(once: Callable[[int], Figures], row: type[Row], work: Work, seconds: float) -> int:
     if work.metric == "latency":
-        return max(20, int(RATE * seconds))
-    n, best = 2000, 0.0
+        return max(20, int(RATE * seconds * work.longer))
+    n, best = 4 * row.least, 0.0
     # Twice: what a first short run spends on warming up would make the number too small.
     for share in (0.3, 1.0):
         figures = once(n)
         if figures.flaw() is None:
             best = max(best, figures.rate)
-            n = min(work.most, max(500, int(best * seconds * share) // 100 * 100))
+            n = min(work.most, max(row.least, int(best * seconds * share) // 100 * 100))
     return n

@@ -21,11 +21,11 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Start this package's command line in a fresh process, its output piped."""
+def start(*arguments: str, python: str | None = None, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """Start this package's command line in a fresh process, its output piped; *python* is another interpreter for it."""
     return subprocess.Popen(
-        [sys.executable, "-m", PACKAGE, *arguments],
-        stdin=subprocess.DEVNULL,
+        [python or sys.executable, "-m", PACKAGE, *arguments],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         text=True,
         env=environment(),

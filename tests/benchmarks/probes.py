@@ -14,6 +14,7 @@ import msgspec
 from .fresh import environment, output, start
 
 T = TypeVar("T")
+READY: Final = "READY"
 GROWTH: Final = 8.0
 """MiB that the process may grow over the last four fifths of the messages: the noise of an allocator, 10 bytes each."""
 IMPORT: Final = 60.0
@@ -29,7 +30,8 @@ class Finding:
     name: str
     value: float = 0.0
     unit: str = ""
-    limit: float = 0.0
+    limit: float | None = None
+    """The goal; None: it is only shown."""
     detail: str = ""
     flaw: str | None = None
     """Why the number must not be shown."""
@@ -37,7 +39,7 @@ class Finding:
     @property
     def reached(self) -> bool:
         """Whether the number keeps its limit."""
-        return self.value <= self.limit
+        return self.limit is None or self.value <= self.limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,9 @@ class Ask(msgspec.Struct):
     kind: str = ""
     n: int = 0
     seconds: float = 0.0
+    url: str = ""
+    module: str = ".answers"
+    """Which module's `answer` knows."""
 
 
 class Growth(msgspec.Struct):
@@ -74,21 +79,37 @@ class Growth(msgspec.Struct):
         return max(settled) - settled[0]
 
 
+class Asked:
+    """A fresh process that answers a question."""
+
+    def __init__(self, question: Ask) -> None:
+        self.process = start("--probe", msgspec.json.encode(question).decode(), stdin=subprocess.PIPE)
+
+    def wait_ready(self) -> bool:
+        """Return whether it says that it is ready, or has ended."""
+        return any(line.rstrip() == READY for line in iter(output(self.process).readline, ""))
+
+    def answer(self, type: type[T]) -> T | str:
+        """Return its answer, or what went wrong."""
+        process = self.process
+        try:
+            # Closes its input, which tells those that wait for it to come to an end.
+            text, _ = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return "not done after 300 s"
+        finally:
+            output(process).close()
+        lines = text.splitlines()
+        if process.returncode or not lines:
+            return f"the process failed (exit code {process.returncode})"
+        return msgspec.json.decode(lines[-1], type=type)
+
+
 def ask(question: Ask, type: type[T]) -> T | str:
     """Let a fresh process answer *question*; return what went wrong if it cannot."""
-    process = start("--probe", msgspec.json.encode(question).decode())
-    try:
-        text, _ = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return "not done after 300 s"
-    finally:
-        output(process).close()
-    lines = text.splitlines()
-    if process.returncode or not lines:
-        return f"the process failed (exit code {process.returncode})"
-    return msgspec.json.decode(lines[-1], type=type)
+    return Asked(question).answer(type)
 
 
 def _memory(smoke: bool) -> Iterator[Finding]:

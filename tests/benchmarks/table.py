@@ -9,50 +9,51 @@ from .frame import Goal, Results, Row, Work
 from .probes import Finding
 
 
-def render(results: Results, yardstick: str = "bare") -> str:
+def render(results: Results) -> str:
     """Return the tables of all works; a row with a flaw shows what is wrong instead of figures."""
     lines: list[str] = []
     for work, rows in results.plan:
-        lines += ["", f"{work.name}: {work.title}", _head(work, yardstick)]
-        lines += [_row(results, work, row, yardstick) for row in rows]
+        width = max(len(row.name) for row in rows)
+        lines += ["", f"{work.name}: {work.title}", _head(work, width)]
+        lines += [_row(results, work, row, width) for row in rows]
     notes = {row.name: row.note for _, rows in results.plan for row in rows if row.note}
     lines.append("")
     lines += [f"{name}: {note}" for name, note in notes.items()]
     return "\n".join(lines)
 
 
-def _head(work: Work, yardstick: str) -> str:
-    ratio = f"/ {yardstick}"
+def _head(work: Work, width: int) -> str:
+    ratio = f"/ {work.yardstick}"
     if work.metric == "latency":
-        return f"  {'':16} {'messages':>9} {'p50 ms':>9} {'p99 ms':>9} {'':>10} {'us CPU':>8} {ratio:>9}  goal"
-    return f"  {'':16} {'messages':>9} {'msgs/s':>9} {'least':>9} {'most':>10} {'us CPU':>8} {ratio:>9}  goal"
+        return f"  {'':{width}} {'messages':>9} {'p50 ms':>9} {'p99 ms':>9} {'':>10} {'us CPU':>8} {ratio:>10}  goal"
+    return f"  {'':{width}} {'messages':>9} {'msgs/s':>9} {'least':>9} {'most':>10} {'us CPU':>8} {ratio:>10}  goal"
 
 
-def _row(results: Results, work: Work, row: type[Row], yardstick: str) -> str:
+def _row(results: Results, work: Work, row: type[Row], width: int) -> str:
     figures = results.good(work, row.name)
     if not figures:
-        return f"  {row.name:16} no figure: {results.flaw(work, row.name) or 'not measured'}"
-    ratio = results.ratio(work, row.name, yardstick)
+        return f"  {row.name:{width}} no figure: {results.flaw(work, row.name) or 'not measured'}"
+    ratio = results.ratio(work, row.name, work.yardstick)
     shown = "-" if ratio is None else f"{ratio:.2f}"
     cpu = median(one.cpu / one.n for one in figures) * 1e6
     goals = "; ".join(judge(results, work, goal)[1] for goal in work.goals if goal.row == row.name)
     if work.metric == "latency":
         p50, p99 = median(one.p50 or 0 for one in figures), median(one.p99 or 0 for one in figures)
         return (
-            f"  {row.name:16} {figures[0].n:9,} {p50:9.3f} {p99:9.3f} {'':>10} {cpu:8.1f} {shown:>9}  {goals}".rstrip()
-        )
+            f"  {row.name:{width}} {figures[0].n:9,} {p50:9.3f} {p99:9.3f} {'':>10} {cpu:8.1f} {shown:>10}  {goals}"
+        ).rstrip()
     rates = [one.rate for one in figures]
     return (
-        f"  {row.name:16} {figures[0].n:9,} {median(rates):9,.0f} {min(rates):9,.0f} {max(rates):10,.0f} "
-        f"{cpu:8.1f} {shown:>9}  {goals}"
+        f"  {row.name:{width}} {figures[0].n:9,} {median(rates):9,.0f} {min(rates):9,.0f} {max(rates):10,.0f} "
+        f"{cpu:8.1f} {shown:>10}  {goals}"
     ).rstrip()
 
 
 def judge(results: Results, work: Work, goal: Goal) -> tuple[bool, str]:
     """Return whether *goal* is reached, and one phrase that says so."""
-    ratio = results.ratio(work, goal.row, goal.than)
+    ratio = results.ratio(work, goal.row, goal.than, goal.quantile)
     sign = "<=" if work.metric == "latency" else ">="
-    asked = f"{sign} {goal.factor:g} x {goal.than}"
+    asked = f"{goal.quantile + ' ' if work.metric == 'latency' else ''}{sign} {goal.factor:g} x {goal.than}"
     if ratio is None:
         return False, f"{asked}: not measured"
     reached = ratio <= goal.factor if work.metric == "latency" else ratio >= goal.factor
@@ -61,10 +62,12 @@ def judge(results: Results, work: Work, goal: Goal) -> tuple[bool, str]:
 
 def render_findings(findings: Sequence[Finding]) -> str:
     """Return the table of what is not a rate."""
-    lines = ["", "memory, import, idling"]
+    lines = ["", "what is not a rate"]
     for one in findings:
         if one.flaw is not None:
             lines.append(f"  {one.name:58} no figure: {one.flaw}")
+        elif one.limit is None:
+            lines.append(f"  {one.name:58} {one.value:9.2f} {one.unit}")
         else:
             verdict = "reached" if one.reached else "MISSED"
             lines.append(f"  {one.name:58} {one.value:9.2f} {one.unit:8} goal <= {one.limit:g}: {verdict}")
@@ -76,7 +79,7 @@ def render_findings(findings: Sequence[Finding]) -> str:
 def summary(results: Results, findings: Sequence[Finding]) -> tuple[str, bool]:
     """Return the last lines, and whether every row has figures."""
     judged = [judge(results, work, goal)[0] for work, _ in results.plan for goal in work.goals]
-    judged += [one.flaw is None and one.reached for one in findings]
+    judged += [one.flaw is None and one.reached for one in findings if one.flaw is not None or one.limit is not None]
     flawed = [
         f"{work.name}, {row.name}: {flaw}"
         for work, rows in results.plan

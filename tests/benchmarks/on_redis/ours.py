@@ -1,0 +1,199 @@
+"""brokerkit's rows: what is measured goes through its public interface, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, ClassVar
+
+import orjson
+
+import brokerkit
+from brokerkit import Broker, Message, Outgoing, Queue, Service, Topic
+
+from ..job import Order
+from .client import GROUP, PAGE, Client, Got, Publisher
+
+
+class Ours(Client):
+    """What all of them share."""
+
+    chunk = PAGE
+    ordered = True
+    body_type: ClassVar[type[Any]] = Order
+    prefetch: ClassVar[int | None] = 100
+    """As many as the raw client reads at a time; None: what brokerkit chooses."""
+
+    def got(self) -> Got:
+        return self.job.timer() if self.work.metric == "latency" else self.job.counter()
+
+    def subscribe(self, service: Service[Any]) -> Any:
+        """Return the decorator of handlers."""
+        raise NotImplementedError
+
+    def address(self, broker: Broker) -> Publisher:
+        """Return how *broker* publishes here."""
+        raise NotImplementedError
+
+    @contextlib.asynccontextmanager
+    async def publisher(self) -> AsyncIterator[Publisher]:
+        async with brokerkit.connect(self.job.url) as broker:
+            yield self.address(broker)
+
+    @contextlib.asynccontextmanager
+    async def consumer(self, got: Got) -> AsyncIterator[None]:
+        service = Service(GROUP)
+
+        async def handle(message: Message[Order]) -> None:
+            got(message.value)
+
+        self.subscribe(service)(handle)
+        async with brokerkit.connect(self.job.url) as broker, service.running(broker):
+            yield
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the subscription."""
+        handlers = self.work.handlers
+        prefetch = None if self.prefetch is None else max(self.prefetch, 2 * handlers if handlers > 1 else 0)
+        return {"concurrency": handlers, **({} if prefetch is None else {"prefetch": prefetch})}
+
+    def numbered(self, value: Any) -> int:
+        """Return the number of a stored value."""
+        return int(value.n if isinstance(value, Order) else orjson.loads(value)["n"])
+
+
+class OurQueue(Ours):
+    """A queue of dataclasses."""
+
+    name = "brokerkit-queue"
+    note = "Queue of a dataclass; consuming: a service, prefetch 100 (one handler) or 200 (100)"
+    ordered = False
+
+    @property
+    def queue(self) -> Queue[Any]:
+        """The queue."""
+        return Queue(self.job.entity, self.body_type)
+
+    def item(self, value: Order) -> Any:
+        return value
+
+    def subscribe(self, service: Service[Any]) -> Any:
+        return service.subscribe(self.queue, **self.options())
+
+    def address(self, broker: Broker) -> Publisher:
+        queue = self.queue
+        return Publisher(lambda item: broker.publish(queue, item), lambda items: broker.publish_many(queue, items))
+
+    async def audit(self) -> None:
+        job = self.job
+        async with brokerkit.connect(job.url) as broker:
+            if self.work.stores:
+                async for stored in broker.browse(self.queue, limit=2 * job.n + job.behind + 100):
+                    job.seen.append(self.numbered(stored.value))
+            else:
+                backlog = await broker.backlog(self.queue)
+                job.unsettled = (backlog.in_flight or 0) + (backlog.delayed or 0) + (backlog.dead or 0)
+                job.left = backlog.waiting or 0
+
+
+class OurQueueBytes(OurQueue):
+    """A queue of bytes."""
+
+    name = "brokerkit-queue-bytes"
+    note = "Queue of bytes, made before"
+    body_type = bytes
+
+    def item(self, value: Order) -> Any:
+        return orjson.dumps(value)
+
+
+class OurQueueDefault(OurQueue):
+    """With the prefetch that brokerkit chooses."""
+
+    name = "brokerkit-queue-default"
+    note = "with the default prefetch: 16 with one handler"
+    prefetch = None
+
+
+class OurTopic(Ours):
+    """A topic of dataclasses, keyed, with a durable group that is held to the order of each key."""
+
+    name = "brokerkit-topic"
+    note = "Topic of a dataclass, 8 partitions, keyed; consuming: a group, order per key checked; prefetch as above"
+
+    @property
+    def topic(self) -> Topic[Any]:
+        """The topic."""
+        return Topic(self.job.entity, self.body_type)
+
+    def item(self, value: Order) -> Any:
+        return value, value.user
+
+    def subscribe(self, service: Service[Any]) -> Any:
+        return service.subscribe(self.topic, **self.options())
+
+    def address(self, broker: Broker) -> Publisher:
+        topic = self.topic
+
+        def many(items: Sequence[tuple[Any, str]]) -> Any:
+            outgoing: list[Outgoing[Any]] = [topic.outgoing(value, key=key) for value, key in items]
+            return broker.publish_many(topic, outgoing)
+
+        return Publisher(lambda item: broker.publish(topic, item[0], key=item[1]), many)
+
+    async def audit(self) -> None:
+        job = self.job
+        async with brokerkit.connect(job.url) as broker:
+            if self.work.stores:
+                start = brokerkit.Start.EARLIEST
+                async for stored in broker.browse(self.topic, limit=2 * job.n + job.behind + 100, start=start):
+                    job.seen.append(self.numbered(stored.value))
+            else:
+                backlog = await broker.backlog(self.topic, GROUP)
+                job.unsettled = (backlog.in_flight or 0) + (backlog.delayed or 0) + (backlog.dead or 0)
+                job.left = backlog.waiting or 0
+
+
+class OurTopicBytes(OurTopic):
+    """A topic of bytes."""
+
+    name = "brokerkit-topic-bytes"
+    note = "Topic of bytes, made before, keyed"
+    body_type = bytes
+
+    def item(self, value: Order) -> Any:
+        return orjson.dumps(value), value.user
+
+
+class ShallowQueue(OurQueue):
+    """A queue with 10,000 more behind."""
+
+    name = "queue-10k"
+    note = "a queue with 10,000 more messages behind"
+    behind = 10_000
+    exactly = 30_000
+
+
+class DeepQueue(ShallowQueue):
+    """A queue with 1,000,000 more behind."""
+
+    name = "queue-1M"
+    note = "a queue with 1,000,000 more messages behind"
+    behind = 1_000_000
+
+
+class ShallowTopic(OurTopic):
+    """A topic with 10,000 more behind."""
+
+    name = "topic-10k"
+    note = "a topic with 10,000 more messages behind"
+    behind = 10_000
+    exactly = 30_000
+
+
+class DeepTopic(ShallowTopic):
+    """A topic with 1,000,000 more behind."""
+
+    name = "topic-1M"
+    note = "a topic with 1,000,000 more messages behind"
+    behind = 1_000_000

@@ -1,0 +1,5 @@
+"""x."""
+
+from ..probes import Probe
+
+ALL: tuple[Probe, ...] = ()
