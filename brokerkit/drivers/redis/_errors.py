@@ -21,7 +21,7 @@ from ...errors import (
     SettingsMismatch,
 )
 
-_CODE: Final = re.compile(r"[A-Z][A-Z0-9]{2,}(?= |$)")
+_CODE: Final = re.compile(r"(?:BK|[A-Z][A-Z0-9]{2,})(?= |$)")
 _SCRIPT: Final = re.compile(r",? ?script: [0-9a-f]{40}, on @user_script:\d+\.?$")
 _ARGUMENTS: Final = ", with args beginning with"
 """What follows it in an error's text are the arguments of a command, maybe a password."""
@@ -184,8 +184,8 @@ def _code(error: BaseException, text: str) -> str:
     if not isinstance(error, native.RedisError):
         return ""
     status = getattr(error, "status_code", None)
-    if isinstance(status, str) and status not in {"", "ERR"}:
-        return status
+    if isinstance(status, str) and status:
+        return status if status != "ERR" else ""
     for kind, code in _CODES_OF_CLASSES:
         if isinstance(error, kind):
             return code

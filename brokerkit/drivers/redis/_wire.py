@@ -128,7 +128,8 @@ async def connect(settings: Settings) -> Wire:
         async with asyncio.timeout(settings.connect_timeout):
             await wire.connect()
     except TimeoutError:
-        failure = BrokerUnavailable(f"{what}: no answer within {settings.connect_timeout:g} s")
+        hint = "; does this port speak TLS?" if settings.tls else ""
+        failure = BrokerUnavailable(f"{what}: no answer within {settings.connect_timeout:g} s{hint}")
     except asyncio.CancelledError:
         await close(wire)
         raise
