@@ -16,7 +16,7 @@ from .address import Address, AnyQueue, DeadLetters, Outgoing, Queue, Topic, wit
 from .clock import Clock
 from .codecs import BoundCodec, for_type
 from .driver import Capabilities, Driver, Headers, Record
-from .errors import CapabilityError, ConfigError, NotFound, SettingsMismatch, TooLarge
+from .errors import BrokerError, CapabilityError, ConfigError, NotFound, SettingsMismatch, TooLarge
 from .message import CONTENT_TYPE
 from .policy import MAX_BODY, MAX_DELAY, MAX_HEADER_BYTES, MAX_HEADERS, MAX_ID, MAX_KEY, seconds
 
@@ -63,7 +63,7 @@ class Bound:
     def read(self, record: Record) -> object:
         """Return the value of *record*, or raise `DecodeError`."""
         headers = record.headers
-        if headers is self.headers:
+        if headers is self.headers or headers == self.headers:
             return self.decode(record.body, self.codec.content_type, _NO_HEADERS)
         content_type: str | None = None
         user: dict[str, str] = {}
@@ -159,6 +159,16 @@ class Bindings:
             _require(Bound(address, real, await self._driver.capabilities(real)), address)
         await self._driver.declare(real)
         await self.bind(address)
+
+    async def restore(self, address: Address) -> bool:
+        """Create *address*, as the backend knows it, which was there and has vanished; return whether it is there now."""
+        if self._declare != "auto" or isinstance(address, DeadLetters) or not address.owned:
+            return False
+        try:
+            await self._driver.declare(address)
+        except BrokerError:
+            return False
+        return True
 
     def forget(self, address: Address) -> None:
         """Drop what is known of *address*, which was deleted."""

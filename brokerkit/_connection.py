@@ -149,7 +149,7 @@ class Connection:
     def env(self) -> Env:
         """Return what subscriptions need of this broker."""
         emit = None if self._listener is None else self._emit
-        return Env(self._driver, self._clock, emit, self._stage, self._records.new_id)
+        return Env(self._driver, self._clock, emit, self._stage, self._records.new_id, self._bindings.restore)
 
     @property
     def prefix(self) -> str:

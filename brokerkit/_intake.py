@@ -23,7 +23,7 @@ from ._redact import error_text
 from ._session import Session
 from ._tasks import first_error
 from .driver import Consumer, Delivery, Source
-from .errors import BrokerError, PositionLost
+from .errors import BrokerError, NotFound, PositionLost
 from .message import Message
 from .policy import Start, backoff
 
@@ -219,6 +219,8 @@ class Feed:
                     break
                 failures = 0 if self.session is not None and self.session.settled else failures + 1
                 await self._pause(error, failures)
+                if isinstance(error, NotFound) and not self._stopping:
+                    await self._env.restore(self.plan.source.address)
                 failures = max(failures, 1)
             if started.done() and not started.cancelled() and started.exception() is None:
                 self._tell(events.Unsubscribed)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from .address import AnyDeadLetters, AnyTopic, Outgoing
+from .address import Address, AnyDeadLetters, AnyTopic, Outgoing
 from .clock import Clock
 from .driver import Driver, Record, Source
 from .events import Listener
@@ -33,6 +33,7 @@ class Env(msgspec.Struct, frozen=True):
     emit: Listener | None
     stage: Callable[[Outgoing[Any]], Awaitable[Record]]
     new_id: Callable[[], str]
+    restore: Callable[[Address], Awaitable[bool]]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

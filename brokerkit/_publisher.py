@@ -102,7 +102,7 @@ class Publisher(Connection):
         # The hot path looks at no second clock: the record knows when it was made.
         spent = min(max(self._clock.time() - record.timestamp, 0.0), timeout)
         until = self._clock.monotonic() + timeout - spent
-        last = (await resend(self._driver, self._clock, (record,), (result,), until))[0]
+        last = (await resend(self._driver, self._clock, (record,), (result,), until, self._bindings.restore))[0]
         if isinstance(last, BrokerError):
             raise last
         return last
@@ -131,7 +131,8 @@ class Publisher(Connection):
         indices: list[int] = []
         results: list[Receipt | BrokerError] = []
         make, simple = self._records.outgoing, self._records.simple
-        sending = Sending(self._driver, self._clock, max(until - self._clock.monotonic(), 0.001))
+        left = max(until - self._clock.monotonic(), 0.001)
+        sending = Sending(self._driver, self._clock, left, self._bindings.restore)
 
         async def flush() -> None:
             for index, answer in zip(indices, await sending.step(records), strict=True):
@@ -190,7 +191,7 @@ class Publisher(Connection):
                 plain.address, plain.id, plain.body, None, (*plain.headers, *mine), plain.timestamp, ttl=plain.ttl
             )
             left = max(until - self._clock.monotonic(), 0.001)
-            sent = (await send(self._driver, self._clock, (record,), left))[0]
+            sent = (await send(self._driver, self._clock, (record,), left, self._bindings.restore))[0]
             if isinstance(sent, BrokerError):
                 raise sent
             left = max(until - self._clock.monotonic(), 0.001)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from .address import Address
 from .clock import Clock
 from .driver import Driver, Receipt, Record
-from .errors import BrokerError, BrokerUnavailable, BufferFull, NotAttempted
+from .errors import BrokerError, BrokerUnavailable, BufferFull, NotAttempted, NotFound
 from .policy import backoff
 
 Result: TypeAlias = Receipt | BrokerError
 Line: TypeAlias = tuple[Address, bytes]
+Restore: TypeAlias = Callable[[Address], Awaitable[bool]]
+"""Creates an address anew that has vanished, and tells whether it may."""
 CHUNK: Final = 1000
 """Records in one call to the driver."""
 
 
-async def send(driver: Driver, clock: Clock, records: Sequence[Record], timeout: float) -> list[Result]:
+async def never(_: Address) -> bool:
+    """Create nothing."""
+    return False
+
+
+async def send(
+    driver: Driver, clock: Clock, records: Sequence[Record], timeout: float, restore: Restore = never
+) -> list[Result]:
     """Store *records*, in order, and return one result each within *timeout* seconds."""
-    sending = Sending(driver, clock, timeout)
+    sending = Sending(driver, clock, timeout, restore)
     results: list[Result] = []
     for first in range(0, len(records), CHUNK):
         results.extend(await sending.step(records[first : first + CHUNK]))
@@ -30,9 +39,10 @@ async def send(driver: Driver, clock: Clock, records: Sequence[Record], timeout:
 class Sending:
     """One call's way to the driver, in as many steps as it takes: what fails in one holds back its key in the next."""
 
-    def __init__(self, driver: Driver, clock: Clock, timeout: float) -> None:
+    def __init__(self, driver: Driver, clock: Clock, timeout: float, restore: Restore = never) -> None:
         self._driver = driver
         self._clock = clock
+        self._restore = restore
         self._until = clock.monotonic() + timeout
         self._failed: set[Line] = set()
 
@@ -54,7 +64,9 @@ class Sending:
 
     async def _store(self, records: Sequence[Record]) -> list[Result]:
         answers = await self._driver.publish(records, timeout=max(self._until - self._clock.monotonic(), 0.001))
-        return await resend(self._driver, self._clock, records, answers, self._until)
+        if all(type(answer) is Receipt for answer in answers):
+            return list(answers)
+        return await resend(self._driver, self._clock, records, answers, self._until, self._restore)
 
 
 def _held_back() -> NotAttempted:
@@ -67,10 +79,15 @@ def line_of(record: Record) -> Line | None:
 
 
 async def resend(
-    driver: Driver, clock: Clock, records: Sequence[Record], answers: Sequence[Result], until: float
+    driver: Driver,
+    clock: Clock,
+    records: Sequence[Record],
+    answers: Sequence[Result],
+    until: float,
+    restore: Restore = never,
 ) -> list[Result]:
     """Send again what is certainly not stored, until all is or the time is up."""
-    results = list(answers)
+    results = await _restored(records, answers, restore)
     failures = 0
     while not all(type(result) is Receipt for result in results):
         open_ = _again(records, results)
@@ -84,6 +101,18 @@ async def resend(
         for index, answer in zip(open_, answers, strict=True):
             results[index] = answer
     return results
+
+
+async def _restored(records: Sequence[Record], answers: Sequence[Result], restore: Restore) -> list[Result]:
+    """Return *answers* where what failed because its address has vanished may be sent again, once it was created anew."""
+    missing = {record.address for record, answer in zip(records, answers, strict=True) if isinstance(answer, NotFound)}
+    there = {address for address in missing if await restore(address)}
+    return [
+        NotAttempted(f"{record.address!r} was missing and was created anew")
+        if isinstance(answer, NotFound) and record.address in there
+        else answer
+        for record, answer in zip(records, answers, strict=True)
+    ]
 
 
 def _again(records: Sequence[Record], results: Sequence[Result]) -> list[int]:

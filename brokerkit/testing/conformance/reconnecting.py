@@ -292,6 +292,26 @@ class Reconnecting(Suite):
             await system.publish(admin, address, ["after"])
             await system.eventually(lambda: handled == ["before", "after"])
 
+    async def test_a_service_creates_anew_what_has_vanished(self, system: Harness, kind: Kind) -> None:
+        """N7: with declare="auto" nobody has to help: publishing and consuming go on."""
+        address = system.address(kind)
+        handled: list[str] = []
+
+        async def handler(message: Message[str]) -> None:
+            handled.append(message.value)
+
+        async with (
+            system.connect() as broker,
+            system.connect() as admin,
+            system.serve(broker, address, handler),
+        ):
+            await system.publish(broker, address, ["before"])
+            await system.eventually(lambda: handled == ["before"])
+            await admin.delete(address)
+            await system.eventually(lambda: system.seen(Disconnected))
+            await system.publish(broker, address, ["after"])
+            await system.eventually(lambda: handled == ["before", "after"])
+
     async def test_reading_by_hand_from_a_vanished_address_raises(self, system: Harness, kind: Kind) -> None:
         """N7: the reader is told; it does not wait for ever."""
         address = system.address(kind)
