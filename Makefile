@@ -15,7 +15,7 @@ RESULTS := $(abspath $(VENV))/results.jsonl
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run ## Run the example service on real orders; URL=... for another broker than memory://
+demo: $(if $(filter redis%,$(URL)),$(VENV)/.redis,$(VENV)/.run) ## Run the example service on real orders; URL=... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
 
 test: check pytest mutants ## Run everything: lint, types, unit, conformance, examples, mutants
@@ -51,8 +51,8 @@ check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 bench: $(VENV)/.bench ## Measure the speed on memory://, beside other libraries
 	@$(BIN)/python -m tests.benchmarks
 
-servers: ## Start development servers; memory:// needs none
-	@echo "memory:// runs in the program itself: in this release there is no server to start."
+servers: $(VENV)/.dev ## Run a development Redis and print its URL; Ctrl-C ends it
+	@$(BIN)/python -m tests.servers
 
 clean: ## Remove what the targets made
 	rm -rf .venv .venv-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
@@ -83,11 +83,15 @@ install = echo "installing $(1) into $(VENV) ..."; \
 $(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(call install,brokerkit,--editable .)
 
+$(VENV)/.redis: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+	@$(call install,brokerkit for Redis,--editable '.[redis]')
+	@touch $(VENV)/.run
+
 # A pip older than 25.1 knows no dependency groups.
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(call install,brokerkit and its tools,--editable . --group dev)
-	@touch $(VENV)/.run
+	@$(call install,brokerkit and its tools,--editable '.[redis]' --group dev)
+	@touch $(VENV)/.run $(VENV)/.redis
 
 $(VENV)/.bench: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(call install,the benchmarks,--editable '.[bench]')

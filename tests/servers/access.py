@@ -1,0 +1,34 @@
+"""The least that a program with brokerkit needs to be allowed on a Redis server: all tests run with it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+USER: Final = "brokerkit"
+"""The user of the tests, with the rights of the line in README and no others."""
+ADMIN: Final = "default"
+"""The user that may do anything, for what tests do to a server behind the back of brokerkit."""
+
+KEYS: Final = ("~bk:*",)
+CHANNELS: Final = ("&bk:*",)
+CONNECTING: Final = ("auth", "client|setname", "hello", "ping", "select")
+"""What each connection begins with, and is kept alive by."""
+CALLED: Final = ("config|get", "evalsha", "info", "script|load", "ssubscribe", "sunsubscribe")
+"""What the driver itself sends."""
+SCRIPTED: Final = (
+    "del", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset", "lindex",
+    "llen", "lmpop", "lpop", "lpush", "lrange", "lrem", "ltrim", "pexpire", "rpop", "rpush", "set", "spublish", "time",
+    "unlink", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "xtrim", "zadd", "zcard", "zcount",
+    "zmscore", "zpopmin", "zrange", "zrangebyscore", "zrem", "zremrangebyscore", "zscore",
+)  # fmt: skip
+"""What the scripts call."""
+NEWER: Final = ("waitaof",)
+"""Sent where the server has it: Redis from 7.2 on, and Valkey."""
+
+COMMANDS: Final = tuple(sorted({*CONNECTING, *CALLED, *SCRIPTED}))
+
+
+def rules(*, newer: bool) -> str:
+    """Return the rights as ``ACL SETUSER`` and the configuration file take them; *newer* for servers with `NEWER`."""
+    commands = sorted({*COMMANDS, *NEWER}) if newer else COMMANDS
+    return " ".join(("resetkeys", *KEYS, "resetchannels", *CHANNELS, "-@all", *(f"+{name}" for name in commands)))
