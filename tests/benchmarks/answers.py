@@ -26,7 +26,8 @@ def answer(question: Ask) -> bytes:
         return msgspec.json.encode(runner.run(main()))
 
 
-def _resident() -> float:
+def resident() -> float:
+    """Return the MiB of memory that this process holds."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * 4096 / 2**20
 
@@ -71,7 +72,7 @@ async def _grow(kind: str, n: int) -> Growth:
                 if at + 100 - growth.handled > WINDOW:
                     await until(at + 100 - WINDOW // 2)
                 if (at + 100) % (n // 50) == 0:
-                    growth.samples.append(_resident())
+                    growth.samples.append(resident())
             await until(n)
             growth.seconds = time.perf_counter() - began
     return growth

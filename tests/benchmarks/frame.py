@@ -243,11 +243,11 @@ def measure(row: type[Row], work: Work, n: int, url: str, *, limit: float = 60.0
     if fed is not None and fed.error is not None:
         figures.error = f"feed: {fed.error}"
     if "audit" in parts and figures.error is None:
-        _believe(figures, part("audit").result(), work)
+        believe(figures, part("audit").result(), work)
     return figures
 
 
-def _believe(figures: Figures, found: Figures, work: Work) -> None:
+def believe(figures: Figures, found: Figures, work: Work) -> None:
     """Put what an audit found in place of what the row says of itself."""
     if found.error is not None:
         figures.error = f"audit: {found.error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -84,6 +85,10 @@ class Asked:
 
     def __init__(self, question: Ask) -> None:
         self.process = start("--probe", msgspec.json.encode(question).decode(), stdin=subprocess.PIPE)
+        # Nothing here waits for ever.
+        self._guard = threading.Timer(600, self.process.kill)
+        self._guard.daemon = True
+        self._guard.start()
 
     def wait_ready(self) -> bool:
         """Return whether it says that it is ready, or has ended."""
@@ -100,6 +105,7 @@ class Asked:
             process.communicate()
             return "not done after 300 s"
         finally:
+            self._guard.cancel()
             output(process).close()
         lines = text.splitlines()
         if process.returncode or not lines:
