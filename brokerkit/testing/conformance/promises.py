@@ -47,7 +47,17 @@ class Promise:
     capability: str = ""
 
 
-COLUMNS = (Column("memory", "memory", ("topic", "queue")),)
+COLUMNS = (
+    Column("memory", "memory", ("topic", "queue")),
+    Column("Redis 7", "redis 7", ("topic", "queue")),
+    Column("Valkey 9", "valkey 9", ("topic", "queue")),
+)
+
+
+def _words(memory: str, redis: str = "") -> Mapping[str, str]:
+    """Return what each column says; *redis* for all servers of its kind, where it is not the same."""
+    return {"memory": memory, "Redis 7": redis or memory, "Valkey 9": redis or memory}
+
 
 PROMISES = (
     Promise(
@@ -57,7 +67,7 @@ PROMISES = (
             "Publishing.test_a_message_that_certainly_failed_is_never_delivered",
             "Publishing.test_a_hundred_publishers_at_once_mix_nothing_up",
         ),
-        {"memory": "in process"},
+        _words("in process", "stored, as durable as asked for"),
     ),
     Promise(
         "reply lost",
@@ -65,7 +75,7 @@ PROMISES = (
             "Publishing.test_a_lost_reply_is_reported_and_never_stored_twice",
             "DriverPublish.test_a_lost_answer_is_publish_unknown_or_recognised",
         ),
-        {"memory": NOT_APPLICABLE},
+        _words(NOT_APPLICABLE, "sent again under (producer, sequence), stored once; `PublishUnknown` at the deadline"),
     ),
     Promise(
         "delivery, per group or queue",
@@ -78,7 +88,7 @@ PROMISES = (
             "Leases.test_what_a_killed_consumer_held_comes_to_another",
             "Subscribing.test_publishing_needs_no_subscriber",
         ),
-        {"memory": "at least once"},
+        _words("at least once"),
     ),
     Promise(
         "after `ack(confirm=True)`",
@@ -87,7 +97,7 @@ PROMISES = (
             "Acknowledging.test_a_confirmed_acknowledgement_is_not_promised_without_a_connection",
             "Acknowledging.test_acknowledging_out_of_order_commits_nothing_early",
         ),
-        {"memory": "never again"},
+        _words("never again", "never, if the durability held"),
     ),
     Promise(
         "after `ack()`",
@@ -95,7 +105,7 @@ PROMISES = (
             "Acknowledging.test_an_acknowledged_message_never_comes_again",
             "Acknowledging.test_a_plain_acknowledgement_is_stored_within_a_second",
         ),
-        {"memory": "never"},
+        _words("never", "topics: at most 1 s of acks; queues: never while the server lives"),
     ),
     Promise(
         "stale settle",
@@ -108,7 +118,7 @@ PROMISES = (
             "Zombies.test_a_stale_retry_or_dead_letter_is_not_stored",
             "Leases.test_a_lost_lease_is_not_renewed_back",
         ),
-        {"memory": "no effect"},
+        _words("no effect", "topics: fenced by epoch; queues: by lease number"),
     ),
     Promise(
         "order per key (topics)",
@@ -126,7 +136,7 @@ PROMISES = (
             "Ordering.test_the_order_holds_across_a_disconnect",
             "Ordering.test_each_producer_keeps_its_order_under_a_shared_key",
         ),
-        {"memory": "yes"},
+        _words("yes"),
         capability="topic.key_order",
     ),
     Promise(
@@ -135,7 +145,7 @@ PROMISES = (
             "Groups.test_every_consumer_gets_a_share",
             "Groups.test_more_members_than_partitions_lose_nothing",
         ),
-        {"memory": NOT_APPLICABLE},
+        _words(NOT_APPLICABLE, "topics: no; queues: yes"),
     ),
     Promise(
         "lease renewed under a running handler; crash → again",
@@ -147,7 +157,7 @@ PROMISES = (
             "Leases.test_what_a_killed_consumer_held_comes_to_another",
             "Leases.test_of_many_that_want_a_dead_owners_messages_each_goes_to_one",
         ),
-        {"memory": "yes"},
+        _words("yes"),
     ),
     Promise(
         "retry with delay, never early",
@@ -157,7 +167,7 @@ PROMISES = (
             "Retrying.test_each_of_many_retries_keeps_its_own_time",
             "Retrying.test_a_crash_during_a_retry_loses_nothing",
         ),
-        {"memory": "yes"},
+        _words("yes", "topics: in place; queues: atomic"),
     ),
     Promise(
         "delayed publish, never early (queues)",
@@ -168,7 +178,7 @@ PROMISES = (
             "Delaying.test_seconds_of_delay_do_not_depend_on_the_publishers_clock",
             "Delaying.test_a_delay_longer_than_the_lease_delivers_once",
         ),
-        {"memory": "yes"},
+        _words("yes"),
         capability="queue.delay",
     ),
     Promise(
@@ -182,7 +192,7 @@ PROMISES = (
             "DeadLetters.test_redriving_one_group_shows_the_others_nothing",
             "DriverRedrive.test_concurrent_redrives_move_each_letter_once",
         ),
-        {"memory": "once"},
+        _words("once", "once, atomic"),
     ),
     Promise(
         "failed attempts",
@@ -192,7 +202,7 @@ PROMISES = (
             "Retrying.test_failed_attempts_survive_restarts_and_crashes",
             "Retrying.test_a_stop_is_no_failed_attempt",
         ),
-        {"memory": "exact"},
+        _words("exact"),
     ),
     Promise(
         "a crash counts one delivery for",
@@ -201,7 +211,7 @@ PROMISES = (
             "Poison.test_a_poison_message_is_dead_lettered_and_the_others_are_handled",
             "Poison.test_warm_restarts_never_dead_letter_what_has_not_run",
         ),
-        {"memory": "what the process held"},
+        _words("what the process held"),
     ),
     Promise(
         "priority (queues)",
@@ -210,7 +220,7 @@ PROMISES = (
             "AddressOptions.test_address_priorities",
             "DriverPublish.test_higher_priorities_come_first",
         ),
-        {"memory": "yes"},
+        _words("yes"),
         capability="queue.priority",
     ),
     Promise(
@@ -221,7 +231,7 @@ PROMISES = (
             "Expiring.test_an_expired_message_is_never_delivered",
             "Expiring.test_a_retry_keeps_the_expiry",
         ),
-        {"memory": "yes"},
+        _words("yes"),
         capability="queue.ttl",
     ),
     Promise(
@@ -234,7 +244,7 @@ PROMISES = (
             "DriverPublish.test_a_second_record_of_an_id_is_dropped",
             "DeadLetters.test_dedup_does_not_swallow_retries_and_redrives",
         ),
-        {"memory": "yes"},
+        _words("yes"),
         capability="queue.dedup",
     ),
     Promise(
@@ -251,10 +261,10 @@ PROMISES = (
             "Replaying.test_a_position_that_is_gone_is_reported",
             "DriverSeek.test_seek_moves_the_position_of_a_group",
         ),
-        {"memory": "yes"},
+        _words("yes"),
         capability="topic.replay",
     ),
-    Promise("exactly once", (), {"memory": "never promised: at least once + id; make handlers idempotent"}),
+    Promise("exactly once", (), _words("never promised: at least once + id; make handlers idempotent")),
 )
 
 
