@@ -8,7 +8,9 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Collection
-from typing import Any, Final, Literal, Self, TypeAlias, cast
+from typing import Final, Literal, Self, TypeAlias, cast
+
+from .ports import free_port
 
 Direction: TypeAlias = Literal["up", "down"]
 """Up is to the server."""
@@ -41,11 +43,11 @@ class Proxy:
         self._needles: tuple[bytes, ...] = ()
         self._replies = 0
         self._links: set[_Link] = set()
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        await self.accept()
+        self.accept()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -57,24 +59,38 @@ class Proxy:
         return len(self._links)
 
     # ------------------------------------------------------------------ faults
-    async def accept(self) -> None:
+    def accept(self) -> None:
         """Listen, on the same port as before `refuse`."""
-        if self._listener is None and not self._closed:
-            loop = asyncio.get_running_loop()
-            end = loop.time() + 10
-            while True:
-                try:
-                    self._listener = await loop.create_server(lambda: _Link(self).client, "127.0.0.1", self.port)
-                    break
-                except OSError:  # somebody has the port for a moment
-                    if loop.time() > end:
-                        raise
-                    await asyncio.sleep(0.01)
-            self.port = self._listener.sockets[0].getsockname()[1]
+        if self._listener is not None or self._closed:
+            return
+        port = self.port or free_port()
+        self._listener = listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1000)
+        except BaseException:
+            self._listener = None
+            listener.close()
+            raise
+        listener.setblocking(False)
+        self.port = port
+        asyncio.get_running_loop().add_reader(listener, self._incoming, listener)
+
+    def _incoming(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:  # it has changed its mind
+            return
+        client.setblocking(False)
+        link = _Link(self)
+        self._links.add(link)
+        link.accepting = asyncio.ensure_future(link.accept(client))
 
     def refuse(self) -> None:
         """Refuse new connections from now on."""
         if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
 
@@ -120,8 +136,9 @@ class Proxy:
         self.refuse()
         self.frozen = False
         self.reset()
-        while self._links:  # each goes when its transports have told it
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while self._links:  # each goes when its transports have told it
+                await asyncio.sleep(0)
 
     def _changed(self) -> None:
         for link in list(self._links):
@@ -138,14 +155,25 @@ class _Link:
         self.client.peer, self.server.peer = self.server, self.client
         self.deaf = False
         """Whether the next bytes from the server are swallowed, and end this."""
-        self.connecting: asyncio.Task[Any] | None = None
+        self.broken = False
+        self.accepting: asyncio.Future[None] | None = None
+        self.connecting: asyncio.Future[None] | None = None
         self.tail = b""
+
+    async def accept(self, client: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self.client, client)
+        except OSError:  # it has gone again
+            client.close()
+            self.proxy._links.discard(self)
 
     def begin(self) -> None:
         """Begin when a client has come."""
         self.proxy.connections += 1
-        self.proxy._links.add(self)
-        self.update()
+        if self.broken:
+            self.client.abort()
+        else:
+            self.update()
 
     def update(self) -> None:
         """Apply the faults of now."""
@@ -171,10 +199,12 @@ class _Link:
                 self.proxy._links.discard(self)
 
     def reset(self) -> None:
+        self.broken = True
         self.client.abort()
         self.server.abort()
 
     def hang_up(self) -> None:
+        self.broken = True
         self.client.abort()
         self.server.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -23,12 +22,11 @@ import redis.asyncio
 
 from .access import ADMIN, USER, rules
 from .certificates import certificates
+from .ports import free_port
 from .programs import Flavor, program
 
 STARTUP: Final = 20.0
 """Seconds until a server must answer; it does so in some 20 ms."""
-_PORTS: Final = range(10_240, 32_768)
-"""Below those that the system gives to outgoing connections, so that none takes the port of a server that restarts."""
 
 _GUARD: Final = """
 exec 3<&0
@@ -123,8 +121,8 @@ class RedisServer:
             self._folder = Path(tempfile.mkdtemp(prefix="brokerkit-server-"))
         end = time.monotonic() + STARTUP
         while True:
-            port = self.port or _free_port()
-            tls_port = self.tls_port or (_free_port() if self.tls else 0)
+            port = self.port or free_port()
+            tls_port = self.tls_port or (free_port() if self.tls else 0)
             self._launch(port, tls_port)
             try:
                 if self._answers(port, end):
@@ -288,23 +286,6 @@ class RedisServer:
         """Give *user* another password; who is logged in stays so."""
         await self.command("ACL", "SETUSER", user, "resetpass", f">{password}")
         self.passwords[user] = password
-
-
-def _free_port() -> int:
-    """Return a port on which nobody listens now."""
-    while True:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            port = _random.choice(_PORTS)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
-_random = random.SystemRandom()
-"""Not the generator that tests seed: all workers would choose the same ports."""
 
 
 @functools.lru_cache
