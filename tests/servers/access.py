@@ -16,10 +16,10 @@ CONNECTING: Final = ("auth", "client|setname", "hello", "ping", "select")
 CALLED: Final = ("config|get", "evalsha", "info", "script|load", "ssubscribe", "sunsubscribe")
 """What the driver itself sends."""
 SCRIPTED: Final = (
-    "del", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hset", "lindex",
-    "llen", "lmpop", "lpop", "lpush", "lrange", "lrem", "ltrim", "pexpire", "rpop", "rpush", "set", "spublish", "time",
-    "unlink", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "xtrim", "zadd", "zcard", "zcount",
-    "zmscore", "zpopmin", "zrange", "zrangebyscore", "zrem", "zremrangebyscore", "zscore",
+    "del", "exists", "get", "hdel", "hexists", "hget", "hincrby", "hkeys", "hlen", "hmget", "hscan", "hset", "hvals",
+    "llen", "lmpop", "lpop", "lpush", "lrange", "rename", "rpush", "sadd", "scard", "set", "sismember", "smembers",
+    "spublish", "srem", "time", "type", "unlink", "xadd", "xdel", "xlen", "xrange", "xrevrange", "xtrim", "zadd",
+    "zcard", "zcount", "zrange", "zrem", "zremrangebyscore", "zscore",
 )  # fmt: skip
 """What the scripts call."""
 NEWER: Final = ("waitaof",)
