@@ -16,18 +16,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
-    command = [
-        sys.executable,
-        "-m",
-        "hatchling",
-        "build",
-        "--target",
-        "wheel",
-        "--target",
-        "sdist",
-        "--directory",
-        folder,
-    ]
+    targets = ["--target", "wheel", "--target", "sdist"]
+    command = [sys.executable, "-m", "hatchling", "build", *targets, "--directory", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return folder
