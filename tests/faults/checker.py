@@ -1,0 +1,342 @@
+"""The history checker: what was promised, and did not hold.
+
+It knows nothing of brokers.  It gets what processes have written down and which faults there were, and a repeat is in order
+only if one of these explains it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from .history import Entry
+
+MARGIN: Final = 1.0
+"""Seconds after a fault in which its victims may still act on what they knew before."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was done to a process, or to the server."""
+
+    what: str
+    begin: float
+    end: float = math.inf
+    to: str | None = None
+    """The process; None: whatever all processes have in common."""
+    clean: bool = False
+    """Nothing may be repeated because of it, but partitions move: a member came, or left as it should."""
+    moves: bool = False
+    """Partitions may move, so that a message that others have in hand is repeated too."""
+    excuses: bool = True
+    """Acknowledgements under way may be lost; else nothing may be repeated at all."""
+    loses: float = 0.0
+    """Seconds: what was stored in that time before it may be gone."""
+    wipes: bool = False
+    """All that was stored before its end is gone."""
+
+    def hits(self, process: str) -> bool:
+        """Tell whether *process* is a victim."""
+        return self.to is None or self.to == process
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What is promised of one queue or topic."""
+
+    ordered: bool = False
+    """First deliveries of a key come in publish order."""
+    attempts: int = 3
+    """After so many failed runs a message is dead."""
+    unstored: float = 1.0
+    """Seconds in which an acknowledgement is on its way to the server, busy machines included."""
+    takeover: float = 4.0
+    """Seconds until what a dead or frozen consumer had belongs to another one."""
+    atomic: bool = True
+    """What a handler publishes is stored with its acknowledgement, once."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A broken promise."""
+
+    kind: str
+    of: str
+    id: str
+    text: str
+
+
+class _Run(msgspec.Struct):
+    """One run of a handler."""
+
+    by: str
+    began: float
+    attempt: int
+    deliveries: int
+    position: str
+    ended: float = math.inf
+    outcome: str = ""
+
+
+class Outbound(msgspec.Struct):
+    """What became of publishing one message."""
+
+    entry: Entry
+    result: str = ""
+    at: float = math.inf
+
+
+class Verdict(msgspec.Struct):
+    """What the checker found, and how much there was to look at."""
+
+    findings: list[Finding] = []
+    counts: Counter[str] = msgspec.field(default_factory=Counter)
+    repeats: Counter[str] = msgspec.field(default_factory=Counter)
+    """By the fault that explains them."""
+
+    def kinds(self) -> set[str]:
+        """Return which promises were broken."""
+        return {finding.kind for finding in self.findings}
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        parts = [f"{count} {name}" for name, count in sorted(self.counts.items())]
+        parts += [f"{count} repeated after {name}" for name, count in sorted(self.repeats.items())]
+        broken = Counter(finding.kind for finding in self.findings)
+        parts += [f"{count} {kind.upper()}" for kind, count in sorted(broken.items())]
+        return ", ".join(parts)
+
+
+def check(
+    entries: Iterable[Entry],
+    faults: Sequence[Fault],
+    terms: Mapping[str, Terms],
+    *,
+    letters: Mapping[str, Sequence[str]],
+    effects: Mapping[str, Sequence[str]],
+    drained: bool = True,
+) -> Verdict:
+    """Return what did not hold.
+
+    *letters* are the ids in the dead letters of each queue or topic, *effects* those of what its handlers have published,
+    *drained* whether consumers had the time to finish.
+    """
+    verdict = Verdict()
+    entries = sorted(entries, key=lambda entry: entry.at)
+    stalls = [
+        Fault(what="stall", begin=entry.at - entry.took, end=entry.at, to=entry.by, moves=True)
+        for entry in entries
+        if entry.what == "stalled"
+    ]
+    for entry in entries:
+        if entry.what in ("corrupt", "problem"):
+            verdict.findings.append(Finding(entry.what, entry.of, entry.id, f"{entry.by}: {entry.text}"))
+    for name, promised in terms.items():
+        mine = [entry for entry in entries if entry.of == name]
+        part = _Part(name, mine, [*faults, *stalls], promised, verdict)
+        part.check(list(letters.get(name, ())), list(effects.get(name, ())), drained=drained)
+    verdict.counts["stalls"] = len(stalls)
+    return verdict
+
+
+class _Part:
+    """The history of one queue or topic."""
+
+    def __init__(
+        self, name: str, entries: Sequence[Entry], faults: Sequence[Fault], terms: Terms, verdict: Verdict
+    ) -> None:
+        self.name = name
+        self.terms = terms
+        self.verdict = verdict
+        self.faults = sorted(faults, key=lambda fault: fault.begin)
+        self.published: dict[str, Outbound] = {}
+        self.runs: dict[str, list[_Run]] = defaultdict(list)
+        self.acked: dict[str, float] = {}
+        running: dict[tuple[str, str], _Run] = {}
+        for entry in entries:
+            match entry.what:
+                case "publish":
+                    if entry.id in self.published:
+                        self.find("problem", entry.id, "published twice by the program itself")
+                    self.published.setdefault(entry.id, Outbound(entry))
+                case "confirmed" | "refused" | "unknown":
+                    outbound = self.published[entry.id]
+                    outbound.result, outbound.at = entry.what, entry.at
+                case "started":
+                    run = _Run(entry.by, entry.at, entry.attempt, entry.deliveries, entry.position)
+                    running[entry.by, entry.id] = run
+                    self.runs[entry.id].append(run)
+                case "handled" | "failed":
+                    run = running[entry.by, entry.id]
+                    run.ended, run.outcome = entry.at, entry.what
+                case "acked":
+                    self.acked.setdefault(entry.id, entry.at)
+                case _:
+                    pass
+
+    def find(self, kind: str, id: str, text: str) -> None:
+        self.verdict.findings.append(Finding(kind, self.name, id, text))
+
+    def check(self, letters: list[str], effects: list[str], *, drained: bool) -> None:
+        counts = self.verdict.counts
+        for outbound in self.published.values():
+            counts[outbound.result or "unanswered"] += 1
+        counts["runs"] += sum(map(len, self.runs.values()))
+        for id, runs in self.runs.items():
+            self._source(id, runs)
+            self._repeats(id, runs)
+            self._attempts(id, runs)
+            self._deliveries(id, runs)
+            self._positions(id, runs)
+        self._order()
+        dead, done = Counter(letters), Counter(effects)
+        for what, counter in (("dead letters", dead), ("effects", done)):
+            for id in counter:
+                if id not in self.published or self.published[id].result == "refused":
+                    self.find("unexpected", id, f"in the {what}, and never published")
+        for id, outbound in self.published.items():
+            self._outcome(id, outbound, dead[id], done[id], drained=drained)
+
+    # ------------------------------------------------------------------ of one message
+
+    def _source(self, id: str, runs: list[_Run]) -> None:
+        """It was published, and not reported as not stored; and not too early."""
+        outbound = self.published.get(id)
+        if outbound is None:
+            self.find("unexpected", id, "delivered, and never published")
+            return
+        if outbound.result == "refused":
+            self.find("refused", id, "delivered, and reported as certainly not stored")
+        early = outbound.entry.at + outbound.entry.delay - runs[0].began
+        if early > 0:
+            self.find("early", id, f"delivered {early:.3f} s before its time")
+
+    def _repeats(self, id: str, runs: list[_Run]) -> None:
+        """Whatever runs again does so after a failure, or because of a fault."""
+        acked = self.acked.get(id, math.inf)
+        for index, run in enumerate(runs):
+            if run.began > acked and not self._forgotten(acked):
+                self.find("after ack", id, f"delivered {run.began - acked:.3f} s after its acknowledgement was stored")
+            before = [earlier for earlier in runs[:index] if earlier.attempt >= run.attempt]
+            if not before:
+                continue
+            fault = self._explanation(before[-1], run)
+            if fault is None:
+                self.find("repeat", id, f"run again by {run.by}, {run.began - before[-1].began:.3f} s later, no fault")
+            else:
+                self.verdict.repeats[fault.what] += 1
+
+    def _explanation(self, earlier: _Run, later: _Run) -> Fault | None:
+        """Return the fault because of which *later* is the same attempt as *earlier* once more."""
+        takeover, unstored = self.terms.takeover, self.terms.unstored
+        for fault in self.faults:
+            if fault.begin > later.began or not fault.excuses:
+                continue
+            if not fault.clean:
+                if fault.hits(earlier.by):
+                    reach = unstored + fault.loses
+                    if earlier.began <= fault.end + MARGIN and earlier.ended >= fault.begin - reach:
+                        return fault
+                if fault.hits(later.by) and later.began <= fault.end + MARGIN:
+                    return fault  # it had the message before the fault, and has lost it without knowing
+            moved = self.terms.ordered and (fault.moves or fault.clean)
+            if moved and earlier.began <= fault.end + takeover and earlier.ended >= fault.begin:
+                return fault  # another owner began where the one before was not through
+        return None
+
+    def _forgotten(self, at: float) -> bool:
+        """Tell whether the server may have forgotten what it stored then."""
+        return any(fault.loses and fault.begin - fault.loses <= at <= fault.end for fault in self.faults)
+
+    def _attempts(self, id: str, runs: list[_Run]) -> None:
+        """The number of an attempt is that of the failed runs, plus one."""
+        for index, run in enumerate(runs):
+            if not 1 <= run.attempt <= self.terms.attempts:
+                self.find("attempts", id, f"attempt {run.attempt} of {self.terms.attempts}")
+            elif run.attempt > 1 and not any(
+                earlier.attempt == run.attempt - 1 and earlier.outcome == "failed" and earlier.ended <= run.began
+                for earlier in runs[:index]
+            ):
+                self.find("attempts", id, f"attempt {run.attempt}, and attempt {run.attempt - 1} has not failed")
+
+    def _deliveries(self, id: str, runs: list[_Run]) -> None:
+        """A crash counts one delivery for what the process held, and nothing else counts."""
+        for index, run in enumerate(runs):
+            most = 1 + sum(1 for fault in self.faults if not fault.clean and fault.begin <= run.began)
+            if not 1 <= run.deliveries <= most:
+                self.find("deliveries", id, f"delivery {run.deliveries}, after {most - 1} faults")
+            for earlier in runs[:index]:
+                killed = any(fault.what == "kill" and fault.to == earlier.by for fault in self.faults)
+                if (
+                    killed
+                    and not earlier.outcome
+                    and earlier.attempt == run.attempt
+                    and run.deliveries <= earlier.deliveries
+                ):
+                    self.find("deliveries", id, f"delivery {run.deliveries} again, after its process was killed")
+
+    def _positions(self, id: str, runs: list[_Run]) -> None:
+        """It is stored once: a run of the same attempt is of the same stored message."""
+        outbound = self.published.get(id)
+        if outbound is None:
+            return
+        if any(fault.wipes and outbound.entry.at <= fault.end and outbound.at >= fault.begin for fault in self.faults):
+            return  # sent again, because the server no longer knew that it had it
+        places: dict[int, set[str]] = defaultdict(set)
+        for run in runs:
+            places[0 if self.terms.ordered else run.attempt].add(run.position)
+        for found in places.values():
+            if len(found) > 1:
+                self.find("doubled", id, f"stored at {' and at '.join(sorted(found))}")
+
+    def _outcome(self, id: str, outbound: Outbound, dead: int, done: int, *, drained: bool) -> None:
+        """It was handled, or is dead, once."""
+        entry = outbound.entry
+        runs = self.runs.get(id, [])
+        handled = any(run.outcome == "handled" for run in runs)
+        doomed = entry.failures >= self.terms.attempts
+        if dead > 1:
+            self.find("doubled", id, f"{dead} dead letters")
+        spent = any(run.outcome == "failed" and run.attempt == self.terms.attempts for run in runs)
+        if dead and not (doomed and spent):
+            self.find("dead", id, "in the dead letters without having failed that often")
+        if done > 1 and self.terms.atomic:
+            self.find("doubled", id, f"what its handler published is stored {done} times")
+        if done and not entry.staged:
+            self.find("unexpected", id, "its handler has published nothing")
+        if not drained or self._gone(outbound):
+            return
+        if outbound.result != "confirmed" and not runs:
+            return
+        if doomed and not dead:
+            self.find("lost" if not runs else "stuck", id, "failed as often as it could, and no dead letter")
+        elif not doomed and not handled:
+            self.find("lost" if not runs else "stuck", id, "published, and not handled")
+        if entry.staged and handled and not done:
+            self.find("lost", id, "what its handler has published")
+
+    def _gone(self, outbound: Outbound) -> bool:
+        """Tell whether a fault may have removed the message, and nobody promises otherwise."""
+        for fault in self.faults:
+            if fault.wipes and outbound.entry.at <= fault.end:
+                return True
+            if fault.loses and outbound.entry.at <= fault.end and outbound.at >= fault.begin - fault.loses:
+                return True
+        return False
+
+    # ------------------------------------------------------------------ of all
+
+    def _order(self) -> None:
+        """First deliveries of a key come in publish order."""
+        if not self.terms.ordered:
+            return
+        last: dict[str, tuple[int, str]] = {}
+        firsts = sorted((runs[0].began, id) for id, runs in self.runs.items() if id in self.published)
+        for _, id in firsts:
+            entry = self.published[id].entry
+            number, other = last.get(entry.key, (-1, ""))
+            if entry.number < number:
+                self.find("order", id, f"delivered for the first time after {other}, which follows it")
+            else:
+                last[entry.key] = (entry.number, id)

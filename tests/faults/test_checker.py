@@ -1,0 +1,213 @@
+"""The checker bites: each mutation of a good history breaks the promise that it should, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from .checker import Fault, Terms, Verdict, check
+from .history import Entry, Journal, Reading, What
+
+History = list[Entry]
+KILL = Fault(what="kill", begin=5.0, end=5.0, to="one", moves=True)
+TERMS = Terms(ordered=True, unstored=0.5, takeover=2.0)
+
+
+def entry(at: float, by: str, what: What, id: str, **more: Any) -> Entry:
+    return Entry(at=at, by=by, what=what, of="topic", id=id, **more)
+
+
+def good() -> History:
+    """Return a history of 20 messages of two keys: one fails once, one is doomed, and the consumer is killed with one in hand."""
+    entries: History = []
+
+    def run(at: float, by: str, number: int, attempt: int, outcome: What | None, deliveries: int = 1) -> None:
+        id = f"m{number}"
+        place = f"topic@{number}"
+        entries.append(entry(at, by, "started", id, attempt=attempt, deliveries=deliveries, position=place))
+        if outcome is not None:
+            entries.append(entry(at + 0.04, by, outcome, id, attempt=attempt))
+
+    for number in range(20):
+        failures = {3: 1, 7: 3}.get(number, 0)
+        key, staged = f"k{number % 2}", number % 4 == 0
+        made = {"key": key, "number": number, "failures": failures, "staged": staged}
+        entries.append(entry(number / 10, "producer", "publish", f"m{number}", **made))
+        entries.append(entry(number / 10 + 0.05, "producer", "confirmed", f"m{number}"))
+    for number in range(20):
+        at = 3 + number / 5
+        by = "one" if at < 5 else "two"
+        match number:
+            case 3:
+                run(at, by, 3, 1, "failed")
+                run(at + 0.15, by, 3, 2, "handled")
+            case 7:
+                for attempt in (1, 2, 3):
+                    run(at + attempt / 20 - 0.05, by, 7, attempt, "failed")
+            case 9:
+                run(4.95, "one", 9, 1, None)
+                run(6.0, "two", 9, 1, "handled", deliveries=2)
+            case _:
+                run(at + (by == "two") * 1.5, by, number, 1, "handled")
+    entries.append(entry(8.3, "two", "acked", "m19"))
+    return entries
+
+
+EFFECTS = [f"m{number}" for number in range(0, 20, 4)]
+
+
+def judge(history: History, **more: Any) -> Verdict:
+    options: dict[str, Any] = {"letters": {"topic": ["m7"]}, "effects": {"topic": EFFECTS}, **more}
+    faults = options.pop("faults", [KILL])
+    return check(history, faults, {"topic": options.pop("terms", TERMS)}, **options)
+
+
+def test_a_good_history_is_good() -> None:
+    verdict = judge(good())
+    assert verdict.findings == []
+    assert verdict.repeats == {"kill": 1}
+    assert (verdict.counts["confirmed"], verdict.counts["runs"]) == (20, 24)
+    assert verdict.summary() == "20 confirmed, 24 runs, 0 stalls, 1 repeated after kill"
+
+
+def without(history: History, id: str, *what: What) -> History:
+    return [item for item in history if item.id != id or item.what not in what]
+
+
+def changed(history: History, id: str, what: What, **more: Any) -> History:
+    return [msgspec.structs.replace(item, **more) if item.id == id and item.what == what else item for item in history]
+
+
+def reported(history: History, id: str, result: What) -> History:
+    """Let publishing end otherwise."""
+    return [msgspec.structs.replace(i, what=result) if (i.id, i.what) == (id, "confirmed") else i for i in history]
+
+
+def again(history: History, id: str, at: float, by: str = "two", **more: Any) -> History:
+    """Let a message run once more."""
+    first = next(item for item in history if item.id == id and item.what == "started")
+    run = msgspec.structs.replace(first, at=at, by=by, **more)
+    return [*history, run, entry(at + 0.05, by, "handled", id, attempt=run.attempt)]
+
+
+MUTATIONS: dict[str, tuple[Callable[[History], History], set[str]]] = {
+    "never delivered": (lambda h: without(h, "m5", "started", "handled"), {"lost"}),
+    "delivered, never handled": (lambda h: without(h, "m5", "handled"), {"stuck"}),
+    "dead without having failed": (lambda h: without(h, "m7", "started", "failed"), {"dead"}),
+    "never published": (lambda h: [*h, entry(8, "two", "started", "ghost", attempt=1, deliveries=1)], {"unexpected"}),
+    "reported as not stored": (lambda h: reported(h, "m5", "refused"), {"refused"}),
+    "before its time": (lambda h: changed(h, "m5", "publish", delay=5.0), {"early"}),
+    "before it was published": (lambda h: changed(h, "m19", "started", at=1.8), {"early", "order"}),
+    "twice without a fault": (lambda h: again(h, "m15", 8.5), {"repeat"}),
+    "twice, long after the fault": (lambda h: again(h, "m2", 8.5), {"repeat"}),
+    "twice, long before the fault": (lambda h: again(h, "m2", 4.0, "one"), {"repeat"}),
+    "after its acknowledgement": (lambda h: again(h, "m19", 8.5), {"repeat", "after ack"}),
+    "stored twice": (lambda h: again(h, "m8", 5.1, "two", position="topic@99"), {"doubled"}),
+    "out of order": (
+        lambda h: changed(changed(h, "m12", "started", at=7.32), "m12", "handled", at=7.35),
+        {"order"},
+    ),
+    "an attempt too many": (lambda h: changed(h, "m3", "started", attempt=2), {"attempts", "repeat"}),
+    "an attempt that cannot be": (lambda h: again(h, "m7", 4.75, "one", attempt=4), {"attempts"}),
+    "attempt zero": (lambda h: changed(h, "m6", "started", attempt=0), {"attempts"}),
+    "a crash that does not count": (lambda h: changed(h, "m9", "started", deliveries=1), {"deliveries"}),
+    "a delivery counted for nothing": (lambda h: changed(h, "m2", "started", deliveries=2), {"deliveries"}),
+    "other content": (lambda h: [*h, entry(8, "two", "corrupt", "m5", text="the body of m6")], {"corrupt"}),
+    "a broken program": (lambda h: [*h, entry(8, "two", "problem", "", text="TypeError")], {"problem"}),
+    "published twice by the program": (lambda h: [*h, entry(8, "producer", "publish", "m5", key="k1", number=5)], {"problem"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutated_history_is_not(name: str) -> None:
+    mutate, kinds = MUTATIONS[name]
+    verdict = judge(mutate(good()))
+    assert verdict.kinds() == kinds, verdict.findings
+
+
+@pytest.mark.parametrize(
+    "more, kinds",
+    [
+        ({"letters": {}}, {"stuck"}),
+        ({"letters": {"topic": ["m7", "m7"]}}, {"doubled"}),
+        ({"letters": {"topic": ["m7", "m5"]}}, {"dead"}),
+        ({"letters": {"topic": ["m7", "ghost"]}}, {"unexpected"}),
+        ({"effects": {"topic": EFFECTS[1:]}}, {"lost"}),
+        ({"effects": {"topic": [*EFFECTS, "m8"]}}, {"doubled"}),
+        ({"effects": {"topic": [*EFFECTS, "m5"]}}, {"unexpected"}),
+        ({"effects": {"topic": [*EFFECTS, "ghost"]}}, {"unexpected"}),
+    ],
+)
+def test_what_is_stored_elsewhere_is_checked_too(more: dict[str, Any], kinds: set[str]) -> None:
+    assert judge(good(), **more).kinds() == kinds
+
+
+def fault(**more: Any) -> Fault:
+    return Fault(**{"what": "other", "begin": 5.0, "end": 5.5, **more})
+
+
+@pytest.mark.parametrize(
+    "given, explained",
+    [
+        (fault(to="one"), True),
+        (fault(), True),
+        (fault(to="two", begin=4.0, end=4.5), False),  # it got the message, and only after its own fault was over
+        (fault(to="two", end=6.0), True),
+        (fault(to="three"), False),
+        (fault(to="three", moves=True), True),
+        (fault(to="three", clean=True), True),
+        (fault(excuses=False), False),
+        (fault(begin=6.5, end=6.6), False),
+        (fault(begin=1.0, end=1.1), False),
+    ],
+)
+def test_a_fault_explains_what_it_can_have_caused(given: Fault, explained: bool) -> None:
+    kinds = judge(changed(good(), "m9", "started", deliveries=1), faults=[given]).kinds()
+    assert kinds == (set() if explained else {"repeat"}), kinds
+
+
+def test_on_a_queue_no_partition_moves() -> None:
+    history = changed(good(), "m9", "started", deliveries=1)
+    verdict = judge(history, faults=[fault(to="three", moves=True)], terms=Terms(unstored=0.5, takeover=2.0))
+    assert verdict.kinds() == {"repeat"}
+
+
+def test_a_stall_is_a_fault_of_its_process() -> None:
+    history = [*good(), entry(6.2, "one", "stalled", "", took=1.5)]
+    verdict = judge(changed(history, "m9", "started", deliveries=1), faults=[])
+    assert verdict.findings == []
+    assert verdict.repeats == {"stall": 1}
+
+
+def test_what_a_server_may_forget_is_not_lost() -> None:
+    crash = fault(begin=1.5, end=2.0, loses=0.8)
+    history = without(without(good(), "m5", "started", "handled"), "m11", "started", "handled")
+    assert judge(history, faults=[KILL, crash]).kinds() == {"lost"}  # m5 was older
+    assert judge(without(good(), "m11", "started", "handled"), faults=[KILL, crash]).kinds() == set()
+    assert judge(without(good(), "m17", "started", "handled"), faults=[KILL, fault(begin=1, end=1.2, loses=1)]).kinds()
+    wiped = fault(begin=1.0, end=1.05, wipes=True, excuses=False)
+    assert judge(history, faults=[KILL, wiped]).kinds() == {"lost"}  # m11 was younger
+    assert judge(without(good(), "m5", "started", "handled"), faults=[KILL, wiped]).kinds() == set()
+
+
+def test_what_is_under_way_is_not_lost_yet() -> None:
+    assert judge(without(good(), "m5", "started", "handled"), drained=False).kinds() == set()
+
+
+def test_journals_survive_half_a_line(tmp_path: Any) -> None:
+    reading = Reading(tmp_path)
+    with Journal(tmp_path / "one.journal", "one") as journal:
+        journal.note("started", "queue", "m1", attempt=1)
+        assert [item.id for item in reading.more()] == ["m1"]
+        journal.note("handled", "queue", "m1")
+        with (tmp_path / "one.journal").open("ab") as file:
+            file.write(b'{"at":1,"by"')
+        assert [item.what for item in reading.more()] == ["handled"]
+        with (tmp_path / "one.journal").open("ab") as file:
+            file.write(b':"one","what":"acked","id":"m1"}\n')
+        assert [item.what for item in reading.more()] == ["acked"]
+        assert reading.more() == []
+    assert len(reading.entries) == 3
