@@ -54,6 +54,11 @@ class Proxy:
         await self.close()
 
     @property
+    def owed(self) -> int:
+        """How many replies `lose_replies` has yet to swallow."""
+        return self._replies
+
+    @property
     def open(self) -> int:
         """How many connections are open."""
         return len(self._links)

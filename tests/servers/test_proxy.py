@@ -173,7 +173,7 @@ async def test_a_lost_reply_is_that_of_a_request_that_was_served(server: Server,
             await server.until(lambda number=number: len(server.ends) == number + 1)  # type: ignore[misc]
     assert server.lines == [b"hay\n", b"a needle\n", b"hay\n", b"a pin\n"]
     assert server.ends == ["closed", "closed"]
-    assert proxy.lost == 2
+    assert (proxy.lost, proxy.owed) == (2, 0)
     async with client(proxy) as one:
         one.say(b"a needle\n")
         assert await one.hear() == b"A NEEDLE\n"
