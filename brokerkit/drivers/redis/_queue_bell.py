@@ -1,0 +1,297 @@
+"""What the consumers of one queue in one process share: being woken, timers, renewing, and leaving in spite of a lost connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+from ...driver import Delivery
+from ...errors import BrokerError, BrokerUnavailable, Closed
+from ._context import Context
+from ._keys import entity
+from ._scripts import QUEUE_LEAVE, QUEUE_PASS, QUEUE_RENEW
+
+logger = logging.getLogger("brokerkit")
+
+POLL: Final = 1.0
+"""Seconds after which one of those who wait looks by itself: a wake may be lost, a clock may be set."""
+RENEWALS: Final = 3
+"""Times in a lease that it is renewed."""
+
+
+class Lease:
+    """The token of one delivery.  Each handing out makes a new one, so an older one of the same message proves nothing."""
+
+    __slots__ = ("number", "settled", "tried")
+
+    def __init__(self, number: bytes) -> None:
+        self.number = number
+        """The first six bytes of the element: its field in what the session holds."""
+        self.settled = False
+        self.tried = False
+        """Whether it may have been settled by a call whose answer is missing."""
+
+
+class Session:
+    """What a consumer is to the server: all that it holds is its own for a lease from the last sign of life on."""
+
+    __slots__ = ("drains", "flights", "held", "listed", "lock", "lone", "lost", "name", "owned", "past", "unsure")
+
+    def __init__(self, name: bytes, owned: float) -> None:
+        self.name = name
+        self.past: list[bytes] = []
+        """Names that it had before, if the server may not know the present one yet."""
+        self.owned = owned
+        """Until when, on this process's monotonic clock, it certainly owns what it holds."""
+        self.held: dict[object, Delivery] = {}
+        """By `Lease`, the oldest first."""
+        self.flights: list[list[bytes]] = []
+        """Numbers that are being settled."""
+        self.lone: Lease | None = None
+        """What had to come alone, as long as it is held."""
+        self.drains = False
+        """Whether it must have its hands free before it gets more."""
+        self.listed = False
+        """Whether it may be in the server's list of those who wait."""
+        self.unsure = False
+        """Whether replies are missing that have told what it holds."""
+        self.lost = False
+        """Whether it is over: what it held belongs to others."""
+        self.lock = asyncio.Lock()
+
+
+class Ringer(Protocol):
+    """A consumer, as its bell knows it."""
+
+    @property
+    def session(self) -> Session | None:
+        """What it holds; None while it has no session."""
+        ...
+
+    def ring(self) -> bool:
+        """There may be something to take.  Return whether it is going to look."""
+        ...
+
+    def lose(self, session: Session) -> None:
+        """What *session* holds belongs to others by now."""
+        ...
+
+
+class Bell:
+    """Rings consumers of one queue."""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self.name = name
+        self.members: dict[bytes, Ringer] = {}
+        """By the name of their session."""
+        self.waiting: dict[Ringer, None] = {}
+        """Those who would take something now, the longest first."""
+        self.lease = 60.0
+        self._users = 0
+        self._link = context.link
+        self._wakes = context.wakes
+        key = entity(name)
+        self._keys = (key,)
+        self._channel = key + b":c:" + context.process
+        self._prefix = len(context.process) + 1
+        self._timeout = context.settings.timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._look_at = math.inf
+        self._hinted = False
+        self._renew_at = math.inf
+        self._orphans: list[tuple[Sequence[bytes], float]] = []
+        """Sessions that were left while there was no connection, and until when that matters."""
+
+    # ------------------------------------------------------------------ life
+
+    async def enter(self) -> None:
+        """Listen, for one more consumer."""
+        self._users += 1
+        if self._users > 1:
+            return
+        self._link.watchers.add(self._link_changed)
+        try:
+            await self._wakes.subscribe(self._channel, self._told)
+        except BaseException:
+            self.exit()
+            raise
+
+    def exit(self) -> None:
+        """Listen for one consumer less."""
+        self._users -= 1
+        if self._users:
+            return
+        self._wakes.unsubscribe(self._channel, self._told)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._timer_at = math.inf
+        if not self._orphans:
+            self._link.watchers.discard(self._link_changed)
+
+    def admit(self, ringer: Ringer, session: Session) -> None:
+        """Ring *ringer* when the server says the name of *session*."""
+        self.members[session.name[self._prefix :]] = ringer
+        self._renew_at = min(self._renew_at, asyncio.get_running_loop().time() + self.lease / RENEWALS)
+        self._arm()
+
+    def dismiss(self, session: Session) -> None:
+        """Forget *session*."""
+        self.members.pop(session.name[self._prefix :], None)
+
+    # ------------------------------------------------------------------ ringing
+
+    def _told(self, data: bytes) -> None:
+        """The server names a session for which there may be something; nothing if it has missed to."""
+        if not data:
+            self._ring_all()
+            return
+        ringer = self.members.get(data)
+        if ringer is not None and not ringer.ring():
+            self.pass_on(ringer)
+
+    def _ring_all(self) -> None:
+        for ringer in list(self.waiting):
+            ringer.ring()
+
+    def pass_on(self, ringer: Ringer) -> None:
+        """Let another one look, because *ringer*, which was woken, does not come."""
+        session = ringer.session
+        if session is not None:
+            session.listed = False
+            self._call_pass(session.name)
+
+    def _call_pass(self, name: bytes) -> None:
+        self._link.call(QUEUE_PASS, self._keys, (name,), timeout=self._timeout).add_done_callback(_ignore)
+
+    def _link_changed(self, up: bool) -> None:
+        if up:
+            orphans, self._orphans = self._orphans, []
+            for names, until in orphans:
+                self._leave(names, until, None)
+            if not self._users:
+                self._link.watchers.discard(self._link_changed)
+                return
+            self._renew()
+        self._ring_all()
+
+    # ------------------------------------------------------------------ timers
+
+    def wait(self, ringer: Ringer) -> None:
+        """*ringer* waits for something to take."""
+        self.waiting[ringer] = None
+        if self._look_at == math.inf:
+            # Polls of all queues come together, which makes them one write.
+            self._look_at = (asyncio.get_running_loop().time() // POLL + 1) * POLL
+            self._hinted = False
+            self._arm()
+
+    def hint(self, ms: int) -> None:
+        """In so many milliseconds there may be something without a wake."""
+        when = asyncio.get_running_loop().time() + ms / 1000
+        if when < self._look_at:
+            self._look_at = when
+            self._hinted = True
+            self._arm()
+
+    def _arm(self) -> None:
+        when = min(self._look_at, self._renew_at)
+        if when < self._timer_at and self._users:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(when, self._tick)
+            self._timer_at = when
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_at = math.inf
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_at:
+            hinted, self._hinted = self._hinted, False
+            self._look_at = math.inf
+            ringer = next(iter(self.waiting), None)
+            if ringer is not None:
+                ringer.ring()
+                if len(self.waiting) > 1:
+                    self._look_at = (now // POLL + 1) * POLL
+            elif hinted:
+                self._call_pass(b"")
+        if now >= self._renew_at:
+            self._renew_at = now + self.lease / RENEWALS if self.members else math.inf
+            self._renew()
+        self._arm()
+
+    # ------------------------------------------------------------------ renewing
+
+    def _renew(self) -> None:
+        """Give a sign of life for all sessions that have given none for a while; give up those that are over."""
+        now = time.monotonic()
+        renewed: list[tuple[Ringer, Session, bytes]] = []
+        for ringer in list(self.members.values()):
+            session = ringer.session
+            if session is None:
+                continue
+            if now >= session.owned:
+                ringer.lose(session)
+            elif session.owned - now < self.lease * 0.8 and not session.unsure:
+                renewed.append((ringer, session, session.name))
+        if renewed:
+            names = [name for _, _, name in renewed]
+            call = self._link.call(QUEUE_RENEW, self._keys, names, timeout=self._timeout, again=False)
+            call.add_done_callback(partial(self._renewed, renewed, now))
+
+    def _renewed(self, renewed: list[tuple[Ringer, Session, bytes]], sent: float, call: asyncio.Future[Any]) -> None:
+        if call.cancelled() or call.exception() is not None:
+            return
+        for (ringer, session, name), ms in zip(renewed, call.result(), strict=True):
+            if ms > 0:
+                session.owned = max(session.owned, sent + ms / 1000)
+            elif session.name == name:
+                ringer.lose(session)
+
+    # ------------------------------------------------------------------ leaving
+
+    def leave(self, names: Sequence[bytes]) -> asyncio.Future[None]:
+        """Hand back what a session that had *names* still holds; the future is done when that is under way for sure."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._leave(names, loop.time() + self.lease, done)
+        return done
+
+    def _leave(self, names: Sequence[bytes], until: float, done: asyncio.Future[None] | None) -> None:
+        left = until - asyncio.get_running_loop().time()
+        if left <= 0:  # by now others have taken it
+            _resolve(done)
+            return
+        call = self._link.call(QUEUE_LEAVE, self._keys, names, timeout=left)
+        call.add_done_callback(partial(self._left, names, until, done))
+
+    def _left(
+        self, names: Sequence[bytes], until: float, done: asyncio.Future[None] | None, call: asyncio.Future[Any]
+    ) -> None:
+        error = None if call.cancelled() else call.exception()
+        if error is None and not call.cancelled() and call.result():
+            self._leave(names, until, done)
+            return
+        if isinstance(error, BrokerUnavailable):
+            self._orphans.append((names, until))
+            self._link.watchers.add(self._link_changed)
+        elif isinstance(error, BrokerError) and not isinstance(error, Closed):
+            logger.debug("%s: leaving failed: %s", self.name, error)
+        _resolve(done)
+
+
+def _resolve(done: asyncio.Future[None] | None) -> None:
+    if done is not None and not done.done():
+        done.set_result(None)
+
+
+def _ignore(call: asyncio.Future[Any]) -> None:
+    if not call.cancelled():
+        call.exception()

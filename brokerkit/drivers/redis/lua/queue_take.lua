@@ -1,0 +1,176 @@
+-- Hand elements to a session.
+-- flags: allow-oom
+-- uses: common queue_base
+-- ARGV: 1 session, 2 how many at most, 3 '1' if it waits where there is none, 4 '1' if it may be listed as waiting, 5 '1' if it
+--       was told to drain
+-- Returns ms that the session owns what it holds; how many were dropped because they had expired; 0, LONELY or DRAIN; ms after
+-- which something may be there without a wake, -1 for never; the elements.
+local LONELY, DRAIN = 1, 2
+local NEVER = string.rep('\0', 6)
+local name, room, waits, listed, drains = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1', ARGV[5] == '1'
+local expired, moved = 0, 0
+
+-- Somebody else has put *raw* into our list: give it a number, and a frame that says so.
+local function adopt(raw)
+  local number = redis.call('HINCRBY', E, 'seq', 1)
+  local id = 'broken-' .. text(number)
+  return struct.pack('>I6BBI6', number, 0, 0, 0) .. struct.pack('>BBHdH', 177, 8, 0, now / 1000, #id) .. id .. '\4' .. raw
+end
+
+-- Add to *taken* what is fit to be handed out of *popped*.
+local function sift(popped, taken)
+  moved = moved + #popped
+  for _, element in ipairs(popped) do
+    if string.byte(element, 15) ~= 177 then element = adopt(element) end
+    local until_ = string.sub(element, 9, 14)
+    if until_ ~= NEVER and struct.unpack('>I6', until_) <= now then
+      expired = expired + 1
+    else
+      taken[#taken + 1] = element
+    end
+  end
+end
+
+-- Let what is due wait in line.
+local function promote()
+  local due = redis.call('ZRANGE', E .. ':d', '-inf', text(now), 'BYSCORE', 'LIMIT', 0, BATCH)
+  if #due > 0 then
+    line_up('RPUSH', due)
+    in_chunks('ZREM', E .. ':d', due)
+  end
+  return #due == BATCH
+end
+
+-- Hand back what the sessions held whose deadline has passed.
+local function reclaim()
+  local budget = BATCH
+  local gone = redis.call('ZRANGE', E .. ':n', '-inf', text(now), 'BYSCORE', 'LIMIT', 0, 20, 'WITHSCORES')
+  for i = 1, #gone, 2 do
+    local count, all = undo(gone[i], tonumber(gone[i + 1]) ~= LEAVING, budget)
+    budget = budget - count
+    if budget <= 0 or not all then return true end
+  end
+  return #gone == 40
+end
+
+-- Take one of the *suspects*, of which each comes alone, if the session has its hands free.
+local function take_suspect(suspects, taken)
+  if redis.call('HLEN', E .. ':h:' .. name) == 0 then
+    while #taken == 0 and moved < BATCH do
+      local popped = redis.call('LPOP', E .. ':x', 1)
+      if not popped then break end
+      suspects = suspects - 1
+      sift(popped, taken)
+    end
+    if drains then redis.call('SREM', E .. ':y', name) end
+    if suspects == 0 then
+      -- Nobody has to drain any more.
+      for _, other in ipairs(redis.call('SMEMBERS', E .. ':y')) do
+        local process, session = string.match(other, '^(.-)/(.*)$')
+        redis.call('SPUBLISH', E .. ':c:' .. process, session)
+      end
+      redis.call('DEL', E .. ':y')
+    end
+    if suspects > 0 then wake(E, suspects) end
+    return #taken > 0 and LONELY or 0
+  end
+  wake(E, suspects)
+  if redis.call('SISMEMBER', E .. ':y', name) == 1 then return DRAIN end
+  if redis.call('SCARD', E .. ':y') >= suspects then return 0 end
+  redis.call('SADD', E .. ':y', name)
+  return DRAIN
+end
+
+-- Fill *taken* with up to *count* elements, those of the highest priority first.
+local function fill(taken, count)
+  if priorities == 1 then
+    while #taken < count and moved < BATCH + count do
+      local popped = redis.call('LPOP', E .. ':r0', count - #taken)
+      if not popped then return end
+      sift(popped, taken)
+    end
+    return
+  end
+  local command = {'LMPOP', priorities}
+  for p = priorities - 1, 0, -1 do command[#command + 1] = E .. ':r' .. p end
+  command[#command + 1] = 'LEFT'
+  command[#command + 1] = 'COUNT'
+  local last = #command + 1
+  while #taken < count and moved < BATCH + count do
+    command[last] = count - #taken
+    local popped = redis.call(unpack(command))
+    if not popped then return end
+    sift(popped[2], taken)
+  end
+end
+
+local function waiting()
+  local count = 0
+  for p = 0, priorities - 1 do count = count + redis.call('LLEN', E .. ':r' .. p) end
+  return count
+end
+
+-- Return the ms after which somebody has to look.
+local function hint()
+  local nearest = -1
+  for _, key in ipairs({E .. ':d', E .. ':n'}) do
+    local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    if head[2] and head[1] ~= name then
+      local wait = math.max(0, tonumber(head[2]) - now)
+      if nearest < 0 or wait < nearest then nearest = wait end
+    end
+  end
+  -- The clock was set back: nobody owns anything for longer than a lease.
+  for _, other in ipairs(redis.call('ZRANGE', E .. ':n', '+inf', text(now + lease + 1000), 'BYSCORE', 'REV', 'LIMIT', 0, 10)) do
+    redis.call('ZADD', E .. ':n', 'XX', text(now + lease), other)
+  end
+  return nearest
+end
+
+return run(function()
+  local deadline = deadline_of(name)
+  if not deadline then return redis.error_reply('BK LOST') end
+  local owned = deadline - now
+  if owned < lease * 0.9 or owned > lease then owned = renew(name) end
+  local more = promote()
+  more = reclaim() or more
+
+  local taken, state = {}, 0
+  local suspects = redis.call('LLEN', E .. ':x')
+  if suspects > 0 then
+    state = take_suspect(suspects, taken)
+  elseif drains then
+    redis.call('SREM', E .. ':y', name)
+  end
+  if state == 0 then
+    local others = redis.call('ZCARD', E .. ':w')
+    if listed then others = others - 1 end
+    if others <= 0 then
+      fill(taken, room)
+    else
+      -- Leave the others their share.
+      local ready = waiting()
+      fill(taken, math.min(room, math.ceil(ready / (others + 1))))
+      ready = ready - moved
+      if ready > 0 then wake(E, ready) end
+    end
+  end
+
+  if #taken > 0 then
+    local pairs_ = {}
+    for i, element in ipairs(taken) do
+      pairs_[2 * i - 1] = string.sub(element, 1, 6)
+      pairs_[2 * i] = element
+    end
+    in_chunks('HSET', E .. ':h:' .. name, pairs_)
+    if listed then redis.call('ZREM', E .. ':w', name) end
+    return {owned, expired, state, 0, taken}
+  end
+  if state == DRAIN then
+    if listed then redis.call('ZREM', E .. ':w', name) end
+    return {owned, expired, state, -1, taken}
+  end
+  if more or moved >= BATCH then return {owned, expired, 0, 0, taken} end
+  if waits then redis.call('ZADD', E .. ':w', text(now), name) end
+  return {owned, expired, 0, hint(), taken}
+end)
