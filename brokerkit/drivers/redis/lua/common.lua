@@ -1,3 +1,28 @@
--- What every script begins with: the time, by the server's clock.
+-- What every script begins with: the time, by the server's clock, and how the consumers of a queue are woken.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- E:w has the idle consumers by the time since when they wait; this much more is added when one is woken, so that the next
+-- message wakes another.  Whoever was woken a second ago and did not come may be woken again.
+local WOKEN = 1e15
+
+-- Let up to *count* idle consumers of queue E look, those who have waited longest first.
+local function wake(E, count)
+  while count > 0 do
+    local idle = redis.call('ZRANGE', E .. ':w', '-inf', '(' .. text(WOKEN + now - 1000), 'BYSCORE', 'LIMIT', 0, text(count))
+    if #idle == 0 then return end
+    for _, name in ipairs(idle) do
+      local process, session = string.match(name, '^(.-)/(.*)$')
+      if process and redis.call('SPUBLISH', E .. ':c:' .. process, session) > 0 then
+        redis.call('ZADD', E .. ':w', 'XX', text(WOKEN + now), name)
+        count = count - 1
+      else
+        redis.call('ZREM', E .. ':w', name)
+      end
+    end
+  end
+end

@@ -9,10 +9,6 @@ local CHUNK = 500         -- values in one command: Lua's unpack has a limit
 local opened = {}
 local order = {}
 
-local function text(number)
-  return string.format('%.0f', number)
-end
-
 local function create_entity(E, kind, settings)
   local fields = {'kind', kind}
   for name, value in string.gmatch(settings, '(%a+)=([^ ]*)') do
@@ -109,16 +105,6 @@ local function push(entity, blob)
   return entity.seq
 end
 
--- Let up to *count* idle consumers look, those who have waited longest first.
-local function wake(E, count)
-  while count > 0 do
-    local idle = redis.call('ZPOPMIN', E .. ':w')
-    if #idle == 0 then return end
-    local process, session = string.match(idle[1], '^(.-)/(.*)$')
-    if redis.call('SPUBLISH', E .. ':c:' .. process, session) > 0 then count = count - 1 end
-  end
-end
-
 local function push_all(key, values)
   for first = 1, #values, CHUNK do
     redis.call('RPUSH', key, unpack(values, first, math.min(first + CHUNK - 1, #values)))
@@ -130,10 +116,10 @@ local function finish_queue(q)
   if #q.lone > 0 then push_all(q.key .. ':x', q.lone) end
   redis.call('HSET', q.key, 'seq', text(q.seq))
   local count = q.stored
-  if count == 0 and q.due then
+  if q.due then
     -- An idle consumer has to set its timer to an earlier time.
     local head = redis.call('ZRANGE', q.key .. ':d', 0, 0, 'WITHSCORES')
-    if tonumber(head[2]) >= q.due then count = 1 end
+    if tonumber(head[2]) >= q.due then count = count + 1 end
   end
   wake(q.key, count)
 end
