@@ -49,6 +49,14 @@ class Tracker:
         self._heap: list[int] = []
         self._counts: dict[int, tuple[int, int]] = {}
 
+    def copy(self) -> Self:
+        """Return a tracker of its own with the same state: to see what a note would be before it is so."""
+        copy = type(self)(self.base)
+        copy.high, copy.fresh = self.high, self.fresh
+        copy._done, copy._waiting = self._done.copy(), self._waiting.copy()
+        copy._heap, copy._counts = self._heap.copy(), self._counts.copy()
+        return copy
+
     def __repr__(self) -> str:
         return f"<Tracker base={self.base} high={self.high} in_hand={self.in_hand} waiting={len(self._waiting)}>"
 

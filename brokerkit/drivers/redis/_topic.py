@@ -1,0 +1,437 @@
+"""`TopicConsumer`: reads a topic as a member of a group, or ephemerally, which is the same without a position to store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from asyncio import get_running_loop
+from collections.abc import Collection, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ...address import AnyTopic
+from ...driver import Delivery, Revoked, Settlement, Source
+from ...errors import BrokerError, BrokerUnavailable, ConfigError, DeliveryLost, NotFound
+from ._context import Context
+from ._link import Argument
+from ._publish import derived_settings
+from ._scripts import TOPIC_START
+from ._topic_claim import Claim, Lease, lease_of
+from ._topic_commit import Commits, Job
+from ._topic_member import Membership
+from ._topic_place import check_place, missing, start_args
+from ._topic_reader import TopicReader
+
+logger = logging.getLogger("brokerkit")
+
+PATIENCE: Final = 60.0
+"""Least seconds that a partition waits for what runs before it moves: a member that lives is not hurried."""
+LEAVING: Final = 5.0
+"""Most seconds that leaving waits for the server."""
+
+
+class TopicConsumer(TopicReader):
+    """A reader of a topic, and its context manager."""
+
+    def __init__(self, context: Context, topic: AnyTopic, source: Source, prefetch: int, revoked: Revoked) -> None:
+        super().__init__(context, topic, source, prefetch)
+        self._revoked = revoked
+        self._channel = self._keys[0] + b":c"
+        self._tasks: TaskGroup | None = None
+        self._lapses: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------ life
+
+    async def __aenter__(self) -> Self:
+        """Return when ready, with the start stored."""
+        link, wakes = self._link, self._context.wakes
+        places = await self._start()
+        self._tasks = tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        self._entered = True
+        try:
+            await wakes.subscribe(self._channel, self._told)
+            if self._group is None:
+                self._read_alone(places)
+            else:
+                await self._join(self._group)
+        except BaseException:
+            wakes.unsubscribe(self._channel, self._told)
+            if self._membership is not None:
+                self._membership.abandon()
+            self._close()
+            await tasks.__aexit__(None, None, None)
+            raise
+        link.watchers.add(self._watch)
+        self._context.readers[self] = None
+        return self
+
+    async def _start(self) -> list[str]:
+        """Find out where reading begins, and store it for a group that is new."""
+        topic, source = self._topic, self._source
+        args: list[Argument] = [derived_settings(topic), source.group or "", *start_args(topic, source.start)]
+        try:
+            reply = await self._link.call(TOPIC_START, self._keys, args, timeout=self._context.settings.timeout)
+        except NotFound as error:
+            raise missing(topic, self._link, error) from error.__cause__
+        check_place(topic, source.start, reply)
+        if source.until_end:
+            self._ends = [int(end) for end in reply[1]]
+        return [place.decode() for place in reply[2]]
+
+    def _read_alone(self, places: list[str]) -> None:
+        for number, place in enumerate(places):
+            end = None if self._ends is None else self._ends[number]
+            self._claims[number] = Claim(self._topic, number, 0, f"{place} ", b"", end)
+        self.granted(list(self._claims.values()))
+
+    async def _join(self, group: str) -> None:
+        link, sealed, name = self._link, self._context.sealed, self._topic.name
+        self._membership = member = Membership(link, self._topic, group, self._session, self._ends, self)
+        self._commits = commits = Commits(
+            link, sealed, name, group, self._held, self.taken, self._freed, self._pump, self._session
+        )
+        self._claims, commits.member = member.claims, member.name
+        await member.join()
+        self._watch_deadline()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Hand back what is unsettled and leave the group."""
+        self._entered = False
+        self._wake()
+        self._context.readers.pop(self, None)
+        self._link.watchers.discard(self._watch)
+        self._context.wakes.unsubscribe(self._channel, self._told)
+        tasks, self._tasks = self._tasks, None
+        try:
+            if tasks is not None:
+                tasks.cancel_scope.cancel()
+                # Without the exception of the body, which would come out in a group.
+                await tasks.__aexit__(None, None, None)
+        finally:
+            if self._membership is not None and self._commits is not None:
+                with anyio.move_on_after(min(LEAVING, self._session), shield=True):
+                    await self._leave(self._membership, self._commits)
+            self._close()
+
+    async def _leave(self, member: Membership, commits: Commits) -> None:
+        until = member.deadline
+        if get_running_loop().time() >= until:
+            member.abandon()
+            return
+        with anyio.move_on_after(LEAVING / 2):
+            if self._link.up:
+                await commits.quiet()
+        known = not commits.busy  # else what a settlement has stored may be more than is known here
+        member.stop()
+        commits.close()
+        commits.abort(member.name)
+        self._hand_back(list(self._held.values()))
+        for claim in self._claims.values():
+            claim.unplan()
+        left = member.leave(stored=known)
+        left.add_done_callback(_ignore)
+        await asyncio.wait([left])
+        error = left.exception()
+        if isinstance(error, BrokerUnavailable):
+            self._leave_later(member, until)
+        elif error is not None and not isinstance(error, NotFound):
+            logger.warning("%s: leaving group %s: %s", self._topic.name, self._group, error)
+
+    def _leave_later(self, member: Membership, until: float) -> None:
+        """Leave when the connection is mended, unless the session has ended by then."""
+        watchers, loop = self._link.watchers, get_running_loop()
+
+        def mended(up: bool) -> None:
+            if up:
+                watchers.discard(mended)
+                if loop.time() < until:
+                    member.leave_again().add_done_callback(_ignore)
+
+        watchers.add(mended)
+        loop.call_at(until, watchers.discard, mended)
+
+    def _close(self) -> None:
+        self._entered = False
+        for timer in (self._timer, self._lapses):
+            if timer is not None:
+                timer.cancel()
+        if self._membership is not None:
+            self._membership.stop()
+        if self._commits is not None:
+            self._commits.close()
+            self._commits.abort(b"")
+        self._held.clear()
+        self._fetched.clear()
+
+    def _watch(self, up: bool) -> None:
+        """The connection is back, or has been gone for too long."""
+        if not up:
+            self.fail(BrokerUnavailable(f"the connection was lost: {self._link.problem or 'it was closed'}"))
+            return
+        if self._membership is not None:
+            self._membership.soon()
+        self._look_at_all()
+
+    # ------------------------------------------------------------------ settling
+
+    async def settle(self, items: Sequence[Settlement], *, confirm: bool = False) -> Sequence[BrokerError | None]:
+        """Store the records of each item and acknowledge its delivery, both or none; one result each."""
+        member, held = self._membership, self._held
+        if member is not None and get_running_loop().time() >= member.deadline:
+            self._lapse()
+        results: list[BrokerError | None] = []
+        touched: dict[Claim, None] = {}
+        jobs: dict[int, Job] = {}
+        pop = held.pop
+        for item in items:
+            lease: Lease = item.delivery.token  # type: ignore[assignment]
+            if item.publish:
+                results.append(self._settle_copies(len(results), item, jobs))
+            elif pop(lease, None) is None:
+                results.append(_unheld(lease))
+            elif lease.job is not None:
+                held[lease] = item.delivery
+                jobs[len(results)] = lease.job
+                results.append(None)
+            else:
+                lease.settled = True
+                claim = lease.claim
+                claim.tracker.done(lease.offset)
+                touched[claim] = None
+                results.append(None)
+        for claim in touched:
+            self._touch(claim)
+            if claim.standing:
+                self._freed(claim)
+        if self._waiter is not None:
+            self._pump()
+        if jobs:
+            await asyncio.wait([job.future for job in jobs.values()])
+            for index, job in jobs.items():
+                results[index] = job.future.result()
+        if confirm and self._commits is not None and any(result is None for result in results):
+            await self._confirm(items, results, self._commits)
+        return results
+
+    def _settle_copies(self, index: int, item: Settlement, jobs: dict[int, Job]) -> BrokerError | None:
+        """Begin to settle an item that publishes; return why that cannot be done."""
+        lease = item.delivery.token
+        if lease not in self._held:
+            return _unheld(lease)
+        if self._commits is None:
+            return ConfigError(f"a reader of {self._topic.name} without a group settles nothing")
+        assert isinstance(lease, Lease)
+        try:
+            jobs[index] = lease.job or self._commits.add(lease, item.publish)
+        except BrokerError as error:
+            return error
+        return None
+
+    async def _confirm(self, items: Sequence[Settlement], results: list[BrokerError | None], commits: Commits) -> None:
+        """Wait until what was settled is stored."""
+        failure: BrokerError | None = None
+        try:
+            await commits.stored()
+        except BrokerError as error:
+            failure = error
+        for index, item in enumerate(items):
+            if results[index] is None:
+                lost = not item.publish and lease_of(item.delivery).claim.lost
+                results[index] = DeliveryLost() if lost else failure
+
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand *deliveries* back, uncounted."""
+        if self._membership is not None and get_running_loop().time() >= self._membership.deadline:
+            self._lapse()
+        released = self._hand_back(deliveries)
+        if self._waiter is not None:
+            self._pump()
+        if released and self._commits is not None:
+            await self._commits.stored()
+
+    def _hand_back(self, deliveries: Sequence[Delivery]) -> bool:
+        """Let *deliveries*, if they are held, wait again; return whether one was."""
+        released = False
+        for delivery in deliveries:
+            lease = delivery.token
+            if isinstance(lease, Lease) and lease.job is None and self._held.pop(lease, None) is not None:
+                lease.claim.hand_back(lease, delivery)
+                self._news[lease.claim] = None
+                self._touch(lease.claim)
+                released = True
+        return released
+
+    async def hold(self, delivery: Delivery, attempts: int) -> None:
+        """Keep the failed attempts of a delivery."""
+        if self._membership is not None and get_running_loop().time() >= self._membership.deadline:
+            self._lapse()
+        lease = delivery.token
+        if lease not in self._held or not isinstance(lease, Lease):
+            if (lost := _unheld(lease)) is not None:
+                raise lost
+            return
+        lease.claim.tracker.hold(lease.offset, attempts)
+        self._touch(lease.claim)
+        if self._commits is not None:
+            await self._commits.stored()
+            if lease.claim.lost:
+                raise DeliveryLost
+
+    # ------------------------------------------------------------------ what is ours
+
+    def granted(self, claims: Sequence[Claim]) -> None:
+        """Begin to read *claims*."""
+        for claim in claims:
+            self._by_text[claim.text] = claim
+            self._news[claim] = None
+        self._pump()
+
+    def taken(self, claims: Sequence[Claim]) -> None:
+        """*claims* belong to others by now: tell the program what it has lost."""
+        assert self._membership is not None
+        for claim in claims:
+            self._membership.forget(claim)
+        lost = self._drop(claims)
+        if lost and self._tasks is not None:
+            self._tasks.start_soon(self._tell, lost)
+        self._membership.soon()
+
+    def _drop(self, claims: Collection[Claim]) -> list[Delivery]:
+        """Have nothing more of *claims* in hand; return what the program had."""
+        waiting = set(map(lease_of, self._fetched))
+        lost: list[Delivery] = []
+        for claim in claims:
+            claim.lost = True
+            self._by_text.pop(claim.text, None)
+            self._news.pop(claim, None)
+        for lease, delivery in [item for item in self._held.items() if lease_of(item[1]).claim.lost]:
+            del self._held[lease]
+            if lease not in waiting:
+                lost.append(delivery)
+        if waiting:
+            self._forget_fetched()
+        if self._commits is not None:
+            self._commits.drop(list(claims))
+        return lost
+
+    def _forget_fetched(self) -> None:
+        """Keep of what was fetched only what is still held."""
+        kept = [delivery for delivery in self._fetched if delivery.token in self._held]
+        self._fetched.clear()
+        self._fetched.extend(kept)
+
+    def surplus(self, count: int) -> None:
+        """Let *count* partitions go, those first of which least is in hand; what runs is waited for."""
+        for delivery in self._fetched:
+            self._hand_back([delivery])
+        self._fetched.clear()
+        count -= sum(claim.revoking for claim in self._claims.values())
+        free = sorted(
+            (claim for claim in self._claims.values() if not claim.revoking), key=lambda claim: claim.tracker.in_hand
+        )
+        moving = free[: max(0, count)]
+        for claim in moving:
+            claim.revoking = True
+        busy = {lease_of(delivery).claim for delivery in self._held.values()}
+        self._let_go([claim for claim in moving if claim not in busy])
+        if self._tasks is not None and (rest := [claim for claim in moving if claim in busy]):
+            self._tasks.start_soon(self._move, rest)
+
+    async def _move(self, claims: list[Claim]) -> None:
+        """Let *claims* go when the program has let go of what it has of them."""
+        assert self._commits is not None
+        with anyio.move_on_after(max(self._session, PATIENCE)) as patience:
+            await self._tell(self._held_of(claims))
+        while self._commits.carries(claims):
+            await self._commits.quiet()
+        left = self._held_of(claims)
+        if patience.cancelled_caught:
+            for delivery in left:  # it may be what hangs: that counts
+                del self._held[delivery.token]
+        else:
+            self._hand_back(left)
+        self._let_go(claims)
+
+    def _held_of(self, claims: Sequence[Claim]) -> list[Delivery]:
+        return [delivery for delivery in self._held.values() if lease_of(delivery).claim in claims]
+
+    def _let_go(self, claims: Sequence[Claim]) -> None:
+        """Give *claims*, of which nothing is in hand, to others."""
+        claims = [claim for claim in claims if not claim.gone]
+        if not claims or self._membership is None or self._commits is None:
+            return
+        for claim in claims:
+            claim.unplan()
+            self._by_text.pop(claim.text, None)
+            self._news.pop(claim, None)
+        self._commits.drop(claims)
+        self._membership.release(claims)
+        self._pump()
+
+    # ------------------------------------------------------------------ being away for too long
+
+    def _watch_deadline(self) -> None:
+        member, loop = self._membership, get_running_loop()
+        if self._lapses is not None:
+            self._lapses.cancel()
+            self._lapses = None
+        if member is None or not self._entered:
+            return
+        if loop.time() >= member.deadline:
+            self._lapse()
+        else:
+            when = min(member.deadline, loop.time() + self._session)
+            self._lapses = loop.call_at(when, self._watch_deadline)
+
+    def _lapse(self) -> None:
+        """Give everything up: others may own it by now.  Then take part anew."""
+        member, commits = self._membership, self._commits
+        if member is None or commits is None:
+            return
+        claims = list(member.claims.values())
+        member.abandon()
+        lost = self._drop(claims)
+        commits.abort(member.name)
+        if self._tasks is not None and self._entered:
+            logger.warning(
+                "%s: group %s heard nothing of this member for %.3g s; it takes part anew",
+                self._topic.name,
+                self._group,
+                self._session,
+            )
+            self._tasks.start_soon(self._rejoin, lost)
+
+    async def _rejoin(self, lost: list[Delivery]) -> None:
+        """Take part again when the program knows what it has lost."""
+        assert self._membership is not None
+        if lost:
+            with anyio.move_on_after(self._session):
+                await self._tell(lost)
+        try:
+            await self._membership.join()
+        except BrokerError as error:
+            self.fail(error)
+            return
+        self._watch_deadline()
+
+    async def _tell(self, deliveries: Sequence[Delivery]) -> None:
+        try:
+            await self._revoked(deliveries)
+        except Exception:
+            logger.exception("the callback for revoked deliveries failed")
+
+
+def _unheld(lease: object) -> DeliveryLost | None:
+    """Return what settling *lease*, which is not held, comes to: nothing if it was settled before."""
+    return None if isinstance(lease, Lease) and lease.settled else DeliveryLost()
+
+
+def _ignore(future: asyncio.Future[object]) -> None:
+    if not future.cancelled():
+        future.exception()

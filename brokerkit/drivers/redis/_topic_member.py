@@ -1,0 +1,229 @@
+"""Membership of a group: signs of life, and which partitions are one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+from ...address import AnyTopic
+from ...errors import BrokerError, BrokerUnavailable, NotFound
+from ._keys import entity
+from ._link import Argument, Link
+from ._scripts import TOPIC_SYNC
+from ._topic_claim import Claim
+
+_SOONER: Final = 0.005
+"""Seconds behind the end of another member's session at which one looks whether it has died."""
+
+
+def new_name() -> bytes:
+    """Return a name for a member that nobody else has."""
+    return os.urandom(10).hex().encode()
+
+
+class Told(Protocol):
+    """Who takes part."""
+
+    def granted(self, claims: Sequence[Claim]) -> None:
+        """*claims* are ours."""
+        ...
+
+    def taken(self, claims: Sequence[Claim]) -> None:
+        """*claims* belong to others by now."""
+        ...
+
+    def surplus(self, count: int) -> None:
+        """Others wait for *count* partitions that are ours."""
+        ...
+
+    def fail(self, error: BrokerError) -> None:
+        """It cannot go on."""
+        ...
+
+
+class Membership:
+    """One member of a group."""
+
+    def __init__(self, link: Link, topic: AnyTopic, group: str, session: float, ends: list[int] | None, told: Told):
+        self._link = link
+        self._topic = topic
+        self._group = group
+        self._session = session
+        self._ends = ends
+        self._told = told
+        self._keys = [entity(topic.name)]
+        self.name = new_name()
+        self.claims: dict[int, Claim] = {}
+        self.deadline = math.inf
+        """When others may have taken over, if no sign of life arrives by then; by the loop's clock."""
+        self._letting: dict[Claim, bytes] = {}
+        """Partitions that are let go, with the position to store."""
+        self._busy = False
+        self._again = False
+        self._in = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._joining: asyncio.Future[None] | None = None
+        self._left: list[Argument] = []
+
+    # ------------------------------------------------------------------ taking part
+
+    async def join(self) -> None:
+        """Take part.
+
+        Raises:
+            NotFound: the group was deleted meanwhile.
+            BrokerUnavailable: no answer.
+        """
+        self._in = True
+        self._joining = joined = asyncio.get_running_loop().create_future()
+        try:
+            self._send()
+            await joined
+        finally:
+            self._joining = None
+
+    def soon(self) -> None:
+        """Look at once who owns what."""
+        if self._in:
+            self._send()
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Let *claims* go, with what is done of them."""
+        for claim in claims:
+            self._letting[claim] = claim.position(claim.tracker)
+            self.forget(claim)
+        self.soon()
+
+    def forget(self, claim: Claim) -> None:
+        """Have nothing to do with *claim* any more."""
+        claim.gone = True
+        if self.claims.get(claim.number) is claim:
+            del self.claims[claim.number]
+
+    def abandon(self) -> None:
+        """Have been away for too long: let the server forget this member, and be another one from now on."""
+        self.stop()
+        if self._link.up:
+            self._leave(()).add_done_callback(_ignore)
+        for claim in list(self.claims.values()):
+            self.forget(claim)
+        self.name = new_name()
+        self._letting.clear()
+        self._busy = self._again = False
+        self.deadline = math.inf
+
+    def stop(self) -> None:
+        """Send no more signs of life."""
+        self._in = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def leave(self, *, stored: bool) -> asyncio.Future[Any]:
+        """Let everything go, with what is done of it if *stored*."""
+        self.stop()
+        letting = dict(self._letting)
+        for claim in list(self.claims.values()):
+            letting[claim] = claim.position(claim.tracker) if stored else b""
+            self.forget(claim)
+        return self._leave(list(letting.items()))
+
+    def _leave(self, letting: Sequence[tuple[Claim, bytes]]) -> asyncio.Future[Any]:
+        args: list[Argument] = [self._group, self.name, 0, 1, ""]
+        for claim, position in letting:
+            args += (claim.number, claim.epoch, position)
+        self._left = args
+        return self.leave_again()
+
+    def leave_again(self) -> asyncio.Future[Any]:
+        """Do the same once more: nothing was heard of it."""
+        return self._link.call(TOPIC_SYNC, self._keys, self._left, timeout=self._session)
+
+    # ------------------------------------------------------------------ signs of life
+
+    def _send(self) -> None:
+        if self._busy:
+            self._again = True
+            return
+        self._busy, self._again = True, False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        loop = asyncio.get_running_loop()
+        known = " ".join(f"{claim.number}:{claim.epoch}" for claim in self.claims.values())
+        args: list[Argument] = [self._group, self.name, math.ceil(self._session * 1000), 0, known]
+        letting = list(self._letting.items())
+        for claim, position in letting:
+            args += (claim.number, claim.epoch, position)
+        answer = self._link.call(TOPIC_SYNC, self._keys, args, timeout=self._session)
+        answer.add_done_callback(partial(self._answered, self.name, loop.time(), [claim for claim, _ in letting]))
+
+    def _answered(self, name: bytes, sent: float, let: list[Claim], answer: asyncio.Future[Any]) -> None:
+        error = answer.exception()
+        if name != self.name or not self._in:
+            return
+        self._busy = False
+        if error is not None:
+            self._failed(error)
+            return
+        self.deadline = sent + self._session
+        for claim in let:
+            self._letting.pop(claim, None)
+        reply = answer.result()
+        self._apply(reply[2:])
+        if self._joining is not None and not self._joining.done():
+            self._joining.set_result(None)
+        if self._again:
+            self._send()
+            return
+        soonest = reply[0]
+        wait = self._session / 4
+        if soonest >= 0:
+            wait = min(wait, soonest / 1000 + _SOONER)
+        self._timer = asyncio.get_running_loop().call_later(wait, self._send)
+        if reply[1]:
+            self._told.surplus(reply[1])
+
+    def _apply(self, owned: list[Any]) -> None:
+        """Take note of what is ours by now."""
+        seen: set[Claim] = set()
+        granted: list[Claim] = []
+        for at in range(0, len(owned), 4):
+            number, epoch, position, mark = owned[at : at + 4]
+            claim = self.claims.get(number)
+            if claim is not None and claim.epoch == epoch:
+                seen.add(claim)
+            elif not any((let.number, let.epoch) == (number, epoch) for let in self._letting):
+                end = None if self._ends is None else self._ends[number]
+                granted.append(Claim(self._topic, number, epoch, position.decode() or "0-0 ", mark, end))
+        taken = [claim for claim in self.claims.values() if claim not in seen]
+        for claim in taken:
+            self.forget(claim)
+        if taken:
+            self._told.taken(taken)
+        for claim in granted:
+            self.claims[claim.number] = claim
+        if granted:
+            self._told.granted(granted)
+
+    def _failed(self, error: BaseException) -> None:
+        failure = error if isinstance(error, BrokerError) else BrokerError(str(error))
+        if isinstance(failure, NotFound):
+            failure = NotFound(f"{self._topic.name} or its group {self._group} was deleted")
+        if self._joining is not None:
+            self._in = False
+            if not self._joining.done():
+                self._joining.set_exception(failure)
+        elif isinstance(failure, BrokerUnavailable):
+            self._timer = asyncio.get_running_loop().call_later(min(0.2, self._session / 8), self._send)
+        else:
+            self._told.fail(failure)
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
