@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 from zlib import crc32
 
-from ...address import Address, Queue, Topic
+from ...address import Address, DeadLetters, Queue, Topic
 from ...driver import Headers, Record
 
 MAGIC: Final = 0xB1
@@ -30,10 +30,12 @@ _NULL: Final = 4
 _TYPE: Final = 8
 _HEADERS: Final = 16
 _CARRIED: Final = 32
+_PRIORITY: Final = 64
 
 _TYPES: Final = (b"application/json", b"application/octet-stream", b"text/plain", b"application/msgpack", BROKEN)
 _HEAD = struct.Struct(">BBHd")
 _PLAIN = struct.Struct(">BBHd10sI")  # with a short id
+_TYPED = struct.Struct(">BBHd10sIB")  # and with a known content type and nothing else
 _FRONT = struct.Struct(">HIBBHI")  # u48 | u8 | u8 | u48
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
@@ -57,18 +59,12 @@ class Damaged(Exception):
 
 def frame(record: Record) -> bytes:
     """Return *record* without its queue options."""
-    id = record.id
+    id, body = record.id, record.body
     flags, front = _written.get(record.headers) or _write_headers(record.headers)
-    body = record.body
     if body is None:
         flags, body = flags | _NULL, b""
-    key = record.key
-    if key is not None:
-        flags |= _KEY
-        front = b"%b%b%b" % (_U16.pack(len(key)), key, front)
-    if record.deliveries and isinstance(record.address, Topic):  # a queue keeps them before the frame
-        flags |= _CARRIED
-        front = b"%c%b" % (min(record.deliveries, 255), front)
+    if record.key is not None or record.deliveries or record.priority:
+        flags, front = _more(record, flags, front)
     attempts = record.attempts if record.attempts < 65536 else 65535
     raw = _prefixes.get(id[:21])
     if raw is None:
@@ -76,19 +72,25 @@ def frame(record: Record) -> bytes:
     if raw:
         number = id[21:]
         if number.isascii() and number.isdigit() and number[0] != "0" and (count := int(number)) < 1 << 32:
-            return b"%b%b%b" % (
-                _PLAIN.pack(MAGIC, flags | _SHORT_ID, attempts, record.timestamp, raw, count),
-                front,
-                body,
-            )
+            if flags == _TYPE:
+                return _TYPED.pack(MAGIC, _TYPE | _SHORT_ID, attempts, record.timestamp, raw, count, front[0]) + body
+            return _PLAIN.pack(MAGIC, flags | _SHORT_ID, attempts, record.timestamp, raw, count) + front + body
     text = id.encode()
-    return b"%b%b%b%b%b" % (
-        _HEAD.pack(MAGIC, flags, attempts, record.timestamp),
-        _U16.pack(len(text)),
-        text,
-        front,
-        body,
-    )
+    return b"".join((_HEAD.pack(MAGIC, flags, attempts, record.timestamp), _U16.pack(len(text)), text, front, body))
+
+
+def _more(record: Record, flags: int, front: bytes) -> tuple[int, bytes]:
+    key = record.key
+    if key is not None:
+        flags |= _KEY
+        front = b"%b%b%b" % (_U16.pack(len(key)), key, front)
+    if record.deliveries and isinstance(record.address, Topic):  # a queue keeps them before the frame
+        flags |= _CARRIED
+        front = b"%c%b" % (min(record.deliveries, 255), front)
+    if record.priority and isinstance(record.address, DeadLetters):  # the same, and a redrive needs it again
+        flags |= _PRIORITY
+        front = b"%c%b" % (min(record.priority, 255), front)
+    return flags, front
 
 
 def _prefix_of(id: str) -> bytes:
@@ -123,10 +125,20 @@ def _whole(seconds: float) -> int:
     return min(_MAX_MS, max(0, -int(-seconds * 1000 // 1)))
 
 
+def plain(record: Record) -> bool:
+    """Return whether *record* has no options of queues."""
+    return not (record.delay or record.deliveries or record.priority) and record.ttl is record.expires is None
+
+
 def queue_blob(record: Record) -> bytes:
     """Return *record* as scripts store it in a queue."""
-    if not (record.delay or record.deliveries or record.priority) and record.ttl is record.expires is None:
-        return b"%b%b" % (_ZERO, frame(record))
+    return options(record) + frame(record)
+
+
+def options(record: Record) -> bytes:
+    """Return what stands before the frame of *record* in a queue."""
+    if plain(record):
+        return NO_OPTIONS
     delay = _whole(record.delay) if record.delay > 0 else 0
     if record.expires is not None:
         expires = max(1, _whole(record.expires))
@@ -134,11 +146,11 @@ def queue_blob(record: Record) -> bytes:
         expires = 0 if record.ttl is None else _RELATIVE + _whole(record.ttl)
     deliveries = min(record.deliveries, 255)
     priority = min(max(record.priority, 0), 255)
-    front = _FRONT.pack(delay >> 32, delay & 0xFFFFFFFF, deliveries, priority, expires >> 32, expires & 0xFFFFFFFF)
-    return front + frame(record)
+    return _FRONT.pack(delay >> 32, delay & 0xFFFFFFFF, deliveries, priority, expires >> 32, expires & 0xFFFFFFFF)
 
 
-_ZERO: Final = bytes(PREFIX)
+NO_OPTIONS: Final = bytes(PREFIX)
+"""What stands before the frame of a record without options."""
 
 
 def topic_blob(record: Record, spread: int) -> bytes:
@@ -192,6 +204,9 @@ def read(
             id = _slice(data, at + 2, end).decode()
             at = end
         carried = 0
+        if flags & _PRIORITY:
+            priority = data[at]
+            at += 1
         if flags & _CARRIED:
             carried = data[at]
             at += 1

@@ -7,19 +7,20 @@ under its number, and the server, which keeps the last batch of each producer, s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from ...address import Address, AnyTopic, Queue, Topic
+from ...address import Address, Queue, Topic
 from ...driver import Receipt, Record
 from ...errors import BrokerError, BrokerUnavailable, NotAttempted, NotFound, PublishUnknown, TooLarge
 from ...policy import MAX_BODY
-from ._frames import topic_blob, writer
+from ._frames import NO_OPTIONS, frame, plain, queue_blob, topic_blob
 from ._keys import entity
 from ._link import Link, Unanswered
-from ._scripts import PUBLISH
+from ._scripts import PUBLISH, PUBLISH_QUEUE, PUBLISH_TOPIC, Script
 
 BATCH: Final = 1000
 """Records in one script call, unless one call to `Outbox.add` has more."""
@@ -57,13 +58,20 @@ def too_large(record: Record) -> TooLarge:
 
 
 class _Item:
-    __slots__ = ("blobs", "deadline", "future", "records", "sent", "size")
+    __slots__ = ("blobs", "deadline", "future", "plain", "records", "sent")
 
     def __init__(
-        self, records: Sequence[Record], blobs: list[bytes], deadline: float, future: asyncio.Future[list[Result]]
+        self,
+        records: Sequence[Record],
+        blobs: Sequence[bytes],
+        plain: bool,
+        deadline: float,
+        future: asyncio.Future[list[Result]],
     ) -> None:
         self.records = records
         self.blobs = blobs
+        self.plain = plain
+        """Whether the blobs are frames alone, without the options of queues."""
         self.deadline = deadline
         self.future = future
         self.sent = False
@@ -76,11 +84,15 @@ class Outbox:
         key = entity(address.name)
         self._link = link
         self._address = address
-        self._keys = (key, key + b":p:" + producer)
+        self._name = address.name
+        self._producer = b"@" + producer
         self._ids = isinstance(address, Queue) and address.dedup > 0
-        self._head = (kind_of(address), derived_settings(address), b"1" if self._ids else b"0")
-        self._topic: AnyTopic | None = address if isinstance(address, Topic) else None
-        self._blob: Callable[[Record], bytes] = self._topic_blob if self._topic is not None else writer(address)
+        self._kind = kind_of(address)
+        self._create = derived_settings(address)
+        self._key = key
+        self._topic = isinstance(address, Topic)
+        self._may_be_plain = isinstance(address, Queue) and not self._create and not self._ids
+        self._keys = (key, key + b":r0") if self._may_be_plain else (key,)
         self._spread = int.from_bytes(producer[:3], "big")
         self._items: deque[_Item] = deque()
         self._sent: list[_Item] = []
@@ -92,13 +104,28 @@ class Outbox:
 
     # ------------------------------------------------------------------ adding
 
+    def add_one(self, records: Sequence[Record], timeout: float) -> asyncio.Future[list[Result]]:
+        """Do what `add` does, for one record, which is nearly always what is published."""
+        (record,) = records
+        if self._may_be_plain and plain(record):
+            blob, is_plain = frame(record), True
+        else:
+            blob, is_plain = self._blob(record), False
+        return self._add(records, (blob,), is_plain, timeout)
+
     def add(self, records: Sequence[Record], timeout: float) -> asyncio.Future[list[Result]]:
         """Store *records*, whose bodies are within the limit; the future has one result each."""
+        if self._may_be_plain and all(map(plain, records)):
+            return self._add(records, list(map(frame, records)), True, timeout)
+        return self._add(records, [self._blob(record) for record in records], False, timeout)
+
+    def _add(
+        self, records: Sequence[Record], blobs: Sequence[bytes], is_plain: bool, timeout: float
+    ) -> asyncio.Future[list[Result]]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Result]] = loop.create_future()
-        blob = self._blob
         deadline = loop.time() + timeout
-        self._items.append(_Item(records, [blob(record) for record in records], deadline, future))
+        self._items.append(_Item(records, blobs, is_plain, deadline, future))
         if deadline < self._timer_at:
             self._arm(loop, deadline)
         if not self._busy and not self._coming:
@@ -106,9 +133,11 @@ class Outbox:
             self._link.soon(self._flush)
         return future
 
-    def _topic_blob(self, record: Record) -> bytes:
-        self._spread = spread = self._spread + 1
-        return topic_blob(record, spread)
+    def _blob(self, record: Record) -> bytes:
+        if self._topic:
+            self._spread = spread = self._spread + 1
+            return topic_blob(record, spread)
+        return queue_blob(record) if self._kind == b"q" else frame(record)
 
     def _flush(self) -> None:
         """Send the next batch."""
@@ -116,8 +145,7 @@ class Outbox:
         items, sent = self._items, self._sent
         if self._busy or not items:
             return
-        args: list[bytes | int] = [self._head[0], self._number + 1, self._head[1], self._head[2]]
-        deadline, count, size = 0.0, 0, 0
+        deadline, count, size, is_plain = 0.0, 0, 0, True
         while items and count < BATCH and size < BATCH_BYTES:
             item = items.popleft()
             if item.future.done():  # nobody waits for it any more
@@ -126,18 +154,32 @@ class Outbox:
             sent.append(item)
             count += len(item.blobs)
             size += len(item.blobs[0]) * len(item.blobs)
+            is_plain = is_plain and item.plain
             deadline = max(deadline, item.deadline)
-            if not self._ids:
-                args += item.blobs
-            else:
-                for record, blob in zip(item.records, item.blobs, strict=True):
-                    args += (blob, record.id.encode())
         if not sent:
             return
         self._busy = True
         self._number += 1
         left = max(0.001, deadline - asyncio.get_running_loop().time())
-        self._link.call(PUBLISH, self._keys, args, timeout=left).add_done_callback(self._answered)
+        script, args = self._batch(sent, is_plain)
+        self._link.call(script, self._keys, args, timeout=left).add_done_callback(self._answered)
+
+    def _batch(self, items: list[_Item], is_plain: bool) -> tuple[Script, list[bytes | int]]:
+        """Return the script for *items*, and its arguments."""
+        args: list[bytes | int] = [self._producer, self._number]
+        if is_plain or (self._topic and not self._create):
+            for item in items:
+                args += item.blobs
+            return PUBLISH_QUEUE if is_plain else PUBLISH_TOPIC, args
+        args += [self._kind, self._create, b"1" if self._ids else b"0"]
+        for item in items:
+            blobs = [NO_OPTIONS + blob for blob in item.blobs] if item.plain else item.blobs
+            if not self._ids:
+                args += blobs
+                continue
+            for record, blob in zip(item.records, blobs, strict=True):
+                args += (blob, record.id.encode())
+        return PUBLISH, args
 
     # ------------------------------------------------------------------ results
 
@@ -152,41 +194,37 @@ class Outbox:
             for item in items:
                 self._fail(item, error)
             return
-        receipts = iter(self._receipts(items, answer.result()))
+        positions = self._positions(items, answer.result())
         for item in items:
-            results: list[Result] = (
-                [next(receipts) for _ in item.records] if len(item.records) > 1 else [next(receipts)]
-            )
+            results: list[Result] = [
+                Receipt(record.id, position, position is None)
+                for record, position in zip(item.records, positions, strict=False)
+            ]
             if not item.future.done():
                 item.future.set_result(results)
 
-    def _receipts(self, items: list[_Item], reply: bytes) -> list[Receipt]:
-        name = self._address.name
-        records = [record for item in items for record in item.records]
-        numbers = reply.split()
+    def _positions(self, items: list[_Item], reply: bytes) -> Iterator[str | None]:
+        """Yield where each record of *items* is, in order; None for a duplicate."""
+        name = self._name
         if self._ids:
-            return [
-                Receipt(record.id, None, duplicate=True)
-                if number == b"0"
-                else Receipt(record.id, f"{name}@{number.decode()}")
-                for record, number in zip(records, numbers, strict=True)
-            ]
-        if self._topic is None:
-            return [Receipt(record.id, f"{name}@{number}") for number, record in enumerate(records, int(numbers[0]))]
-        partitions = int(numbers[0])
+            return (None if number == b"0" else f"{name}@{number.decode()}" for number in reply.split())
+        if not self._topic:
+            return map(f"{name}@%d".__mod__, itertools.count(int(reply)))
+        return self._places(items, reply.split())
+
+    def _places(self, items: list[_Item], numbers: list[bytes]) -> Iterator[str]:
+        name, partitions = self._name, int(numbers[0])
         fronts: dict[int, str] = {}
         offsets: dict[int, int] = {}
         for p, ms, first in zip(numbers[1::3], numbers[2::3], numbers[3::3], strict=True):
             fronts[int(p)] = f"{name}[{p.decode()}]@{ms.decode()}-"
             offsets[int(p)] = int(first)
-        receipts: list[Receipt] = []
-        blobs = (blob for item in items for blob in item.blobs)
-        for record, blob in zip(records, blobs, strict=True):
-            partition = int.from_bytes(blob[:4], "big") % partitions
-            offset = offsets[partition]
-            offsets[partition] = offset + 1
-            receipts.append(Receipt(record.id, f"{fronts[partition]}{offset}"))
-        return receipts
+        for item in items:
+            for blob in item.blobs:
+                partition = int.from_bytes(blob[:4], "big") % partitions
+                offset = offsets[partition]
+                offsets[partition] = offset + 1
+                yield f"{fronts[partition]}{offset}"
 
     def _fail(self, item: _Item, error: BaseException) -> None:
         """Let *item* fail: its first record of each key with *error*, those behind it as not attempted."""
@@ -255,7 +293,8 @@ class Outboxes:
         self._link = link
         self._producer = producer
         self._boxes: dict[str, Outbox] = {}
-        self._quick: dict[int, Outbox] = {}
+        self.quick: dict[int, Outbox] = {}
+        """By `id()` of an address that is kept meanwhile: the hot path."""
         self._known: list[Address] = []
 
     def of(self, address: Address) -> Outbox:
@@ -264,27 +303,19 @@ class Outboxes:
         if box is None:
             box = self._boxes[address.name] = Outbox(self._link, address, self._producer)
         if len(self._known) >= 1024:
-            self._quick.clear()
+            self.quick.clear()
             self._known.clear()
         self._known.append(address)  # as long as it is kept, its id is its own
-        self._quick[id(address)] = box
+        self.quick[id(address)] = box
         return box
 
     async def publish(self, records: Sequence[Record], timeout: float) -> list[Result]:
         """Store *records*, in order within each address; one result each."""
-        quick = self._quick
-        if len(records) == 1:
-            record = records[0]
-            body = record.body
-            if body is not None and len(body) > MAX_BODY:
-                return [too_large(record)]
-            address = record.address
-            return await (quick.get(id(address)) or self.of(address)).add(records, timeout)
         if not records:
             return []
         first = records[0].address
         if all(record.address is first and len(record.body or b"") <= MAX_BODY for record in records):
-            return await self._several(quick.get(id(first)) or self.of(first), records, timeout)
+            return await self._several(self.quick.get(id(first)) or self.of(first), records, timeout)
         return await self._mixed(records, timeout)
 
     async def _several(self, box: Outbox, records: Sequence[Record], timeout: float) -> list[Result]:
