@@ -191,12 +191,12 @@ async def test_a_database_that_is_not_there_is_the_programs_mistake(server: Redi
 
 
 async def test_a_server_that_is_away_is_unavailable(server: RedisServer, tmp_path: Path) -> None:
-    with pytest.raises(BrokerUnavailable, match="connecting to redis://127.0.0.1:1/0") as caught:
+    with pytest.raises(BrokerUnavailable, match=r"connecting to redis://127.0.0.1:1/0") as caught:
         await connect(read("redis://127.0.0.1:1"))
     assert caught.value.__cause__ is not None
-    with pytest.raises(BrokerUnavailable, match="no.sock"):
+    with pytest.raises(BrokerUnavailable, match=r"no.sock"):
         await connect(read(f"redis+unix://{tmp_path}/no.sock"))
-    with pytest.raises(BrokerUnavailable, match="no.such.host.invalid"):
+    with pytest.raises(BrokerUnavailable, match=r"no.such.host.invalid"):
         await connect(read("redis://no.such.host.invalid"))
 
 

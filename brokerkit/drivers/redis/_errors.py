@@ -22,7 +22,7 @@ from ...errors import (
 )
 
 _CODE: Final = re.compile(r"(?:BK|[A-Z][A-Z0-9]{2,})(?= |$)")
-_SCRIPT: Final = re.compile(r",? ?script: [0-9a-f]{40}, on @user_script:\d+\.?$")
+_SCRIPT: Final = re.compile(r",? ?script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
 _ARGUMENTS: Final = ", with args beginning with"
 """What follows it in an error's text are the arguments of a command, maybe a password."""
 _CODES_OF_CLASSES: Final[tuple[tuple[type[Exception], str], ...]] = (

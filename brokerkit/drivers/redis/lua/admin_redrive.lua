@@ -1,0 +1,23 @@
+-- Move dead letters to a queue: each is stored there and gone here, at once; once, however often it is sent.
+-- flags: allow-oom
+-- uses: common store
+-- KEYS: 1 the dead letters, 2 the answer to this very call, 3 the queue
+-- ARGV: 1 settings to create a derived queue with or '', then of each letter its id and what is stored of it
+-- Returns for each '1' if it was moved, '0' if it was gone, as one text.
+local answer = redis.call('GET', KEYS[2])
+if answer then return answer end
+local queue, problem = open(KEYS[3], 'q', ARGV[1])
+if not queue then return redis.error_reply(problem) end
+local results = {}
+for i = 2, #ARGV, 2 do
+  if redis.call('XDEL', KEYS[1] .. ':l', ARGV[i]) == 1 then
+    push(queue, ARGV[i + 1])
+    results[#results + 1] = '1'
+  else
+    results[#results + 1] = '0'
+  end
+end
+finish()
+answer = table.concat(results)
+redis.call('SET', KEYS[2], answer, 'PX', 60000)
+return answer
