@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from ._binding import check_timeout
 from ._connection import Connection
-from ._publishing import CHUNK, Result, Sending, resend, send
+from ._publishing import CHUNK, Chunks, Result, Sending, resend, send
 from ._requests import Inbox
 from .address import Address, Outgoing, Queue, Reply, Topic
 from .driver import Receipt, Record
@@ -133,33 +133,27 @@ class Publisher(Connection):
         make, simple = self._records.outgoing, self._records.simple
         left = max(until - self._clock.monotonic(), 0.001)
         sending = Sending(self._driver, self._clock, left, self._bindings.restore)
-
-        async def flush() -> None:
-            for index, answer in zip(indices, await sending.step(records), strict=True):
-                results[index] = answer
-            records.clear()
-            indices.clear()
-
         waiting = Closed("not sent yet")
-        for item in values:
-            try:
-                outgoing = _as_outgoing(item)
-                if outgoing is not None:
-                    if outgoing.address != address:
-                        raise ConfigError(f"an item for {outgoing.address!r} in publish_many of {address!r}")
-                    record = make(bound, outgoing)
-                else:
-                    record = simple(bound, item, None)
-            except BrokerError as error:
-                results.append(error)
-                continue
-            indices.append(len(results))
-            results.append(waiting)
-            records.append(record)
-            if len(records) == CHUNK:
-                await flush()
-        if records:
-            await flush()
+        async with Chunks(sending, results) as chunks:
+            for item in values:
+                try:
+                    outgoing = _as_outgoing(item)
+                    if outgoing is not None:
+                        if outgoing.address != address:
+                            raise ConfigError(f"an item for {outgoing.address!r} in publish_many of {address!r}")
+                        record = make(bound, outgoing)
+                    else:
+                        record = simple(bound, item, None)
+                except BrokerError as error:
+                    results.append(error)
+                    continue
+                indices.append(len(results))
+                results.append(waiting)
+                records.append(record)
+                if len(records) == CHUNK:
+                    await chunks.begin(records, indices)
+                    records, indices = [], []
+            await chunks.end(records, indices)
         return results
 
     async def request(

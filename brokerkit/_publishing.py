@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
+from ._tasks import finished
 from .address import Address
 from .clock import Clock
 from .driver import Driver, Receipt, Record
@@ -16,7 +17,7 @@ Result: TypeAlias = Receipt | BrokerError
 Line: TypeAlias = tuple[Address, bytes]
 Restore: TypeAlias = Callable[[Address], Awaitable[bool]]
 """Creates an address anew that has vanished, and tells whether it may."""
-CHUNK: Final = 1000
+CHUNK: Final = 500
 """Records in one call to the driver."""
 
 
@@ -67,6 +68,46 @@ class Sending:
         if all(type(answer) is Receipt for answer in answers):
             return list(answers)
         return await resend(self._driver, self._clock, records, answers, self._until, self._restore)
+
+
+class Chunks:
+    """Stores one chunk while its caller makes the next, in order; *results* gets each answer at its index."""
+
+    def __init__(self, sending: Sending, results: list[Result]) -> None:
+        self._sending = sending
+        self._results = results
+        self._storing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Cancel what is under way, if the caller failed or was cancelled."""
+        if self._storing is not None:
+            self._storing.cancel()
+            await finished(self._storing)
+
+    async def begin(self, records: Sequence[Record], indices: Sequence[int]) -> None:
+        """Begin to store *records* when the chunk before is stored."""
+        await self._stored()
+        self._storing = asyncio.get_running_loop().create_task(self._store(records, indices))
+        for _ in range(3):  # let it be sent
+            await asyncio.sleep(0)
+
+    async def end(self, records: Sequence[Record], indices: Sequence[int]) -> None:
+        """Store *records*, the last ones."""
+        await self._stored()
+        if records:
+            await self._store(records, indices)
+
+    async def _stored(self) -> None:
+        if self._storing is not None:
+            await self._storing
+            self._storing = None
+
+    async def _store(self, records: Sequence[Record], indices: Sequence[int]) -> None:
+        for index, answer in zip(indices, await self._sending.step(records), strict=True):
+            self._results[index] = answer
 
 
 def _held_back() -> NotAttempted:
