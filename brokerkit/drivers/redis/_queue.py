@@ -340,10 +340,9 @@ class QueueConsumer:
         """There may be something to take.  Return whether it is going to look."""
         session = self.session
         if self._waiter is not None:
-            if not self._hungry or session is None:
+            if not self._hungry or session is None or self._waiter.cancelled():
                 return False
-            if session.drains:
-                session.drains = False
+            session.drains = False
             self._wake()
             return True
         if self._looking:
@@ -573,6 +572,8 @@ class QueueConsumer:
                     session.unsure = True
                     if isinstance(error, Unanswered):
                         continue
+                    if isinstance(error, asyncio.CancelledError):
+                        self._mend_soon(session)
                     if isinstance(error, (DeliveryLost, NotFound)):
                         self.lose(session)
                         return
