@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import FLAVORS, Flavor, RedisServer
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,6 +25,16 @@ def url() -> Iterator[str]:
 
 
 def test_the_sums_add_up_when_the_service_is_killed(url: str) -> None:
+    perform(url)
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_the_sums_add_up_on_a_real_server(flavor: Flavor) -> None:
+    with RedisServer(flavor, appendonly=True) as server:
+        perform(server.url())
+
+
+def perform(url: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, str(ROOT / "examples" / "orders.py"), url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)

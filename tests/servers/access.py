@@ -13,7 +13,7 @@ KEYS: Final = ("~bk:*",)
 CHANNELS: Final = ("&bk:*",)
 CONNECTING: Final = ("auth", "client|setname", "hello", "ping", "select")
 """What each connection begins with, and is kept alive by."""
-CALLED: Final = ("config|get", "evalsha", "info", "script|load", "ssubscribe", "sunsubscribe")
+CALLED: Final = ("config|get", "evalsha", "hmget", "info", "script|load", "ssubscribe", "sunsubscribe", "xlen")
 """What the driver itself sends."""
 SCRIPTED: Final = (
     "del", "exists", "get", "hdel", "hexists", "hget", "hincrby", "hkeys", "hlen", "hmget", "hscan", "hset", "hvals",

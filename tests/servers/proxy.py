@@ -8,7 +8,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Collection
-from typing import Final, Literal, Self, TypeAlias, cast
+from typing import Final, Literal, Self, TypeAlias
 
 from .ports import free_port
 
@@ -17,10 +17,12 @@ Direction: TypeAlias = Literal["up", "down"]
 
 _RESET: Final = struct.pack("ii", 1, 0)
 _PIECE: Final = 65_536
+_MOST: Final = 1_048_576
+"""Bytes that wait to be written on one side; then the other is not read."""
 
 
 class Proxy:
-    """Passes bytes between clients of its `port` and a server; lives in the loop that starts it.
+    """Passes bytes between clients of its `port` and a server; lives in the loop that starts it, and has no tasks there.
 
     Faults take effect at once, on open connections too.
     """
@@ -51,7 +53,7 @@ class Proxy:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.close()
+        self.close()
 
     @property
     def owed(self) -> int:
@@ -69,28 +71,25 @@ class Proxy:
         if self._listener is not None or self._closed:
             return
         port = self.port or free_port()
-        self._listener = listener = socket.socket()
+        listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
             listener.listen(1000)
         except BaseException:
-            self._listener = None
             listener.close()
             raise
         listener.setblocking(False)
-        self.port = port
+        self._listener, self.port = listener, port
         asyncio.get_running_loop().add_reader(listener, self._incoming, listener)
 
     def _incoming(self, listener: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the client has changed its mind
             client, _ = listener.accept()
-        except OSError:  # it has changed its mind
-            return
-        client.setblocking(False)
-        link = _Link(self)
-        self._links.add(link)
-        link.accepting = asyncio.ensure_future(link.accept(client))
+            self.connections += 1
+            link = _Link(self, client)
+            self._links.add(link)
+            link.update()
 
     def refuse(self) -> None:
         """Refuse new connections from now on."""
@@ -135,15 +134,10 @@ class Proxy:
         """Let *size* more bytes pass in one direction, of all connections together, then `reset` that connection."""
         self._left[direction] = size
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop, and break what is open."""
         self._closed = True
-        self.refuse()
-        self.frozen = False
-        self.reset()
-        async with asyncio.timeout(10):
-            while self._links:  # each goes when its transports have told it
-                await asyncio.sleep(0)
+        self.disconnect()
 
     def _changed(self) -> None:
         for link in list(self._links):
@@ -153,65 +147,38 @@ class Proxy:
 class _Link:
     """One connection through the proxy."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy, client: socket.socket) -> None:
         self.proxy = proxy
         self.client = _End(self, "up")
         self.server = _End(self, "down")
         self.client.peer, self.server.peer = self.server, self.client
+        self.client.open(client)
         self.deaf = False
         """Whether the next bytes from the server are swallowed, and end this."""
-        self.broken = False
-        self.accepting: asyncio.Future[None] | None = None
-        self.connecting: asyncio.Future[None] | None = None
         self.tail = b""
-
-    async def accept(self, client: socket.socket) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: self.client, client)
-        except OSError:  # it has gone again
-            client.close()
-            self.proxy._links.discard(self)
-
-    def begin(self) -> None:
-        """Begin when a client has come."""
-        self.proxy.connections += 1
-        if self.broken:
-            self.client.abort()
-        else:
-            self.update()
 
     def update(self) -> None:
         """Apply the faults of now."""
-        if self.connecting is None and not self.proxy.frozen and self.client.transport is not None:
-            self.connecting = asyncio.ensure_future(self._connect())
+        if self.server.socket is None and not self.server.gone and not self.proxy.frozen:
+            try:
+                # This machine's: its kernel answers at once for whoever listens.
+                self.server.open(socket.create_connection(self.proxy.server, timeout=10))
+            except OSError:
+                self.reset()
         for end in (self.client, self.server):
             end.update()
-            end.flush()
-
-    async def _connect(self) -> None:
-        try:
-            await asyncio.get_running_loop().create_connection(lambda: self.server, *self.proxy.server)
-        except OSError:
-            self.client.abort()
-
-    def ended(self) -> None:
-        """Forget this when both sides are gone, or the server's side never came."""
-        if self.client.gone and (self.server.gone or self.server.transport is None):
-            if self.connecting is not None and not self.connecting.done():
-                self.connecting.cancel()
-                self.connecting.add_done_callback(lambda _: self.proxy._links.discard(self))
-            else:
-                self.proxy._links.discard(self)
 
     def reset(self) -> None:
-        self.broken = True
         self.client.abort()
         self.server.abort()
 
     def hang_up(self) -> None:
-        self.broken = True
         self.client.abort()
-        self.server.close()
+        self.server.finish()
+
+    def ended(self) -> None:
+        if self.client.gone and self.server.gone:
+            self.proxy._links.discard(self)
 
     def admit(self, data: bytes, direction: Direction) -> bytes:
         """Return what of *data* goes on, after the faults that look at bytes."""
@@ -235,18 +202,17 @@ class _Link:
         return data
 
     def passed(self, direction: Direction) -> None:
-        """Reset the connection when what `cut_after` allows is through."""
+        """End the connection when what `cut_after` allows is through."""
         if self.proxy._left[direction] == 0:
             self.proxy._left[direction] = None
-            self.hang_up() if direction == "up" else self.cut()
+            if direction == "up":
+                self.hang_up()
+            else:
+                self.client.finish()
+                self.server.abort()
 
-    def cut(self) -> None:
-        """End both sides once the client has what was let through."""
-        self.client.close()
-        self.server.abort()
 
-
-class _End(asyncio.Protocol):
+class _End:
     """One side of a connection: reads from it, and writes what the other side has read."""
 
     peer: _End
@@ -255,106 +221,151 @@ class _End(asyncio.Protocol):
         self.link = link
         self.direction: Direction = direction
         """Where what is read here goes."""
-        self.transport: asyncio.Transport | None = None
+        self.socket: socket.socket | None = None
         self.gone = False
-        self.full = False
-        self._closing = False
+        self.last = False
+        """Whether nothing more is to be written than what waits, and what is still read is dropped."""
         self._queue: deque[tuple[float, bytes]] = deque()
         """What is to be written here, and when."""
+        self._waiting = 0
+        self._reads = self._writes = False
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
 
-    # ------------------------------------------------------------------ what the transport tells
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        peer = self.transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # it is gone already
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.direction == "up":
-            self.link.begin()
-        elif self.peer.gone:
-            self.abort()
-        else:
-            self.link.update()
+    def open(self, opened: socket.socket) -> None:
+        opened.setblocking(False)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = opened
 
-    def data_received(self, data: bytes) -> None:
+    def update(self) -> None:
+        """Read, write, or do not: not while frozen, nor while the other side takes no more."""
+        if self.socket is None or self.gone:
+            return
+        loop, frozen = asyncio.get_running_loop(), self.link.proxy.frozen
+        reads = not frozen and (self.last or (self.peer.socket is not None and self.peer._waiting < _MOST))
+        if reads != self._reads:
+            self._reads = reads
+            if reads:
+                loop.add_reader(self.socket, self._readable)
+            else:
+                loop.remove_reader(self.socket)
+        if not frozen and self._timer is None and self._queue:
+            self._flush()
+
+    def _readable(self) -> None:
+        assert self.socket is not None
+        try:
+            data = self.socket.recv(_PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if self.last:
+            if not data:
+                self._close()
+            return
+        if not data:
+            self._close()
+            self.peer.finish()
+            return
         data = self.link.admit(data, self.direction)
         if data:
             self.peer.put(data)
         self.link.passed(self.direction)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self.peer.close()
-        self.link.ended()
-
-    def pause_writing(self) -> None:
-        self.full = True
-        self.peer.update()
-
-    def resume_writing(self) -> None:
-        self.full = False
-        self.peer.update()
-        self.flush()
-
-    # ------------------------------------------------------------------ what the other side does
-    def update(self) -> None:
-        """Read, or do not: not while frozen, nor while the other side cannot take it."""
-        if self.transport is not None and not self.transport.is_closing():
-            if self.link.proxy.frozen or self.peer.full or self.peer.transport is None:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
+        self.update()
 
     def put(self, data: bytes) -> None:
         """Write *data*, whole at once or as the faults want it."""
+        if self.gone or self.last:
+            return
         proxy = self.link.proxy
-        if not self._queue and not proxy.slice and not proxy.delay and not proxy.frozen:
-            self._write(data)
-            return
-        due = asyncio.get_running_loop().time() + proxy.delay
-        size = proxy.slice or _PIECE
+        due = asyncio.get_running_loop().time() + proxy.delay if proxy.delay else 0.0
+        size = proxy.slice or len(data)
         self._queue.extend((due, data[start : start + size]) for start in range(0, len(data), size))
-        self.flush()
+        self._waiting += len(data)
+        if self._timer is None and not self._writes:
+            self._flush()
 
-    def flush(self) -> None:
-        """Write the next piece that is due, and come again for the others."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._queue or self.gone or self.full or self.link.proxy.frozen:
+    def _flush(self) -> None:
+        """Write what is due, a piece at a time where they are sliced, and come again for the others."""
+        self._timer = None
+        loop, proxy = asyncio.get_running_loop(), self.link.proxy
+        while self._queue and not self.gone and not proxy.frozen:
+            due, data = self._queue[0]
+            if due and loop.time() < due:
+                self._timer = loop.call_at(due, self._flush)
+                return
+            assert self.socket is not None
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._close()
+                self.peer.finish()
+                return
+            self._waiting -= sent
+            if sent < len(data):
+                self._queue[0] = (due, data[sent:])
+                self._write_later()
+                return
+            self._queue.popleft()
+            self.peer.update()
+            if self._queue and proxy.slice:
+                self._timer = loop.call_soon(self._flush)
+                return
+        if self.last and not self._queue:
+            self._farewell()
+
+    def _write_later(self) -> None:
+        if not self._writes and self.socket is not None:
+            self._writes = True
+            asyncio.get_running_loop().add_writer(self.socket, self._writable)
+
+    def _writable(self) -> None:
+        self._no_writer()
+        self._flush()
+
+    def _no_writer(self) -> None:
+        if self._writes and self.socket is not None:
+            self._writes = False
+            asyncio.get_running_loop().remove_writer(self.socket)
+
+    def finish(self) -> None:
+        """Close this side when what waits is written, and when the other end has seen all of it."""
+        if self.gone or self.last:
             return
-        loop = asyncio.get_running_loop()
-        due, data = self._queue[0]
-        if loop.time() < due:
-            self._timer = loop.call_at(due, self.flush)
+        if self.socket is None:
+            self._close()
             return
-        self._queue.popleft()
-        self._write(data)
-        if self._queue:
-            self._timer = loop.call_soon(self.flush)
-        elif self._closing:
-            self.close()
+        self.last = True
+        if not self._queue:
+            self._farewell()
+        self.update()
 
-    def _write(self, data: bytes) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
-
-    def close(self) -> None:
-        """Close this side when all is written."""
-        self._closing = True
-        if self.transport is not None and not self._queue:
-            self.transport.close()
+    def _farewell(self) -> None:
+        assert self.socket is not None
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close()
 
     def abort(self) -> None:
         """Close this side with a reset, whatever is unwritten."""
+        if self.socket is not None and not self.gone:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._close()
+
+    def _close(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
         self._queue.clear()
-        if self.transport is not None and not self.gone:
-            peer = self.transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self.transport.abort()
+        self._waiting = 0
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.socket is not None:
+            self._no_writer()
+            if self._reads:
+                asyncio.get_running_loop().remove_reader(self.socket)
+            self.socket.close()
+        self.link.ended()
