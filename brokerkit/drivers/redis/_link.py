@@ -187,32 +187,42 @@ class Link:
         failures = 0
         try:
             while True:
+                longest = 2.0
                 try:
-                    wire = await self._open()
+                    began = await self._connection(started, loop)
                 except BrokerError as error:
                     if not started.done():
                         started.set_exception(error)
                         return
                     self._still_down(error)
-                    failures += 1
-                    await asyncio.sleep(backoff(failures, initial=0.02, longest=2.0 if error.retryable else 5.0))
-                    continue
-                failures = 0
-                try:
-                    self._connected(wire, loop)
-                    if not started.done():
-                        started.set_result(None)
-                    async with anyio.create_task_group() as tasks:
-                        self._scope = tasks.cancel_scope
-                        tasks.start_soon(self._write, wire, tasks.cancel_scope)
-                        await self._read(wire)
-                        tasks.cancel_scope.cancel()
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await close(wire)
-                    self._disconnected(loop)
+                    longest = longest if error.retryable else 5.0
+                else:
+                    # One that is broken as soon as it is made is as good as none.
+                    failures = 0 if loop.time() - began > GRACE else failures
+                failures += 1
+                if failures > 1:
+                    await asyncio.sleep(backoff(failures, initial=0.02, longest=longest))
         finally:
             self._end()
+
+    async def _connection(self, started: asyncio.Future[None], loop: asyncio.AbstractEventLoop) -> float:
+        """Connect and serve until the connection breaks; return when it began."""
+        wire = await self._open()
+        try:
+            self._connected(wire, loop)
+            began = loop.time()
+            if not started.done():
+                started.set_result(None)
+            async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                tasks.start_soon(self._write, wire, tasks.cancel_scope)
+                await self._read(wire)
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await close(wire)
+            self._disconnected(loop)
+        return began
 
     async def _open(self) -> Wire:
         wire: Wire = await connect(self.settings)
