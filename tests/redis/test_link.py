@@ -12,13 +12,11 @@ import pytest
 from brokerkit.drivers._url import Options, parse
 from brokerkit.drivers.redis._link import GRACE, Link, Unanswered
 from brokerkit.drivers.redis._options import Settings, settings
-from brokerkit.drivers.redis._scripts import Script
+from brokerkit.drivers.redis._scripts import PUBLISH_QUEUE
 from brokerkit.errors import AuthenticationError, BrokerError, BrokerUnavailable, Closed
 from tests.servers import ADMIN, Proxy, RedisServer
 
 pytestmark = pytest.mark.asyncio
-
-NUMBER = Script("publish")
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +147,15 @@ async def test_a_connection_that_owes_an_answer_for_too_long_is_made_anew(server
 
 async def test_scripts_that_the_server_forgot_are_loaded_again(server: RedisServer) -> None:
     async with linked(server) as (link, _):
-        for n in range(3):
+        for i in range(20):
+            await server.command("HSET", f"bk:{{s{i}}}", "kind", "q")
+        for n in range(1, 4):
             await server.command("SCRIPT", "FLUSH")
-            args: list[bytes | int] = [b"q", n, b"priorities=1 dedup=0", b"0", bytes(14) + b"\xb1"]
             calls = [
-                link.call(NUMBER, (f"bk:{{s{i}}}".encode(), f"bk:{{s{i}}}:p:1".encode()), args, timeout=10)
+                link.call(PUBLISH_QUEUE, (b"bk:{s%d}" % i, b"bk:{s%d}:r0" % i), [b"@p", n, b"frame"], timeout=10)
                 for i in range(20)
             ]
-            assert [await call for call in calls] == [str(n + 1).encode()] * 20
+            assert [await call for call in calls] == [b"%d" % n] * 20
 
 
 async def test_what_the_server_refuses_fails_alone(server: RedisServer) -> None:
