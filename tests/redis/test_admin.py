@@ -80,7 +80,7 @@ class Opened:
         for seq in seqs:
             element = await self.server.command("LPOP", f"{key}:r0")
             assert int.from_bytes(element[:6], "big") == seq
-            await self.server.command("HSET", f"{key}:h:{session}", seq, element)
+            await self.server.command("HSET", f"{key}:h:{session}", element[:6], element)
         until = (time.time() + (-1 if dead else 60)) * 1000
         await self.server.command("ZADD", f"{key}:n", int(until), session)
 

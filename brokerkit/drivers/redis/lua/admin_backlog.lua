@@ -52,11 +52,12 @@ for i = 1, #sessions, 2 do
   local count = redis.call('HLEN', key)
   if tonumber(sessions[i + 1]) > now then flying = flying + count else waiting = waiting + count end
   if count > 0 and count <= SEARCHED then
-    local oldest
-    for _, number in ipairs(redis.call('HKEYS', key)) do
-      if not oldest or tonumber(number) < tonumber(oldest) then oldest = number end
+    local oldest, lowest
+    for _, field in ipairs(redis.call('HKEYS', key)) do
+      local number = #field == 6 and struct.unpack('>I6', field)
+      if number and (not lowest or number < lowest) then oldest, lowest = field, number end
     end
-    fronts[#fronts + 1] = string.sub(redis.call('HGET', key, oldest), 1, FRONT)
+    if oldest then fronts[#fronts + 1] = string.sub(redis.call('HGET', key, oldest), 1, FRONT) end
   end
 end
 local delayed = redis.call('ZCARD', E .. ':d')
