@@ -1,28 +1,113 @@
-"""Each example runs, ends by itself and prints what its docstring says."""
+"""Each example runs, ends by itself and prints what its docstring says; those of several processes on a real Redis."""
 
 from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Self
 
 import pytest
 
+from tests.servers import RedisServer, shared
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DEMO = {"orders", "orders_topics", "orders_ledger", "orders_stage"}
+SEVERAL = {"queue_worker", "queue_producer", "broadcast_replica", "broadcast_sender"}
+"""Those that are started several times, or beside each other."""
 PROGRAMS = [
-    path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in DEMO and not path.stem.startswith("test_")
+    path
+    for path in sorted(EXAMPLES.glob("*.py"))
+    if path.stem not in DEMO | SEVERAL and not path.stem.startswith("test_")
 ]
+ANYWHERE = [EXAMPLES / "replay_since.py"]
+"""Those that take the URL of a broker, and do the same on each."""
+TIMEOUT = 60.0
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a program as a user would, but for warnings, which fail it."""
-    environment = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
+def surroundings() -> dict[str, str]:
+    """Return the environment of a program: as a user's, but for warnings, which fail it."""
+    known = {name: value for name, value in os.environ.items() if name != "BROKERKIT_URL"}
+    return {**known, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
+
+
+def run(*arguments: str | Path, url: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a program as a user would, with BROKERKIT_URL if there is a *url*."""
+    environment = surroundings() | ({"BROKERKIT_URL": url} if url else {})
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
+
+
+class Running:
+    """A program that runs beside the test until it is ended by SIGTERM, as an operator does."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        command = [sys.executable, *map(str, arguments)]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings()
+        )
+        self._changed = threading.Condition()
+        self.out: list[str] = []
+        self.err: list[str] = []
+        pipes = ((self._process.stdout, self.out), (self._process.stderr, self.err))
+        self._readers = [threading.Thread(target=self._read, args=pipe, daemon=True) for pipe in pipes]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for reader in self._readers:
+            reader.join()
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _read(self, pipe: IO[str], lines: list[str]) -> None:
+        for line in pipe:
+            with self._changed:
+                lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+
+    def until(self, what: Callable[[], bool]) -> None:
+        """Return when *what*, which looks at the lines so far, holds."""
+        with self._changed:
+            assert self._changed.wait_for(what, TIMEOUT), (self.out, self.err)
+
+    def started(self) -> None:
+        """Return when the service takes messages."""
+        self.until(lambda: any(" started: " in line for line in self.err))
+
+    def printed(self, count: int) -> None:
+        """Return when it has printed *count* lines."""
+        self.until(lambda: len(self.out) >= count)
+
+    def end(self) -> int:
+        """Ask it to end and return its exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(TIMEOUT)
+
+
+@pytest.fixture
+def server() -> RedisServer:
+    server = shared("redis")
+    server.clear()
+    return server
 
 
 def promised(path: Path) -> str:
@@ -35,12 +120,49 @@ def promised(path: Path) -> str:
 
 def test_there_are_examples() -> None:
     assert {"hello", "retry", "delay", "resources", "replay", "request", "batch"} <= {path.stem for path in PROGRAMS}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} >= SEVERAL
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_an_example_prints_what_it_says(path: Path) -> None:
     done = run(path)
     assert (done.stdout, done.stderr, done.returncode) == (promised(path), "", 0)
+
+
+@pytest.mark.parametrize("path", ANYWHERE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("way", ["argument", "environment"])
+def test_an_example_prints_the_same_on_redis(path: Path, way: str, server: RedisServer) -> None:
+    done = run(path, server.url()) if way == "argument" else run(path, url=server.url())
+    assert (done.stdout, done.stderr, done.returncode) == (promised(path), "", 0)
+
+
+def test_two_workers_share_a_queue(server: RedisServer) -> None:
+    """What the producer waits for is done, each picture by one worker, and both have worked."""
+    program = EXAMPLES / "queue_worker.py"
+    with Running(program, server.url()) as one, Running(program, server.url()) as other:
+        for worker in (one, other):
+            worker.started()
+        done = run(EXAMPLES / "queue_producer.py", server.url())
+        assert (done.stdout, done.stderr, done.returncode) == (promised(EXAMPLES / "queue_producer.py"), "", 0)
+        assert [one.end(), other.end()] == [0, 0]
+        made = Counter(line.partition(": ")[2] for line in one.out + other.out)
+        assert made == Counter(f"{number:02}.jpg is {width} wide" for number in range(20) for width in (320, 1280))
+        for worker in (one, other):
+            assert {line.partition(":")[0] for line in worker.out} == {f"worker {worker.pid}"}
+
+
+def test_every_replica_hears_the_broadcast(server: RedisServer) -> None:
+    program = EXAMPLES / "broadcast_replica.py"
+    heard = ["on are dark-mode", "on are dark-mode, new-cart", "on are new-cart"]
+    with Running(program, server.url()) as one, Running(program, server.url()) as other:
+        for replica in (one, other):
+            replica.started()
+        done = run(EXAMPLES / "broadcast_sender.py", server.url())
+        assert (done.stdout, done.stderr, done.returncode) == (promised(EXAMPLES / "broadcast_sender.py"), "", 0)
+        for replica in (one, other):
+            replica.printed(len(heard))
+            assert replica.end() == 0
+            assert replica.out == [f"replica {replica.pid}: {text}" for text in heard]
 
 
 def test_the_example_of_a_test_passes() -> None:
