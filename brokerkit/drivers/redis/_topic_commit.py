@@ -280,9 +280,9 @@ class Commits:
     # ------------------------------------------------------------------ answers
 
     def _answered(self, flight: _Flight, answer: asyncio.Future[Any]) -> None:
+        error = answer.exception()
         if flight is not self._flight:
             return  # everything was lost meanwhile
-        error = answer.exception()
         if isinstance(error, Unanswered) and not self._closed:
             # Whether it was done only the same call can find out.
             asyncio.get_running_loop().call_later(_AGAIN, self._call, flight)

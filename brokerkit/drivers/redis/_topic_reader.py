@@ -75,6 +75,8 @@ class TopicReader(ABC):
         self._limit = 0
         self._waiter: asyncio.Future[None] | None = None
         self._until = math.inf
+        self._once = False
+        """Whether the waiting `receive` wants the answer of one read and no more."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._error: BrokerError | None = None
@@ -156,7 +158,7 @@ class TopicReader(ABC):
                 return []
             if deadline is None:
                 deadline = now + timeout
-            elif now >= deadline and not (timeout <= 0 and self._reading):
+            elif now >= deadline:
                 return []
             await self._wait(loop, limit, deadline)
 
@@ -167,9 +169,9 @@ class TopicReader(ABC):
         self._waiter = waiter = loop.create_future()
         try:
             self._pump()
-            if self._reading and deadline <= loop.time():
-                deadline = loop.time() + POLL  # it asks once, however little time it has
-            self._until = deadline
+            self._once = bool(self._reading) and deadline <= loop.time()  # it asks, however little time it has
+            self._until = deadline + POLL if self._once else deadline
+            deadline = self._until
             # A timer of an earlier call stays: it finds out that it is too early.  So a busy consumer sets none.
             if deadline < self._timer_at or self._timer is None:
                 self._arm(loop)
@@ -309,10 +311,10 @@ class TopicReader(ABC):
 
     def _answered(self, answer: asyncio.Future[Any]) -> None:
         reading, self._reading = self._reading, []
+        error = answer.exception()
         if not self._entered:
             return
         try:
-            error = answer.exception()
             if error is not None:
                 for claim in reading:
                     claim.unplan()
@@ -327,7 +329,7 @@ class TopicReader(ABC):
         except Exception as failure:
             logger.exception("%s: a reply cannot be read", self._topic.name)
             self.fail(BrokerError(f"the driver failed: {type(failure).__name__}"))
-        if self._fetched or self._overtaken or self._ends is not None or self._until <= get_running_loop().time():
+        if self._once or self._fetched or self._overtaken or self._ends is not None:
             self._wake()
         else:
             self._pump()
