@@ -149,7 +149,8 @@ class _Part:
         self.name = name
         self.terms = terms
         self.verdict = verdict
-        self.faults = sorted(faults, key=lambda fault: fault.begin)
+        # Of several explanations the first one counts: what was done before what merely happened.
+        self.faults = sorted(faults, key=lambda fault: (fault.clean, fault.what == "stall", fault.begin))
         self.published: dict[str, Outbound] = {}
         self.runs: dict[str, list[_Run]] = defaultdict(list)
         self.acked: dict[str, float] = {}
@@ -216,7 +217,7 @@ class _Part:
         """Whatever runs again does so after a failure, or because of a fault."""
         acked = self.acked.get(id, math.inf)
         for index, run in enumerate(runs):
-            if run.began > acked and not self._forgotten(acked):
+            if run.began > acked and not self._forgotten(acked) and not self._woke(run):
                 self.find("after ack", id, f"delivered {run.began - acked:.3f} s after its acknowledgement was stored")
             before = [earlier for earlier in runs[:index] if earlier.attempt >= run.attempt]
             if not before:
@@ -244,6 +245,10 @@ class _Part:
             if moved and earlier.began <= fault.end + takeover and earlier.ended >= fault.begin:
                 return fault  # another owner began where the one before was not through
         return None
+
+    def _woke(self, run: _Run) -> bool:
+        """Tell whether its process, which had the message before it was stopped, began it before it could know."""
+        return any(fault.to == run.by and fault.begin <= run.began <= fault.end + MARGIN for fault in self.faults)
 
     def _forgotten(self, at: float) -> bool:
         """Tell whether the server may have forgotten what it stored then."""

@@ -7,6 +7,8 @@ import contextlib
 import random
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from brokerkit import (
     Topic,
     connect,
 )
-from brokerkit.errors import BrokerUnavailable, BufferFull, NotAttempted, PublishUnknown
+from brokerkit.errors import BrokerUnavailable, BufferFull, NotAttempted, NotFound, PublishUnknown
 
 from .history import Journal
 from .start import Order
@@ -132,17 +134,34 @@ class Worker:
 
     async def consume(self, broker: Broker) -> None:
         """Read by hand, with confirmed acknowledgements."""
-        async with (
-            broker.subscribe(self.queue, prefetch=16) as jobs,
-            broker.subscribe(TOPIC, group=GROUP, prefetch=16) as events,
-            asyncio.TaskGroup() as tasks,
-        ):
-            self.journal.note("ready")
-            for _ in range(2):
-                tasks.create_task(self.read("queue", jobs))
-                tasks.create_task(self.read("topic", events))
+        waiting = ["queue", "topic"]
 
-    async def read(self, of: str, messages: Subscription[Job]) -> None:
+        def entered(of: str) -> None:
+            if of in waiting:
+                waiting.remove(of)
+                if not waiting:
+                    self.journal.note("ready")
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.read("queue", lambda: broker.subscribe(self.queue, prefetch=16), entered))
+            tasks.create_task(self.read("topic", lambda: broker.subscribe(TOPIC, group=GROUP, prefetch=16), entered))
+
+    async def read(
+        self,
+        of: str,
+        subscribe: Callable[[], AbstractAsyncContextManager[Subscription[Job]]],
+        entered: Callable[[str], None],
+    ) -> None:
+        """Read until told to stop; a subscription that has ended, because what it reads was deleted, is made anew."""
+        while not self.stop.is_set():
+            with contextlib.suppress(NotFound):
+                async with subscribe() as messages:
+                    entered(of)
+                    await asyncio.gather(self.work_on(of, messages), self.work_on(of, messages))
+                continue
+            await asyncio.sleep(0.2)
+
+    async def work_on(self, of: str, messages: Subscription[Job]) -> None:
         while not self.stop.is_set():
             for message in await messages.receive(timeout=0.2):
                 async with message.process(RETRY):
