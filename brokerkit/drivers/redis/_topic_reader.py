@@ -400,11 +400,10 @@ class TopicReader(ABC):
             for id, frame in zip(row[5::2], row[6::2], strict=True):
                 offset = int(id.partition(b"-")[2])
                 if offset > tracker.high and not self._jumped(claim, offset):
-                    self._news.pop(claim, None)
                     return
+                claim.after = b"(" + id
                 if not claim.run((id,), (frame,), held, fetched):
-                    through = False
-                    last = id
+                    through, last = False, id
                     break
         if last:
             claim.after = b"(" + last

@@ -96,6 +96,7 @@ local function follow(row, key, from, offset, finish, most)
       end
     end
     if plain then
+      strict = true
       offset = offset + n
       count = count + n
     else
@@ -114,6 +115,7 @@ local function follow(row, key, from, offset, finish, most)
           row[#row + 1] = entry[1]
           row[#row + 1] = frame
           size = size + #frame
+          strict = true
           offset = found + 1
           count = count + 1
         else
@@ -121,7 +123,6 @@ local function follow(row, key, from, offset, finish, most)
         end
       end
     end
-    strict = true
     if n < ask then break end
   end
   return offset
