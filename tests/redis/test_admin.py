@@ -25,6 +25,7 @@ from brokerkit.drivers.redis._publish import Outboxes
 from brokerkit.drivers.redis._wake import Wakes
 from brokerkit.errors import (
     BrokerError,
+    BrokerUnavailable,
     BufferFull,
     CapabilityError,
     ConfigError,
@@ -473,6 +474,30 @@ async def test_many_and_large_letters_are_redriven_in_parts(flavor: Flavor, monk
         assert [result for result in results if result is not None and not isinstance(result, NotFound)] == []
         assert await r.ids(AGAIN) == [name for index, name in enumerate(names) if index not in gone]
         assert await r.seen(BURIED) == []
+
+
+async def test_a_redrive_that_breaks_off_tells_what_it_has_moved(
+    flavor: Flavor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_admin, "_MOVED_AT_ONCE", 2)
+    async with opened(shared(flavor)) as r:
+        await r.admin.declare(QUEUE)
+        await r.put(LETTERS, ["a", "b", "c", "d", "e"])
+        positions = [stored.position for stored in await r.seen(LETTERS)]
+        calls = 0
+
+        async def find(*args: Any) -> dict[str, StoredRecord]:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise BrokerUnavailable("gone")
+            return await _browse.find_letters(*args)
+
+        monkeypatch.setattr(_admin, "find_letters", find)
+        results = await r.admin.redrive(LETTERS, positions, QUEUE)
+        assert [type(result) for result in results] == [type(None)] * 2 + [BrokerUnavailable] * 3
+        assert await r.ids(QUEUE) == ["a", "b"]
+        assert await r.ids(LETTERS) == ["c", "d", "e"]
 
 
 async def test_a_redrive_needs_its_queue(flavor: Flavor) -> None:

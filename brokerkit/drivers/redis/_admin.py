@@ -175,35 +175,37 @@ class Admin:
     ) -> Sequence[BrokerError | None]:
         """Move letters to *to*, each as a whole; one result each."""
         ids = [letter_id(position, letters) for position in positions]
-        results: dict[int, BrokerError | None] = {}
-        todo = list(range(len(ids)))
-        while todo:
-            part = todo[:_MOVED_AT_ONCE]
+        results: list[BrokerError | None] = []
+        while len(results) < len(ids):
+            part = ids[len(results) : len(results) + _MOVED_AT_ONCE]
             try:
-                found = await find_letters(self._link, letters, [ids[index] for index in part])
+                moved = await self._move_some(letters, part, to)
             except BrokerError as error:
-                raise self._named(error, letters) from error.__cause__
-            # Large letters come in several replies: up to the last one of this reply, what is not in it is gone.
-            here = [place for place, index in enumerate(part) if ids[index] in found]
-            if here and len(part) > here[-1] + 1:
-                part = part[: here[-1] + 1]
-            moved = await self._move(letters, [ids[index] for index in part], found, to)
-            for index, done in zip(part, moved, strict=True):
-                results[index] = None if done else NotFound(f"there is no letter {positions[index]}")
-            todo = todo[len(part) :]
-        return [results[index] for index in range(len(ids))]
+                if not results:
+                    raise
+                results += [error] * (len(ids) - len(results))  # what was moved before is moved
+            else:
+                for done in moved:
+                    gone = NotFound(f"there is no letter {positions[len(results)]}")
+                    results.append(None if done else gone)
+        return results
 
-    async def _move(
-        self, letters: AnyDeadLetters, ids: Sequence[str], found: Mapping[str, StoredRecord], to: AnyQueue
-    ) -> list[bool]:
-        """Move those letters that are *found*; tell of each of *ids* whether it was moved."""
-        key = entity(letters.name)
-        there = [id for id in ids if id in found]
+    async def _move_some(self, letters: AnyDeadLetters, ids: Sequence[str], to: AnyQueue) -> list[bool]:
+        """Move the first of *ids*, as many as one reply has room for; tell of each of them whether it was moved."""
+        try:
+            found = await find_letters(self._link, letters, ids)
+        except BrokerError as error:
+            raise self._named(error, letters) from error.__cause__
+        here = [place for place, id in enumerate(ids) if id in found]
+        if here:  # behind the last one of the reply there may be more, that it had no room for
+            ids = ids[: here[-1] + 1]
         args: list[Argument] = [derived_settings(to)]
+        there = [id for id in ids if id in found]
         for id in there:
             args += (id, queue_blob(redriven(found[id].record, to)))
+        key = entity(letters.name)
         answer = await self._call(_REDRIVE, to, [key, _once(key), entity(to.name)], args, changes=True)
-        moved = iter(answer.decode() if isinstance(answer, bytes) else str(answer))
+        moved = iter(answer.decode())
         return [id in found and next(moved) == "1" for id in ids]
 
     async def seek(self, source: Source) -> None:

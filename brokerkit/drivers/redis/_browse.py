@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ...address import AnyDeadLetters, AnyQueue, AnyTopic
@@ -117,7 +118,7 @@ async def browse_letters(link: Link, letters: AnyDeadLetters, limit: int, after:
     return stored
 
 
-async def find_letters(link: Link, letters: AnyDeadLetters, ids: list[str]) -> dict[str, StoredRecord]:
+async def find_letters(link: Link, letters: AnyDeadLetters, ids: Sequence[str]) -> dict[str, StoredRecord]:
     """Return those letters that are there, by their ids: all of them or, where they are large, at least the first."""
     _, *found = await link.call(_LETTERS, _keys_of(letters), ["these", _ROOM, *ids], timeout=TIMEOUT)
     return {id.decode(): _letter(letters, id, data) for id, data in zip(found[::2], found[1::2], strict=True)}
