@@ -168,7 +168,7 @@ class OurTopicBytes(OurTopic):
 class ShallowQueue(OurQueue):
     """A queue with 10,000 more behind."""
 
-    name = "queue-10k"
+    name = "brokerkit-queue-10k"
     note = "a queue with 10,000 more messages behind"
     behind = 10_000
     exactly = 30_000
@@ -177,7 +177,7 @@ class ShallowQueue(OurQueue):
 class DeepQueue(ShallowQueue):
     """A queue with 1,000,000 more behind."""
 
-    name = "queue-1M"
+    name = "brokerkit-queue-1M"
     note = "a queue with 1,000,000 more messages behind"
     behind = 1_000_000
 
@@ -185,7 +185,7 @@ class DeepQueue(ShallowQueue):
 class ShallowTopic(OurTopic):
     """A topic with 10,000 more behind."""
 
-    name = "topic-10k"
+    name = "brokerkit-topic-10k"
     note = "a topic with 10,000 more messages behind"
     behind = 10_000
     exactly = 30_000
@@ -194,6 +194,6 @@ class ShallowTopic(OurTopic):
 class DeepTopic(ShallowTopic):
     """A topic with 1,000,000 more behind."""
 
-    name = "topic-1M"
+    name = "brokerkit-topic-1M"
     note = "a topic with 1,000,000 more messages behind"
     behind = 1_000_000
