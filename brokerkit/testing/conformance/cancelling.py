@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import types
-from collections.abc import Callable, Coroutine, Generator
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -65,6 +68,28 @@ class Sweep:
                 error = exc
 
 
+@contextmanager
+def _tasks() -> Iterator[weakref.WeakSet[asyncio.Future[Any]]]:
+    """Collect the tasks that are begun on behalf of what is begun inside: not those by which brokers of before live on."""
+    loop, begun = asyncio.get_running_loop(), weakref.WeakSet[asyncio.Future[Any]]()
+    factory = loop.get_task_factory()
+
+    def begin(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Any:
+        made: Any = asyncio.Task(coro, loop=loop, **options) if factory is None else factory(loop, coro, **options)
+        if _inside.get():
+            begun.add(made)
+        return made
+
+    loop.set_task_factory(begin)
+    token = _inside.set(True)
+    try:
+        yield begun
+    finally:
+        _inside.reset(token)
+        loop.set_task_factory(factory)
+
+
+_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("_inside", default=False)
 Step = Callable[[int], Coroutine[Any, Any, None]]
 
 
@@ -80,9 +105,9 @@ async def every_point(prepare: Step, scenario: Step, check: Step) -> int:
             at += 1
             number += 1
             await prepare(number)
-            before = asyncio.all_tasks()
-            reached = await Sweep(at, late=late).run(scenario(number))
-            left = {task for task in asyncio.all_tasks() - before if not task.done()}
+            with _tasks() as begun:
+                reached = await Sweep(at, late=late).run(scenario(number))
+            left = {task for task in begun if not task.done()}
             assert not left, f"cancelled at point {at} (late={late}), it left tasks: {left}"
             try:
                 await check(number)
