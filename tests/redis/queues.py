@@ -89,7 +89,9 @@ async def process(server: RedisServer, **options: object) -> AsyncIterator[Proce
         async with hosted:
             name = os.urandom(8).hex().encode()
             events: list[Event] = []
-            yield Process(Context(link, link, wakes, name, read, events.append, {}), Outboxes(link, name), proxy, events)
+            yield Process(
+                Context(link, link, wakes, name, read, events.append, {}), Outboxes(link, name), proxy, events
+            )
 
 
 async def declare(server: RedisServer, *addresses: Queue[Any]) -> None:

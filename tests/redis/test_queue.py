@@ -126,7 +126,7 @@ async def test_what_dead_sessions_held_comes_again_in_pieces(server: RedisServer
             assert sorted(ids(again)) == wanted
             assert {d.deliveries for d in again} == {2}
             await done(consumer, again)
-            await asyncio.sleep(0)
+            assert not await consumer.receive(1, 0.05)
         assert await left(server, QUEUE) == []
 
 

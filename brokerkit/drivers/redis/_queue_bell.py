@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from ...driver import Delivery
 from ...errors import BrokerError, BrokerUnavailable, Closed
 from ._context import Context
 from ._keys import entity
+from ._queue_session import Session
 from ._scripts import QUEUE_LEAVE, QUEUE_PASS, QUEUE_RENEW
 
 logger = logging.getLogger("brokerkit")
@@ -22,47 +22,6 @@ POLL: Final = 1.0
 """Seconds after which one of those who wait looks by itself: a wake may be lost, a clock may be set."""
 RENEWALS: Final = 3
 """Times in a lease that it is renewed."""
-
-
-class Lease:
-    """The token of one delivery.  Each handing out makes a new one, so an older one of the same message proves nothing."""
-
-    __slots__ = ("number", "settled", "tried")
-
-    def __init__(self, number: bytes) -> None:
-        self.number = number
-        """The first six bytes of the element: its field in what the session holds."""
-        self.settled = False
-        self.tried = False
-        """Whether it may have been settled by a call whose answer is missing."""
-
-
-class Session:
-    """What a consumer is to the server: all that it holds is its own for a lease from the last sign of life on."""
-
-    __slots__ = ("drains", "flights", "held", "listed", "lock", "lone", "lost", "name", "owned", "past", "unsure")
-
-    def __init__(self, name: bytes, owned: float) -> None:
-        self.name = name
-        self.past: list[bytes] = []
-        """Names that it had before, if the server may not know the present one yet."""
-        self.owned = owned
-        """Until when, on this process's monotonic clock, it certainly owns what it holds."""
-        self.held: dict[object, Delivery] = {}
-        """By `Lease`, the oldest first."""
-        self.flights: list[list[bytes]] = []
-        """Numbers that are being settled."""
-        self.lone: Lease | None = None
-        """What had to come alone, as long as it is held."""
-        self.drains = False
-        """Whether it must have its hands free before it gets more."""
-        self.listed = False
-        """Whether it may be in the server's list of those who wait."""
-        self.unsure = False
-        """Whether replies are missing that have told what it holds."""
-        self.lost = False
-        """Whether it is over: what it held belongs to others."""
-        self.lock = asyncio.Lock()
 
 
 class Ringer(Protocol):
@@ -75,6 +34,10 @@ class Ringer(Protocol):
 
     def ring(self) -> bool:
         """There may be something to take.  Return whether it is going to look."""
+        ...
+
+    def mend_soon(self, session: Session) -> None:
+        """Find out what *session* holds."""
         ...
 
     def lose(self, session: Session) -> None:
@@ -230,16 +193,16 @@ class Bell:
     # ------------------------------------------------------------------ renewing
 
     def _renew(self) -> None:
-        """Give a sign of life for all sessions that have given none for a while; give up those that are over."""
+        """Give a sign of life for all sessions that have given none for a while."""
         now = time.monotonic()
         renewed: list[tuple[Ringer, Session, bytes]] = []
         for ringer in list(self.members.values()):
             session = ringer.session
             if session is None:
                 continue
-            if now >= session.owned:
-                ringer.lose(session)
-            elif session.owned - now < self.lease * 0.8 and not session.unsure:
+            if session.unsure:
+                ringer.mend_soon(session)
+            elif session.owned - now < self.lease * 0.8:
                 renewed.append((ringer, session, session.name))
         if renewed:
             names = [name for _, _, name in renewed]

@@ -17,7 +17,7 @@ from ._errors import translate
 from ._frames import topic_blob, writer
 from ._keys import entity
 from ._publish import derived_settings, kind_of, too_large
-from ._queue_bell import Lease
+from ._queue_session import Lease
 from ._scripts import QUEUE_OUTCOME, Script
 
 ITEMS: Final = 200
@@ -87,5 +87,7 @@ class Copies:
         """Return the error for *item*, one of whose records the server refused with *status*."""
         names = ", ".join(sorted({record.address.name for record in item.publish}))
         if status == b"BK NOTFOUND":
-            return NotFound(f"{names} does not exist; declare it" if "," not in names else f"one of {names} does not exist")
+            return NotFound(
+                f"{names} does not exist; declare it" if "," not in names else f"one of {names} does not exist"
+            )
         return translate(ResponseError(status.decode()), f"settling with copies to {names}")
