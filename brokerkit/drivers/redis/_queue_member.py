@@ -63,6 +63,11 @@ class Member(ABC):
         held = 0 if self.session is None else len(self.session.held)
         return f"<{type(self).__name__} {self._queue.name} in_flight={held}>"
 
+    @property
+    def owned_until(self) -> float:
+        """Until when what it holds is certainly its own; after that only the server can tell, and may extend it."""
+        return 0.0 if self.session is None else self.session.owned
+
     @abstractmethod
     def ring(self) -> bool:
         """There may be something to take.  Return whether it is going to look."""
