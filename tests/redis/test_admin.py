@@ -197,6 +197,26 @@ async def test_deleting_leaves_nothing_behind(flavor: Flavor) -> None:
         assert await r.ids(QUEUE) == await r.ids(LETTERS) == []
 
 
+@pytest.mark.parametrize("what", ["delete", "purge"])
+async def test_a_late_copy_of_a_call_spares_what_has_come_since(
+    flavor: Flavor, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bytes of a connection that was given up may arrive after they were sent again on the next one."""
+    monkeypatch.setattr(_admin, "_once", lambda key: key + b":p:this-call")
+    async with opened(shared(flavor)) as r:
+
+        async def call() -> object:
+            return await (r.admin.purge(QUEUE) if what == "purge" else r.admin.delete(QUEUE, None))
+
+        await r.admin.declare(QUEUE)
+        await r.put(QUEUE, ["old"])
+        first = await call()
+        await r.admin.declare(QUEUE)
+        await r.put(QUEUE, ["new"])
+        assert await call() == first
+        assert await r.ids(QUEUE) == ["new"]
+
+
 async def test_deleting_a_group_leaves_the_others(flavor: Flavor) -> None:
     async with opened(shared(flavor)) as r:
         await r.admin.declare(TOPIC)

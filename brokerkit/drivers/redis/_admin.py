@@ -104,7 +104,8 @@ class Admin:
         """Remove *address* with all that is derived from it, or only what belongs to *group*."""
         if group is not None and not isinstance(address, Topic):
             raise ConfigError(f"{address!r} has no groups; only topics do")
-        await self._call(_DELETE, address, [entity(address.name)], [kind_of(address), group or ""], changes=True)
+        key = entity(address.name)
+        await self._call(_DELETE, address, [key, _once(key)], [kind_of(address), group or ""], changes=True)
 
     # ------------------------------------------------------------------ what is in it
 

@@ -1,8 +1,10 @@
--- Remove an entity with all that is derived from it, or what belongs to one group of a topic.
+-- Remove an entity with all that is derived from it, or what belongs to one group of a topic; once, however often and late
+-- it is sent: what was made anew meanwhile stays.
 -- flags: allow-oom
 -- uses: common
--- KEYS: 1 the entity
+-- KEYS: 1 the entity, 2 the answer to this very call
 -- ARGV: 1 kind, 2 group or ''
+if redis.call('EXISTS', KEYS[2]) == 1 then return 'OK' end
 local E, group = KEYS[1], ARGV[2]
 local base = string.match(E, '^bk:{[^}]*}')
 local gone = {}
@@ -77,4 +79,5 @@ for _, key in ipairs(derived) do
   if string.sub(key, 1, #beginning) == beginning then remove_entity(key) end
 end
 if #gone > 0 then redis.call('UNLINK', unpack(gone)) end
+redis.call('SET', KEYS[2], '1', 'PX', 3600000)
 return 'OK'

@@ -1,4 +1,4 @@
--- Remove all that waits in a queue, or all dead letters, and tell how many that was; once, however often it is sent.
+-- Remove all that waits in a queue, or all dead letters, and tell how many that was; once, however often and late it is sent.
 -- flags: allow-oom
 -- uses: common
 -- KEYS: 1 the entity, 2 the answer to this very call, 3 for dead letters: what they are of
@@ -24,5 +24,5 @@ else
   end
   redis.call('UNLINK', unpack(keys))
 end
-redis.call('SET', KEYS[2], count, 'PX', 60000)
+redis.call('SET', KEYS[2], count, 'PX', 3600000)
 return count

@@ -1,4 +1,4 @@
--- Move dead letters to a queue: each is stored there and gone here, at once; once, however often it is sent.
+-- Move dead letters to a queue: each is stored there and gone here, at once; once, however often and late it is sent.
 -- flags: allow-oom
 -- uses: common store
 -- KEYS: 1 the dead letters, 2 the answer to this very call, 3 the queue
@@ -19,5 +19,5 @@ for i = 2, #ARGV, 2 do
 end
 finish()
 answer = table.concat(results)
-redis.call('SET', KEYS[2], answer, 'PX', 60000)
+redis.call('SET', KEYS[2], answer, 'PX', 3600000)
 return answer
