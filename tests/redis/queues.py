@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from brokerkit._tasks import Hosted
-from brokerkit.address import Queue
+from brokerkit.address import Queue, Topic
 from brokerkit.driver import Delivery, Receipt, Record, Settlement, Source
 from brokerkit.drivers._url import Options, parse
 from brokerkit.drivers.redis._context import Context
@@ -54,7 +54,7 @@ class Process:
     def consume(self, address: Queue[Any], prefetch: int = 100, revoked: Any = None) -> QueueConsumer:
         return QueueConsumer(self.context, address, Source(address), prefetch, revoked or self.revoked)
 
-    async def put(self, address: Queue[Any], ids: Sequence[str], **fields: Any) -> None:
+    async def put(self, address: Queue[Any] | Topic[Any], ids: Sequence[str], **fields: Any) -> None:
         records = [Record(address, id, id.encode(), timestamp=1.0, **fields) for id in ids]
         for result in await self.outboxes.publish(records, SOON):
             assert isinstance(result, Receipt), result

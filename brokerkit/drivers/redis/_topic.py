@@ -12,6 +12,7 @@ from typing import Final, Self
 import anyio
 from anyio.abc import TaskGroup
 
+from ..._tasks import Hosted
 from ...address import AnyTopic
 from ...driver import Delivery, Revoked, Settlement, Source
 from ...errors import BrokerError, BrokerUnavailable, ConfigError, DeliveryLost, NotFound
@@ -40,6 +41,7 @@ class TopicConsumer(TopicReader):
         super().__init__(context, topic, source, prefetch)
         self._revoked = revoked
         self._channel = self._keys[0] + b":c"
+        self._hosted: Hosted | None = None
         self._tasks: TaskGroup | None = None
         self._lapses: asyncio.TimerHandle | None = None
 
@@ -49,8 +51,8 @@ class TopicConsumer(TopicReader):
         """Return when ready, with the start stored."""
         link, wakes = self._link, self._context.wakes
         places = await self._start()
-        self._tasks = tasks = anyio.create_task_group()
-        await tasks.__aenter__()
+        self._hosted = hosted = Hosted(f"brokerkit {self!r}", self._host)
+        await hosted.__aenter__()
         self._entered = True
         try:
             await wakes.subscribe(self._channel, self._told)
@@ -63,11 +65,20 @@ class TopicConsumer(TopicReader):
             if self._membership is not None:
                 self._membership.abandon()
             self._close()
-            await tasks.__aexit__(None, None, None)
+            await hosted.__aexit__(None, None, None)
             raise
         link.watchers.add(self._watch)
         self._context.readers[self] = None
         return self
+
+    async def _host(self, started: asyncio.Future[None]) -> None:
+        """Run what tells the program of what it loses."""
+        assert self._hosted is not None
+        async with anyio.create_task_group() as self._tasks:
+            started.set_result(None)
+            await self._hosted.stopping.wait()
+            self._tasks.cancel_scope.cancel()
+        self._tasks = None
 
     async def _start(self) -> list[str]:
         """Find out where reading begins, and store it for a group that is new."""
@@ -107,12 +118,9 @@ class TopicConsumer(TopicReader):
         self._context.readers.pop(self, None)
         self._link.watchers.discard(self._watch)
         self._context.wakes.unsubscribe(self._channel, self._told)
-        tasks, self._tasks = self._tasks, None
         try:
-            if tasks is not None:
-                tasks.cancel_scope.cancel()
-                # Without the exception of the body, which would come out in a group.
-                await tasks.__aexit__(None, None, None)
+            if self._hosted is not None:
+                await self._hosted.__aexit__(None, None, None)
         finally:
             if self._membership is not None and self._commits is not None:
                 with anyio.move_on_after(min(LEAVING, self._session), shield=True):

@@ -316,7 +316,7 @@ class Commits:
             if not claim.gone:
                 self.touch(claim)
         problems = {
-            place: _problem(flight.jobs[place].names[copy], text)
+            int(place): _problem(flight.jobs[int(place)].names[int(copy)], text)
             for place, copy, text in zip(reply[1::3], reply[2::3], reply[3::3], strict=True)
         }
         again: list[Job] = []
@@ -331,7 +331,7 @@ class Commits:
             self._soon()
 
     def _carried_out(self, flight: _Flight, reply: list[Any]) -> None:
-        lost = [flight.claims[place] for place in reply[1:]]
+        lost = [flight.claims[int(place)] for place in reply[1:]]
         for job in flight.jobs:
             lease = job.lease
             if job.claim in lost:

@@ -193,7 +193,7 @@ class Membership:
         seen: set[Claim] = set()
         granted: list[Claim] = []
         for at in range(0, len(owned), 4):
-            number, epoch, position, mark = owned[at : at + 4]
+            number, epoch, position, mark = int(owned[at]), int(owned[at + 1]), owned[at + 2], owned[at + 3]
             claim = self.claims.get(number)
             if claim is not None and claim.epoch == epoch:
                 seen.add(claim)

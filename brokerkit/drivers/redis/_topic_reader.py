@@ -137,6 +137,11 @@ class TopicReader(ABC):
             places[number] = delivery.position.rpartition("@")[2]
         return f"{self._topic.name}[*]@{','.join(places)}"
 
+    @property
+    def owned_until(self) -> float:
+        """Until when what it holds is certainly its own; an ephemeral reader owns nothing that others might take."""
+        return math.inf if self._membership is None else self._membership.deadline
+
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to *limit* deliveries, or none after *timeout* seconds."""
         loop = get_running_loop()
