@@ -281,10 +281,11 @@ async def test_a_queue_is_browsed_by_its_numbers_whatever_list_a_message_is_in(f
             assert await r.ids(QUEUE, after=after, limit=2) == [s.record.id for s in seen[first + 1 : first + 3]]
 
 
-async def test_a_long_queue_is_browsed_in_steps(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [0, 30, 1000])
+async def test_a_long_queue_is_browsed_in_steps(flavor: Flavor, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of order as it is where messages came back to the head of their list or out of the delayed ones."""
-    monkeypatch.setattr(_browse, "_LOOK", 7)
-    monkeypatch.setattr(_browse, "_ROOM", 200)
+    for name, value in (("_LOOK", 7), ("_ROOM", 200), ("_AHEAD", ahead)):
+        monkeypatch.setattr(_browse, name, value)
     names = [f"m{n:03}" for n in range(120)]
     async with opened(shared(flavor)) as r:
         await r.admin.declare(QUEUE)
@@ -297,9 +298,30 @@ async def test_a_long_queue_is_browsed_in_steps(flavor: Flavor, monkeypatch: pyt
         paged: list[str] = []
         after = None
         while page := await r.seen(QUEUE, limit=17, after=after):
+            assert len(page) == min(17, 120 - len(paged))
             paged += [stored.record.id for stored in page]
             after = page[-1].position
         assert paged == names
+
+
+async def test_what_was_read_ahead_is_shown_only_where_one_goes_on_at_once(
+    flavor: Flavor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_LOOK", 3), ("_FRESH", 0.3)):
+        monkeypatch.setattr(_browse, name, value)
+    async with opened(shared(flavor)) as r:
+        await r.admin.declare(QUEUE)
+        await r.put(QUEUE, list("abcdef"))
+        (_, last) = await r.seen(QUEUE, limit=2)
+        await r.server.command("LTRIM", "bk:{emails}:r0", 0, 3)
+        assert await r.ids(QUEUE) == list("abcd")
+        await r.seen(QUEUE, limit=2)
+        await r.server.command("LTRIM", "bk:{emails}:r0", 0, 2)
+        assert await r.ids(QUEUE, limit=2, after=last.position) == list("cd")
+        await r.seen(QUEUE, limit=2)
+        await r.server.command("LTRIM", "bk:{emails}:r0", 0, 1)
+        await asyncio.sleep(0.4)
+        assert await r.ids(QUEUE, limit=2, after=last.position) == []
 
 
 async def test_a_topic_is_browsed_in_the_order_of_time(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from ...address import Address, AnyDeadLetters, AnyQueue, DeadLetters, Queue, To
 from ...driver import Backlog, Source, StoredRecord, redriven
 from ...errors import BrokerError, CapabilityError, ConfigError, NotFound, SettingsMismatch
 from ...policy import Start
-from ._browse import TIMEOUT, browse_letters, browse_queue, browse_topic, find_letters, letter_id
+from ._browse import TIMEOUT, Ahead, browse_letters, browse_queue, browse_topic, find_letters, letter_id
 from ._context import Context
 from ._errors import code_of
 from ._frames import MAGIC, PREFIX, queue_blob
@@ -41,6 +41,7 @@ class Admin:
         self._context = context
         self._link = context.link
         self._sealed = context.sealed
+        self._ahead: dict[str, Ahead] = {}
 
     async def _call(
         self,
@@ -105,6 +106,7 @@ class Admin:
         if group is not None and not isinstance(address, Topic):
             raise ConfigError(f"{address!r} has no groups; only topics do")
         key = entity(address.name)
+        self._ahead.pop(address.name, None)
         await self._call(_DELETE, address, [key, _once(key)], [kind_of(address), group or ""], changes=True)
 
     # ------------------------------------------------------------------ what is in it
@@ -119,7 +121,7 @@ class Admin:
             if isinstance(address, Topic):
                 return await browse_topic(self._link, address, limit, start, after)
             if isinstance(address, Queue):
-                return await browse_queue(self._link, address, limit, after)
+                return await browse_queue(self._link, address, limit, after, self._ahead)
             return await browse_letters(self._link, address, limit, after)
         except BrokerError as error:
             raise self._named(error, address) from error.__cause__
@@ -167,6 +169,7 @@ class Admin:
             raise CapabilityError(f"{address!r} cannot be purged: other groups read it")
         key = entity(address.name)
         keys = [key, _once(key)]
+        self._ahead.pop(address.name, None)
         if isinstance(address, DeadLetters):
             keys.append(entity(address.of.name))
         return int(await self._call(_PURGE, address, keys, [kind_of(address)], changes=True))

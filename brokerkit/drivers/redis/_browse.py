@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Any, Final
+
+import msgspec
 
 from ...address import AnyDeadLetters, AnyQueue, AnyTopic
 from ...driver import StoredRecord
@@ -23,8 +26,12 @@ _QUEUE: Final = Script("admin_browse_queue")
 _TOPIC: Final = Script("admin_browse_topic")
 _LETTERS: Final = Script("admin_letters")
 
-_LOOK: Final = 10_000
+_LOOK: Final = 4000
 """Elements of a queue that one call looks at: a few milliseconds of the server's time."""
+_AHEAD: Final = 4000
+"""Messages to look for at once in a queue that has more than that."""
+_FRESH: Final = 2.0
+"""Seconds for which what was read ahead is shown."""
 _ROOM: Final = 4 * 1024 * 1024
 """Bytes of records in one reply."""
 _ALL: Final = 1 << 48
@@ -36,39 +43,82 @@ _LETTER = re.compile(r"(.+)@([0-9]{1,20})(?:-([0-9]{1,20}))?", re.ASCII)
 # ---------------------------------------------------------------------- queues
 
 
-async def browse_queue(link: Link, queue: AnyQueue, limit: int, after: str | None) -> list[StoredRecord]:
-    """Return the *limit* messages of *queue* with the lowest numbers behind position *after*."""
-    match = None if after is None else _NUMBER.fullmatch(after)
-    if after is not None and (match is None or match[1] != queue.name):
-        raise _no_position(after, queue.name)
-    number = 0 if match is None else int(match[2])
+class Ahead(msgspec.Struct):
+    """What was read beyond a page of a long queue, for the next one: each look goes through the whole queue."""
+
+    after: str
+    records: list[StoredRecord]
+    through: bool
+    """Whether nothing follows them."""
+    until: float
+
+
+async def browse_queue(
+    link: Link, queue: AnyQueue, limit: int, after: str | None, ahead: dict[str, Ahead]
+) -> list[StoredRecord]:
+    """Return the *limit* messages of *queue* with the lowest numbers behind position *after*.
+
+    *ahead* keeps what was read for the next page, for `_FRESH` seconds.
+    """
+    number = 0 if after is None else _number_of(after, queue)
+    now = asyncio.get_running_loop().time()
     stored: list[StoredRecord] = []
-    while len(stored) < limit:
+    known = ahead.pop(queue.name, None)
+    through, until = False, now + _FRESH
+    if known is not None and known.after == after and now < known.until:
+        stored, through, until = known.records, known.through, known.until
+    while len(stored) < limit and not through:
+        if stored:
+            number = _number_of(stored[-1].position, queue)
         page, number = await _queue_page(link, queue, limit - len(stored), number)
         stored += page
-        if number >= _ALL:
-            break
-    return stored
+        through = number >= _ALL
+    page, rest = stored[:limit], stored[limit:]
+    if rest:
+        ahead[queue.name] = Ahead(page[-1].position, rest, through, until)
+    return page
 
 
 async def _queue_page(link: Link, queue: AnyQueue, limit: int, after: int) -> tuple[list[StoredRecord], int]:
-    """Return up to *limit* messages behind number *after*, and the number up to which that is all."""
+    """Return messages behind number *after*, and the number up to which that is all: *limit* of them, or more of a long queue."""
     found: dict[int, StoredRecord] = {}
     below, place, at = _ALL, 0, 0
     while place >= 0:
-        reply = await link.call(
-            _QUEUE, [entity(queue.name)], [after, limit, below, place, at, _LOOK, _ROOM], timeout=TIMEOUT
-        )
+        args = [after, limit, below, place, at, _LOOK, _ROOM]
+        reply = await link.call(_QUEUE, [entity(queue.name)], args, timeout=TIMEOUT)
+        first = not place
         place, at, complete = int(reply[0]), int(reply[1]), int(reply[2])
+        if first and place >= 0 and limit < _AHEAD:  # it is a long one: look once for many
+            limit, place, at = _AHEAD, 0, 0
+            continue
         for flying, data in zip(reply[3::2], reply[4::2], strict=True):
             number, ended, record = element(queue, data)
             found.setdefault(number, StoredRecord(record, f"{queue.name}@{number}", ended + int(flying)))
         if complete >= 0:
             below = min(below, complete)
-        lowest = sorted(number for number in found if number < below)[:limit]
-        if len(lowest) == limit:
-            below = lowest[-1] + 1
-    return [found[number] for number in sorted(found) if number < below], below - 1 if below < _ALL else _ALL
+        found, below = _lowest(found, limit, below)
+    return list(found.values()), below - 1 if below < _ALL else _ALL
+
+
+def _lowest(found: dict[int, StoredRecord], limit: int, below: int) -> tuple[dict[int, StoredRecord], int]:
+    """Return those of *found* that are kept, in their order, and the number below which all are."""
+    kept: dict[int, StoredRecord] = {}
+    size = 0
+    for number in sorted(found):
+        if number >= below:
+            break
+        if len(kept) == limit or size > _ROOM:
+            return kept, number
+        kept[number] = stored = found[number]
+        size += len(stored.record.body or b"")
+    return kept, below
+
+
+def _number_of(position: str, queue: AnyQueue) -> int:
+    match = _NUMBER.fullmatch(position)
+    if match is None or match[1] != queue.name:
+        raise _no_position(position, queue.name)
+    return int(match[2])
 
 
 # ---------------------------------------------------------------------- topics
