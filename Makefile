@@ -48,7 +48,7 @@ check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 
-bench: $(VENV)/.bench ## Measure the speed on memory://, beside other libraries
+bench: $(VENV)/.bench ## Measure the speed on memory:// and Redis, beside other libraries
 	@$(BIN)/python -m tests.benchmarks
 
 servers: $(VENV)/.dev ## Run a development Redis and print its URL; Ctrl-C ends it
@@ -93,5 +93,6 @@ $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(call install,brokerkit and its tools,--editable '.[redis]' --group dev)
 	@touch $(VENV)/.run $(VENV)/.redis
 
-$(VENV)/.bench: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
-	@$(call install,the benchmarks,--editable '.[bench]')
+# Its servers are those of the tests.
+$(VENV)/.bench: $(VENV)/.dev
+	@$(call install,the benchmarks,--editable '.[bench,redis]')

@@ -9,7 +9,7 @@ import pytest
 from . import servers
 
 HERE = Path(__file__).parent
-SERVED = ("conformance", "faults", "redis", "servers")
+SERVED = ("benchmarks", "conformance", "faults", "processes", "redis", "servers")
 """The folders whose tests need servers."""
 
 

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 from brokerkit.broker import Broker, connect
 from brokerkit.driver import Capabilities
-from brokerkit.drivers.redis._scripts import PUBLISH
+from brokerkit.drivers.redis import RedisDriver, _scripts
 from brokerkit.testing.conformance import Harness
 from tests.servers import Flavor, Proxy, RedisServer, shared
+
+_PUBLISHING = (_scripts.PUBLISH, _scripts.PUBLISH_QUEUE, _scripts.PUBLISH_TOPIC)
 
 
 class RedisHarness(Harness):
@@ -47,7 +49,11 @@ class RedisHarness(Harness):
         proxy.accept()
         options.setdefault("on_event", self.events.append)
         options["options"] = {**self.options(), **options.get("options", {})}
-        broker = connect(self.url.replace(f":{self.server.port}/", f":{proxy.port}/"), **options)
+        try:
+            broker = connect(self.url.replace(f":{self.server.port}/", f":{proxy.port}/"), **options)
+        except BaseException:
+            proxy.close()
+            raise
         self.proxies[broker] = proxy
         return broker
 
@@ -55,6 +61,16 @@ class RedisHarness(Harness):
 
     async def crash(self, broker: Broker) -> None:
         self.proxies[broker].kill()
+        # What is left of it in this process is told at once, and need not find out in seconds that nobody answers.
+        hosted = self.opened(broker)._hosted
+        assert hosted is not None
+        assert hosted.task is not None
+        hosted.task.cancel()
+
+    def opened(self, broker: Broker) -> RedisDriver:
+        driver = self.driver(broker)
+        assert isinstance(driver, RedisDriver)
+        return driver
 
     async def freeze(self, broker: Broker) -> None:
         self.proxies[broker].freeze()
@@ -64,12 +80,16 @@ class RedisHarness(Harness):
 
     async def disconnect(self, broker: Broker) -> None:
         self.proxies[broker].disconnect()
+        # Here it takes a moment until that is noticed, and what is sent meanwhile is of unknown outcome.
+        context = self.opened(broker)._context
+        assert context is not None
+        await self.eventually(lambda: not context.link.up)
 
     async def reconnect(self, broker: Broker) -> None:
         self.proxies[broker].accept()
 
     async def lose_replies(self, broker: Broker, count: int = 1) -> None:
-        self.proxies[broker].lose_replies(count, [PUBLISH.sha])
+        self.proxies[broker].lose_replies(count, [script.sha for script in _PUBLISHING])
 
     async def restart(self) -> None:
         self.server.restart()

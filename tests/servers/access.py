@@ -18,8 +18,8 @@ CALLED: Final = ("config|get", "evalsha", "hmget", "info", "script|load", "ssubs
 SCRIPTED: Final = (
     "del", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hscan",
     "hset", "hvals", "llen", "lmpop", "lpop", "lpush", "lrange", "rename", "rpush", "sadd", "scard", "set",
-    "sismember", "smembers", "spublish", "srem", "time", "type", "unlink", "xadd", "xdel", "xlen", "xrange",
-    "xrevrange", "xtrim", "zadd", "zcard", "zcount", "zrange", "zrem", "zremrangebyscore", "zscore",
+    "sismember", "smembers", "spublish", "srem", "time", "type", "unlink", "xadd", "xdel", "xinfo|stream", "xlen",
+    "xrange", "xtrim", "zadd", "zcard", "zcount", "zrange", "zrem", "zremrangebyscore", "zscore",
 )  # fmt: skip
 """What the scripts call."""
 NEWER: Final = ("waitaof",)
