@@ -43,7 +43,8 @@ class Session:
         self.consumer = consumer
         self.plan = plan
         self.env = env
-        self.settling = Settling(consumer, self._settled, self._settle_error)
+        self.settling = Settling(consumer, self._settled, self._settle_error, env.restore)
+        self._monotonic = env.clock.monotonic
         self.held = 0
         self.settled = 0
         self.out: set[Message[Any]] = set()
@@ -76,6 +77,13 @@ class Session:
 
     def enter(self, message: Message[Any]) -> bool:
         """Return whether *message*, just taken, may go out; else it waits behind the one of its key that is out."""
+        if self._monotonic() >= self.consumer.owned_until:
+            # This process was frozen for longer than it could own anything: others have it by now, or soon.
+            if message._cleared:  # its key waits for it
+                self.release(message)
+            else:
+                self.settling.release([self._delivery(message)])
+            return False
         if self._lanes is None or message._cleared or self._lanes.enter(message):
             self.out.add(message)
             return True

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from .address import Address
 from .driver import Consumer, Delivery, Settlement
-from .errors import BrokerError, BrokerUnavailable, DeliveryLost
+from .errors import BrokerError, BrokerUnavailable, DeliveryLost, NotFound
 from .policy import backoff
 
 logger = logging.getLogger("brokerkit")
@@ -40,10 +41,12 @@ class Settling:
         consumer: Consumer,
         on_settled: Callable[[int], None],
         on_error: Callable[[Delivery, BrokerError], None],
+        restore: Callable[[Address], Awaitable[bool]] | None = None,
     ) -> None:
         self._consumer = consumer
         self._on_settled = on_settled
         self._on_error = on_error
+        self._restore = restore
         self._items: list[Settlement] = []
         self._watches: dict[int, Watch] = {}
         """By index in the items; most have none."""
@@ -148,7 +151,16 @@ class Settling:
                     watch.done(None)
             return
         for index, (item, result) in enumerate(zip(items, results, strict=True)):
-            self._apply(item, watches.get(index), result)
+            if isinstance(result, NotFound) and await self._restored(item):
+                self._again(item, watches.get(index) or Watch())
+            else:
+                self._apply(item, watches.get(index), result)
+
+    async def _restored(self, item: Settlement) -> bool:
+        """Create anew what *item* publishes to and has vanished; return whether that was of use."""
+        restore = self._restore
+        targets = {record.address for record in item.publish} if restore is not None else set()
+        return any([await restore(address) for address in targets]) if restore is not None else False
 
     def _apply(self, item: Settlement, watch: Watch | None, result: BrokerError | None) -> None:
         if result is None:

@@ -177,6 +177,14 @@ class Consumer(Protocol):
         """
         ...
 
+    @property
+    def owned_until(self) -> float:
+        """Until when, on the loop's monotonic clock, what it holds is certainly its own; infinity where nothing runs out.
+
+        Nothing is started after that: a process that was frozen would otherwise begin what others have done meanwhile.
+        """
+        ...
+
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to *limit* deliveries, or none after *timeout* seconds or at the end of an ``until_end`` source.
 

@@ -96,6 +96,11 @@ def _credentials(url: Url, values: Options) -> None:
 def _factory(name: str, scheme: _Scheme) -> DriverFactory:
     module = f"{__name__}.{scheme.module}"
     if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"this release of brokerkit has no driver for {name}://; it has memory://")
-    factory: DriverFactory = getattr(importlib.import_module(module), scheme.factory)
+        raise ConfigError(f"this release of brokerkit has no driver for {name}://; it has memory:// and redis://")
+    try:
+        factory: DriverFactory = getattr(importlib.import_module(module), scheme.factory)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("brokerkit"):
+            raise
+        raise ConfigError(f"{name}:// needs {error.name}: pip install 'brokerkit[{scheme.module}]'") from error
     return factory

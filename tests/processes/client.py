@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
@@ -31,6 +32,8 @@ from . import wire
 
 class SocketConsumer:
     """A consumer that lives in the server."""
+
+    owned_until = math.inf
 
     def __init__(self, driver: SocketDriver, number: int, prefetch: int) -> None:
         self._driver = driver

@@ -69,6 +69,7 @@ class Link(Protocol):
 class Consumer(ABC):
     """A reader of one source, and its context manager."""
 
+    owned_until = math.inf  # the server, which is in this process, tells
     _session: Session
     # These two are where the time goes; a subclass binds them to its store, which spares a call each.
     _take: Callable[[int], Sequence[Delivery]]
