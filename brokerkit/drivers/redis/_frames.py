@@ -31,6 +31,7 @@ _TYPE: Final = 8
 _HEADERS: Final = 16
 _CARRIED: Final = 32
 _PRIORITY: Final = 64
+_KNOWN: Final = 127
 
 _TYPES: Final = (b"application/json", b"application/octet-stream", b"text/plain", b"application/msgpack", BROKEN)
 _HEAD = struct.Struct(">BBHd")
@@ -192,7 +193,7 @@ def read(
     """Return the record of the frame in *data* from *at* on; one with *number* in its id if there is none."""
     try:
         magic, flags, attempts, timestamp = _HEAD.unpack_from(data, at)
-        if magic != MAGIC:
+        if magic != MAGIC or flags & ~_KNOWN:  # damaged, or of a later release
             raise Damaged
         at += 12
         if flags & _SHORT_ID:

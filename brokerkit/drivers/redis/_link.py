@@ -187,7 +187,7 @@ class Link:
         failures = 0
         try:
             while True:
-                longest = 2.0
+                longest = 0.5
                 try:
                     began = await self._connection(started, loop)
                 except BrokerError as error:

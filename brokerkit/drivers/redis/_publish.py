@@ -37,10 +37,10 @@ def kind_of(address: Address) -> bytes:
 def settings_of(address: Address) -> bytes:
     """Return what *address* is created with, as scripts take it."""
     if isinstance(address, Topic):
-        retention = "" if address.retention is None else f"{address.retention:.10g}"
+        retention = "" if address.retention is None else repr(address.retention)
         return f"partitions={address.partitions} retention={retention}".encode()
     if isinstance(address, Queue):
-        return f"priorities={address.priorities} dedup={address.dedup:.10g} lease={address.lease:.10g}".encode()
+        return f"priorities={address.priorities} dedup={address.dedup!r} lease={address.lease!r}".encode()
     return b"seq=0"
 
 

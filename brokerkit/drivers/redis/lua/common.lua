@@ -6,6 +6,14 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
+-- Somebody else has written into the stream *key*: return the first number of an id that is behind all of them.
+local function behind(key)
+  local info = redis.call('XINFO', 'STREAM', key)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then return tonumber(string.match(info[i + 1], '^%d+')) + 1 end
+  end
+end
+
 -- E:w has the idle consumers by the time since when they wait; this much more is added when one is woken, so that the next
 -- message wakes another.  Whoever was woken a second ago and did not come may be woken again.
 local WOKEN = 1e15

@@ -41,9 +41,7 @@ for n, p in ipairs(touched) do
   for _, i in ipairs(lines[p]) do
     local added = redis.pcall('XADD', key, front .. text(offset), 'f', string.sub(ARGV[i], 5))
     if type(added) == 'table' then
-      -- Somebody else has written into this stream: go on behind it, in time.
-      local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)
-      ms = tonumber(string.match(last[1][1], '^%d+')) + 1
+      ms = behind(key)
       front = text(ms) .. '-'
       redis.call('XADD', key, front .. text(offset), 'f', string.sub(ARGV[i], 5))
     end

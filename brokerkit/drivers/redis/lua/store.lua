@@ -52,8 +52,9 @@ local function push_queue(q, blob)
     element = struct.pack('>I6', q.seq) .. string.sub(blob, 7)
   end
   if delay > 0 then
-    redis.call('ZADD', q.key .. ':d', text(now + delay), element)
-    if not q.due or now + delay < q.due then q.due = now + delay end
+    local due = now + delay + 1  -- the time is rounded down, and nothing comes early
+    redis.call('ZADD', q.key .. ':d', text(due), element)
+    if not q.due or due < q.due then q.due = due end
   else
     q.stored = q.stored + 1
     local line = q.lone
@@ -87,9 +88,7 @@ local function push_topic(t, blob)
   local id = text(part.ms) .. '-' .. text(part.next)
   local added = redis.pcall('XADD', part.key, id, 'f', string.sub(blob, 5))
   if type(added) == 'table' and added.err then
-    -- Somebody else has written into this stream: go on behind it, in time.
-    local last = redis.call('XREVRANGE', part.key, '+', '-', 'COUNT', 1)
-    part.ms = tonumber(string.match(last[1][1], '^%d+')) + 1
+    part.ms = behind(part.key)
     id = text(part.ms) .. '-' .. text(part.next)
     redis.call('XADD', part.key, id, 'f', string.sub(blob, 5))
   end
@@ -100,8 +99,13 @@ end
 local function push(entity, blob)
   if entity.kind == 'q' then return push_queue(entity, blob) end
   if entity.kind == 't' then return push_topic(entity, blob) end
+  local key = entity.key .. ':l'
   entity.seq = entity.seq + 1
-  redis.call('XADD', entity.key .. ':l', text(entity.seq) .. '-0', 'f', blob)
+  local added = redis.pcall('XADD', key, text(entity.seq) .. '-0', 'f', blob)
+  if type(added) == 'table' then
+    entity.seq = behind(key)
+    redis.call('XADD', key, text(entity.seq) .. '-0', 'f', blob)
+  end
   return entity.seq
 end
 
