@@ -85,6 +85,14 @@ def test_the_page_has_every_key_and_channel_that_the_code_names() -> None:
     assert told == lua | python
 
 
+def test_the_keys_that_users_are_told_to_look_at_exist() -> None:
+    patterns = [pattern(row[1]) for row in rows("kind", "key")] + [pattern(row[0]) for row in rows("channel")]
+    shown = re.findall(r"'(bk:\{.*?)'", (ROOT / "docs" / "redis.md").read_text(encoding="utf-8"))
+    assert len(shown) > 5
+    for key in shown:
+        assert any(form.fullmatch(key.replace("<consumer>", "0123456789abcdef/1")) for form in patterns), key
+
+
 def test_the_page_has_every_error_of_the_scripts() -> None:
     told = {row[0].strip("`") for row in rows("error")}
     assert told == set(re.findall(r"'(BK [A-Z]+)", "\n".join(SCRIPTS.values())))
@@ -434,6 +442,7 @@ FILLED = {
     "<member>": "[0-9a-f]{16,}",
     "<producer>": "[0-9a-f]{16,}",
     "<call>": "[0-9a-f]{16,}",
+    "<process>": "[0-9a-f]{16,}",
 }
 
 
