@@ -77,6 +77,24 @@ def test_each_script_has_its_arguments_and_its_reply() -> None:
     assert all(len(row) >= 3 and all(row) for row in rows("script"))
 
 
+def test_each_script_takes_what_its_file_says() -> None:
+    told = {row[0]: {"KEYS": "1 `E`", "ARGV": row[1]} for row in rows("script", "ARGV (KEYS: `E`)")}
+    told |= {row[0]: {"KEYS": row[1], "ARGV": row[2]} for row in rows("script", "KEYS")}
+    for name, arguments in told.items():
+        text = " ".join(line.removeprefix("--") for line in SCRIPTS[name.strip("*`")].splitlines() if line[:2] == "--")
+        for what, cell in arguments.items():
+            said = re.search(rf"{what}: (.*?)(?: KEYS: | ARGV: | Returns |$)", text)
+            assert counted(cell) == (counted(said[1]) if said else 1), (name, what)
+
+
+def counted(text: str) -> int:
+    """Return up to which number the arguments in *text* are numbered."""
+    number, at = 0, 0
+    while found := re.compile(rf"(?:^|[,;] |and ){number + 1} ").search(text, at):
+        number, at = number + 1, found.end()
+    return number
+
+
 def test_the_page_has_every_key_and_channel_that_the_code_names() -> None:
     keys = [row[1] for row in rows("kind", "key")] + [row[0] for row in rows("channel")]
     told = {re.sub(r"<\w+>.*", "", key.strip("`").replace("bk:{base}", "E").removeprefix("E")) for key in keys} - {""}
@@ -143,6 +161,14 @@ def test_a_frame_of_either_side_is_read_by_the_other(record: Record) -> None:
     again = _frames.read(record.address, pack(wired))
     assert (again.id, again.body, again.key, again.headers) == (record.id, record.body, record.key, record.headers)
     assert (again.timestamp, again.attempts) == (record.timestamp, record.attempts)
+
+
+@pytest.mark.parametrize("damage", ["flag", "magic", "end"])
+def test_a_broken_frame_keeps_its_bytes(damage: str) -> None:
+    frame = pack(order("m1", key=b"ann"))
+    broken = {"flag": b"\xb1\x92" + frame[2:], "magic": b"\xb2" + frame[1:], "end": frame[:30]}[damage]
+    record = _frames.read(ORDERS, broken, number=7)
+    assert (record.id, record.body, record.headers) == ("broken-7", broken, (("bk-content-type", _frames.BROKEN),))
 
 
 def test_a_note_says_what_is_done_waits_and_was_counted() -> None:
