@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from ...driver import Delivery
 from ...errors import DeliveryLost
 
 
-class Lease:
+class Lease(msgspec.Struct, eq=False, gc=False):
     """The token of one delivery.  Each handing out makes a new one, so an older one of the same message proves nothing."""
 
-    __slots__ = ("number", "settled", "tried")
-
-    def __init__(self, number: bytes) -> None:
-        self.number = number
-        """The first six bytes of the element: its field in what the session holds."""
-        self.settled = False
-        self.tried = False
-        """Whether it may have been settled by a call whose answer is missing."""
+    number: bytes
+    """The first six bytes of the element: its field in what the session holds."""
+    settled: bool = False
+    tried: bool = False
+    """Whether it may have been settled by a call whose answer is missing."""
 
 
 class Session:

@@ -1,6 +1,6 @@
 -- Hand elements to a session.
 -- flags: allow-oom
--- uses: common queue_base
+-- uses: queue_quick common queue_base
 -- ARGV: 1 session, 2 how many at most, 3 '1' if it waits where there is none, 4 '1' if it may be listed as waiting, 5 '1' if it
 --       was told to drain
 -- Returns ms that the session owns what it holds; how many were dropped because they had expired; 0, LONELY or DRAIN; ms after

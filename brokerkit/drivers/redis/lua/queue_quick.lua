@@ -1,0 +1,51 @@
+-- What nearly every take is, without anything defined first: plain messages are there, nobody else waits, nothing is due.
+-- Whatever else there may be is done by what follows this file.
+local quick, quickly = pcall(function()
+  local E, name = KEYS[1], ARGV[1]
+  local found = redis.call('HMGET', E, 'kind', 'priorities', 'lease')
+  if found[1] == 'q' and found[2] == '1' then
+    local time = redis.call('TIME')
+    local ms = time[1] * 1000 + math.floor(time[2] / 1000)
+    local lease = tonumber(found[3] or 60) * 1000
+    local deadline = tonumber(redis.call('ZSCORE', E .. ':n', name) or 0)
+    local at = string.format('%.0f', ms)
+    if deadline > 1 and deadline <= ms + lease
+      and redis.call('LLEN', E .. ':x') == 0
+      and redis.call('ZCARD', E .. ':w') == tonumber(ARGV[4])
+      and #redis.call('ZRANGE', E .. ':d', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0
+      and (deadline > ms and #redis.call('ZRANGE', E .. ':n', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0)
+      and ARGV[5] == '0'
+    then
+      local taken = redis.call('LPOP', E .. ':r0', ARGV[2])
+      if taken then
+        local sub, byte, odd = string.sub, string.byte, false
+        local pairs_ = {}
+        for i = 1, #taken do
+          local element = taken[i]
+          if byte(element, 15) ~= 177 then odd = true break end
+          local until_ = sub(element, 9, 14)
+          if until_ ~= '\0\0\0\0\0\0' and struct.unpack('>I6', until_) <= ms then odd = true break end
+          pairs_[2 * i - 1] = sub(element, 1, 6)
+          pairs_[2 * i] = element
+        end
+        if not odd then
+          local held = E .. ':h:' .. name
+          for first = 1, #pairs_, 500 do redis.call('HSET', held, unpack(pairs_, first, math.min(first + 499, #pairs_))) end
+          if deadline - ms < lease * 0.9 then
+            deadline = ms + lease
+            redis.call('ZADD', E .. ':n', string.format('%.0f', deadline), name)
+          end
+          if ARGV[4] == '1' then redis.call('ZREM', E .. ':w', name) end
+          return {deadline - ms, 0, 0, 0, taken}
+        end
+        -- Something has to be looked at closely: put it back as it was.
+        for last = #taken, 1, -500 do
+          local line = {}
+          for i = last, math.max(1, last - 499), -1 do line[#line + 1] = taken[i] end
+          redis.call('LPUSH', E .. ':r0', unpack(line))
+        end
+      end
+    end
+  end
+end)
+if quick and quickly then return quickly end
