@@ -42,6 +42,7 @@ class TopicConsumer(TopicReader):
         self._revoked = revoked
         self._channel = self._keys[0] + b":c"
         self._hosted: Hosted | None = None
+        self._entering: anyio.CancelScope | None = None
         self._tasks: TaskGroup | None = None
         self._lapses: asyncio.TimerHandle | None = None
 
@@ -49,27 +50,44 @@ class TopicConsumer(TopicReader):
 
     async def __aenter__(self) -> Self:
         """Return when ready, with the start stored."""
-        link, wakes = self._link, self._context.wakes
-        places = await self._start()
-        self._hosted = hosted = Hosted(f"brokerkit {self!r}", self._host)
-        await hosted.__aenter__()
-        self._entered = True
+        self._link.watchers.add(self._watch)
+        self._entered = ready = False
         try:
-            await wakes.subscribe(self._channel, self._told)
-            if self._group is None:
-                self._read_alone(places)
-            else:
-                await self._join(self._group)
+            with anyio.CancelScope() as self._entering:
+                await self._enter()
+                ready = True
+            self._entering = None
+            if not ready and self._error is not None:
+                raise self._error
         except BaseException:
-            wakes.unsubscribe(self._channel, self._told)
+            self._context.wakes.unsubscribe(self._channel, self._told)
+            self._link.watchers.discard(self._watch)
             if self._membership is not None:
                 self._membership.abandon()
             self._close()
-            await hosted.__aexit__(None, None, None)
+            if self._hosted is not None:
+                await self._hosted.__aexit__(None, None, None)
             raise
-        link.watchers.add(self._watch)
         self._context.readers[self] = None
         return self
+
+    async def _enter(self) -> None:
+        places = await self._start()
+        hosted = Hosted(f"brokerkit {self!r}", self._host)
+        self._hosted = hosted
+        await hosted.__aenter__()
+        self._entered = True
+        await self._context.wakes.subscribe(self._channel, self._told)
+        if self._group is None:
+            self._read_alone(places)
+        else:
+            await self._join(self._group)
+
+    def fail(self, error: BrokerError) -> None:
+        """Let `receive`, or entering, raise *error*."""
+        super().fail(error)
+        if self._entering is not None:
+            self._entering.cancel()
 
     async def _host(self, started: asyncio.Future[None]) -> None:
         """Run what tells the program of what it loses."""
