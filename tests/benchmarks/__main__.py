@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .frame import run_plan
     from .parts import BENCHES, chosen
     from .probes import Finding
-    from .table import render, render_findings, summary
+    from .table import digest, render, render_findings, summary
 
     unknown = set(options.on) - set(BENCHES)
     if unknown:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fixed = 500 if options.smoke else None
         results = run_plan(plan, [bench.backend], rounds=rounds, seconds=options.seconds, say=say, fixed=fixed)
         if plan:
-            print(render(results), flush=True)
+            print(render(results), digest(results), sep="\n", flush=True)
         findings: list[Finding] = []
         for probe in probes:
             say(probe.title)

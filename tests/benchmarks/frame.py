@@ -76,6 +76,8 @@ class Row:
 
     name: ClassVar[str]
     note: ClassVar[str] = ""
+    peer: ClassVar[bool] = False
+    """Whether it is another library."""
     ordered: ClassVar[bool] = False
     """Whether it promises order per key."""
     least: ClassVar[int] = 500
@@ -314,11 +316,11 @@ def run_plan(
 
         counts: dict[tuple[str, str], int] = {}
         for work, row in _pairs(plan):
-            counts[work.name, row.name] = (
-                fixed or row.exactly or _calibrate(partial(once, row, work), row, work, seconds)
-            )
             if fixed:
-                counts[work.name, row.name] = min(fixed, row.least)
+                n = min(fixed, row.least, RATE // 2 if work.metric == "latency" else fixed)
+            else:
+                n = row.exactly or _calibrate(partial(once, row, work), row, work, seconds)
+            counts[work.name, row.name] = n
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for work, rows in plan:

@@ -14,6 +14,7 @@ from .job import Order
 class FastStream(Row):
     """FastStream's in-memory test broker."""
 
+    peer = True
     name = "faststream"
     note = (
         "TestRedisBroker: publish runs the handler itself (100 at once: published from 100 tasks); queue: a list, topic: a "
@@ -55,6 +56,7 @@ class FastStream(Row):
 class Taskiq(Row):
     """taskiq's in-memory broker."""
 
+    peer = True
     name = "taskiq"
     note = "InMemoryBroker(await_inplace=True): kiq runs the task itself (100 at once: sent from 100 tasks); has no batches"
 

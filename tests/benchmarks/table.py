@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from .frame import Goal, Results, Row, Work
@@ -58,6 +58,27 @@ def judge(results: Results, work: Work, goal: Goal) -> tuple[bool, str]:
         return False, f"{asked}: not measured"
     reached = ratio <= goal.factor if work.metric == "latency" else ratio >= goal.factor
     return reached, f"{asked}: {ratio:.2f}, {'reached' if reached else 'MISSED'}"
+
+
+def digest(results: Results) -> str:
+    """Return a line for each work with a goal: the best of the other libraries beside ours."""
+    lines = ["", "in short"]
+    for work, rows in results.plan:
+        goals = [judge(results, work, goal)[1] for goal in work.goals]
+        if not goals:
+            continue
+        ratios = {row.name: results.ratio(work, row.name, work.yardstick) for row in rows if row.peer}
+        best = _best(work, {name: ratio for name, ratio in ratios.items() if ratio is not None})
+        lines.append(f"  {work.name}: {best}")
+        lines += [f"    {goal.row} {shown}" for goal, shown in zip(work.goals, goals, strict=True)]
+    return "\n".join(lines)
+
+
+def _best(work: Work, ratios: Mapping[str, float]) -> str:
+    if not ratios:
+        return "no other library"
+    name = (min if work.metric == "latency" else max)(ratios, key=ratios.__getitem__)
+    return f"best other library {name} {ratios[name]:.2f} x {work.yardstick}"
 
 
 def render_findings(findings: Sequence[Finding]) -> str:

@@ -11,7 +11,7 @@ from . import toys
 from .frame import RESULT, Assignment, Backend, Goal, Plan, Results, Row, Work, measure, run_part, run_plan
 from .job import Figures
 from .probes import Finding, Growth
-from .table import judge, render, render_findings, summary
+from .table import digest, judge, render, render_findings, summary
 
 KEYED = Work(name="keyed", title="a topic", backend="toy", keyed=True)
 TOY = Backend(name="toy", serve=lambda: contextlib.nullcontext("toy://"))
@@ -124,6 +124,18 @@ def test_a_latency_goal_is_an_upper_limit() -> None:
     made.rounds["w", "bare"][0].p50 = made.rounds["w", "bare"][0].p99 = 2.0
     assert judge(made, work, goal) == (False, "p50 <= 1.2 x bare: 1.50, MISSED")
     assert "1.50" in render(made)
+
+
+def test_in_short_ours_stands_beside_the_best_other_library() -> None:
+    work = Work(name="w", title="w", backend="toy", goals=(Goal(row="ours", than="bare", factor=0.3),))
+    made = results(work, ours=[2.0], bare=[1.0], slow=[10.0], slower=[20.0], flawed=[1.0])
+    for row in made.plan[0][1]:
+        row.peer = row.name in {"slow", "slower", "flawed"}
+    made.rounds["w", "flawed"][0].doubles = 1
+    assert digest(made).splitlines()[2:] == [
+        "  w: best other library slow 0.10 x bare",
+        "    ours >= 0.3 x bare: 0.50, reached",
+    ]
 
 
 def test_growth_counts_from_the_end_of_the_first_fifth() -> None:

@@ -41,6 +41,7 @@ def interpreter() -> str:
 class Arq(Client):
     """arq, polling a hundred times a second."""
 
+    peer = True
     name = "arq"
     note = (
         "keep_result=0, JSON, poll_delay=0.01 (by default 0.5 s: arq-default); many: gather of 100 enqueue_job(); an "

@@ -16,6 +16,8 @@ from .server import client
 class _FastStream(Client):
     """What its two rows share."""
 
+    peer = True
+
     def subscribe(self, broker: Any) -> Any:
         """Return the decorator of handlers."""
         raise NotImplementedError
@@ -106,6 +108,7 @@ class FastStreamList(_FastStream, Lists):
 class _Taskiq(Client):
     """What its two rows share."""
 
+    peer = True
     least = 200
 
     def broker(self) -> Any:
@@ -190,6 +193,7 @@ class TaskiqList(_Taskiq, Lists):
 class Streaq(Client):
     """streaq, on coredis."""
 
+    peer = True
     name = "streaq"
     note = (
         "Worker(concurrency=handlers), JSON serializer, task(ttl=0, silent=True): no results; many: enqueue_many of 100"
