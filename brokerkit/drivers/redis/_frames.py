@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from zlib import crc32
 
@@ -34,10 +34,12 @@ _PRIORITY: Final = 64
 _KNOWN: Final = 127
 
 _TYPES: Final = (b"application/json", b"application/octet-stream", b"text/plain", b"application/msgpack", BROKEN)
+_TYPES_ALONE: Final[dict[int, Headers]] = {number: ((CONTENT_TYPE, name),) for number, name in enumerate(_TYPES)}
 _HEAD = struct.Struct(">BBHd")
 _PLAIN = struct.Struct(">BBHd10sI")  # with a short id
 _TYPED = struct.Struct(">BBHd10sIB")  # and with a known content type and nothing else
 _FRONT = struct.Struct(">HIBBHI")  # u48 | u8 | u8 | u48
+_ELEMENT = struct.Struct(">HIBBHIBBHd10sIB")  # what stands before it in a queue, then the same
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _RELATIVE: Final = 1 << 47
@@ -168,6 +170,26 @@ def writer(address: Address) -> Callable[[Record], bytes]:
 
 
 # ---------------------------------------------------------------------- reading
+
+
+def elements(address: Address, several: Sequence[bytes]) -> list[tuple[int, int, Record]]:
+    """Return what `element` does for each of *several*, quicker where they are as nearly all are."""
+    found: list[tuple[int, int, Record]] = []
+    texts, types, add = _prefix_texts, _TYPES_ALONE, found.append
+    usual, size = _SHORT_ID | _TYPE, _ELEMENT.size
+    for data in several:
+        if len(data) >= size:
+            high, low, deliveries, priority, until, low_until, magic, flags, attempts, time, raw, count, type_ = (
+                _ELEMENT.unpack_from(data)
+            )
+            text, headers = texts.get(raw), types.get(type_)
+            if flags == usual and magic == MAGIC and text and headers and not (until or low_until):
+                id, body = f"{text}{count}", data[size:]
+                record = Record(address, id, body, None, headers, time, 0.0, None, None, priority, attempts)
+                add((high << 32 | low, deliveries, record))
+                continue
+        add(element(address, data))
+    return found
 
 
 def element(address: Address, data: bytes) -> tuple[int, int, Record]:

@@ -12,7 +12,7 @@ from ...driver import Delivery, Revoked, Settlement, Source
 from ...errors import BrokerError, CapabilityError, Closed, ConfigError, DeliveryLost, NotFound
 from ...events import Expired
 from ._context import Context
-from ._frames import element
+from ._frames import elements
 from ._link import Unanswered
 from ._queue_copies import Copies
 from ._queue_member import Member
@@ -152,7 +152,7 @@ class QueueConsumer(Member):
         except NotFound:
             self.lose(session)
             raise NotFound(f"{self._queue!r} was deleted") from None
-        owned, expired, state, hint, elements = reply
+        owned, expired, state, hint, handed = reply
         session.owned = sent + owned / 1000
         self.problem = None
         if expired:
@@ -165,9 +165,9 @@ class QueueConsumer(Member):
             return None
         session.drains = state == _DRAIN
         session.pressed = False
-        if elements:
+        if handed:
             session.listed = False
-            taken = self._deliver(session, elements)
+            taken = self._deliver(session, handed)
             if state == _LONELY:
                 session.lone = next(iter(session.held))  # type: ignore[assignment]
             return taken
@@ -181,11 +181,10 @@ class QueueConsumer(Member):
                 self._bell.hint(hint)
         return ()
 
-    def _deliver(self, session: Session, elements: Sequence[bytes]) -> list[Delivery]:
-        queue, position, held = self._queue, self._position, session.held
+    def _deliver(self, session: Session, handed: Sequence[bytes]) -> list[Delivery]:
+        position, held = self._position, session.held
         taken: list[Delivery] = []
-        for data in elements:
-            number, deliveries, record = element(queue, data)
+        for data, (number, deliveries, record) in zip(handed, elements(self._queue, handed), strict=True):
             lease = Lease(data[:6])
             held[lease] = delivery = Delivery(record, lease, f"{position}{number}", deliveries + 1)
             taken.append(delivery)
