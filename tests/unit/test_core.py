@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,12 +26,52 @@ from brokerkit import (
     Topic,
     connect,
 )
+from brokerkit.driver import Delivery
 from brokerkit.events import DeadLettered, Event, Handled
 from brokerkit.testing import faults, idle, run
 
 EVENTS = Topic("events", int, partitions=1)
 JOBS = Queue("jobs", int)
 OUT = Queue("out", int)
+
+
+@pytest.mark.parametrize("address", [EVENTS, JOBS], ids=["topic", "queue"])
+def test_what_a_frozen_process_may_have_lost_is_not_started(address: Topic[int] | Queue[int]) -> None:
+    async def main() -> None:
+        ran: list[int] = []
+        service = Service("s")
+        inside, go = asyncio.Event(), asyncio.Event()
+
+        @service.subscribe(address)
+        async def handler(message: Message[int]) -> None:
+            ran.append(message.value)
+            inside.set()
+            await go.wait()
+
+        async with connect("memory://") as broker, service.running(broker):
+            for number in range(3):
+                if isinstance(address, Topic):
+                    await broker.publish(address, number, key="k")
+                else:
+                    await broker.publish(address, number)
+            await inside.wait()
+            (consumer,) = (c for c in broker._driver.consumers if c._held)  # type: ignore[attr-defined]
+            release = consumer.release
+            released: list[bytes | None] = []
+
+            async def mend(deliveries: Sequence[Delivery]) -> None:
+                released.extend(delivery.record.body for delivery in deliveries)
+                consumer.owned_until = math.inf
+                await release(deliveries)
+
+            consumer.release = mend
+            consumer.owned_until = 0.0  # as of a process that runs on after a long stop
+            go.set()
+            await idle(broker)
+            assert released == [b"1", b"2"]
+            assert ran == [0, 1, 2]
+
+    run(main())
 
 
 def test_a_refused_publication_lets_its_key_go_on_once() -> None:

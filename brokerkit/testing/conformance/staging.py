@@ -194,6 +194,24 @@ class Staging(Suite):
             assert letter.dead.error == "NotFound"
 
     @needs("queue.delay")
+    async def test_what_is_staged_for_an_address_that_has_vanished_is_stored(self, system: Harness, kind: Kind) -> None:
+        """With declare="auto" the address is created anew; the message is no dead letter."""
+        address, out = system.address(kind), system.queue("out")
+        inside, go = asyncio.Event(), asyncio.Event()
+
+        async def handler(message: Message[str]) -> None:
+            await message.publish(out, message.value)
+            inside.set()
+            await go.wait()
+
+        async with system.connect() as broker, system.connect() as admin, system.serve(broker, address, handler):
+            await system.publish(admin, address, ["value"])
+            await inside.wait()
+            await admin.delete(out)
+            go.set()
+            assert await stored(system, admin, out) == ["value"]
+            assert not system.seen(DeadLettered)
+
     async def test_delay_and_priority_of_what_is_staged_count_from_the_acknowledgement(self, system: Harness) -> None:
         """The delay begins when it is stored, not when it was staged."""
         queue, out = system.queue(), system.queue("out")
