@@ -44,7 +44,6 @@ class TopicConsumer(TopicReader):
         self._hosted: Hosted | None = None
         self._entering: anyio.CancelScope | None = None
         self._tasks: TaskGroup | None = None
-        self._lapses: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -62,8 +61,8 @@ class TopicConsumer(TopicReader):
         except BaseException:
             self._context.wakes.unsubscribe(self._channel, self._told)
             self._link.watchers.discard(self._watch)
-            if self._membership is not None:
-                self._membership.abandon()
+            if self._membership is not None and self._link.up:
+                self._membership.leave(stored=False).add_done_callback(_ignore)
             self._close()
             if self._hosted is not None:
                 await self._hosted.__aexit__(None, None, None)
@@ -120,12 +119,9 @@ class TopicConsumer(TopicReader):
     async def _join(self, group: str) -> None:
         link, sealed, name = self._link, self._context.sealed, self._topic.name
         self._membership = member = Membership(link, self._topic, group, self._session, self._ends, self)
-        self._commits = commits = Commits(
-            link, sealed, name, group, self._held, self.taken, self._freed, self._pump, self._session
-        )
-        self._claims, commits.member = member.claims, member.name
+        self._commits = Commits(link, sealed, name, group, member.name, self._held, self.taken, self._freed, self._pump)
+        self._claims = member.claims
         await member.join()
-        self._watch_deadline()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -147,16 +143,13 @@ class TopicConsumer(TopicReader):
 
     async def _leave(self, member: Membership, commits: Commits) -> None:
         until = member.deadline
-        if get_running_loop().time() >= until:
-            member.abandon()
-            return
         with anyio.move_on_after(LEAVING / 2):
             if self._link.up:
                 await commits.quiet()
         known = not commits.busy  # else what a settlement has stored may be more than is known here
         member.stop()
         commits.close()
-        commits.abort(member.name)
+        commits.abort()
         self._hand_back(list(self._held.values()))
         for claim in self._claims.values():
             claim.unplan()
@@ -184,14 +177,13 @@ class TopicConsumer(TopicReader):
 
     def _close(self) -> None:
         self._entered = False
-        for timer in (self._timer, self._lapses):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._membership is not None:
             self._membership.stop()
         if self._commits is not None:
             self._commits.close()
-            self._commits.abort(b"")
+            self._commits.abort()
         self._held.clear()
         self._fetched.clear()
 
@@ -208,9 +200,8 @@ class TopicConsumer(TopicReader):
 
     async def settle(self, items: Sequence[Settlement], *, confirm: bool = False) -> Sequence[BrokerError | None]:
         """Store the records of each item and acknowledge its delivery, both or none; one result each."""
-        member, held = self._membership, self._held
-        if member is not None and get_running_loop().time() >= member.deadline:
-            self._lapse()
+        held = self._held
+        confirm = confirm or self._doubtful()
         results: list[BrokerError | None] = []
         touched: dict[Claim, None] = {}
         jobs: dict[int, Job] = {}
@@ -273,8 +264,6 @@ class TopicConsumer(TopicReader):
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         """Hand *deliveries* back, uncounted."""
-        if self._membership is not None and get_running_loop().time() >= self._membership.deadline:
-            self._lapse()
         released = self._hand_back(deliveries)
         if self._waiter is not None:
             self._pump()
@@ -295,8 +284,6 @@ class TopicConsumer(TopicReader):
 
     async def hold(self, delivery: Delivery, attempts: int) -> None:
         """Keep the failed attempts of a delivery."""
-        if self._membership is not None and get_running_loop().time() >= self._membership.deadline:
-            self._lapse()
         lease = delivery.token
         if lease not in self._held or not isinstance(lease, Lease):
             if (lost := _unheld(lease)) is not None:
@@ -400,51 +387,26 @@ class TopicConsumer(TopicReader):
         self._membership.release(claims)
         self._pump()
 
-    # ------------------------------------------------------------------ being away for too long
+    def late(self) -> None:
+        """Nobody has taken over, but the program may have begun to let go of what it has: let it finish that."""
+        if self._tasks is not None:
+            self._tasks.start_soon(self._catch_up)
 
-    def _watch_deadline(self) -> None:
-        member, loop = self._membership, get_running_loop()
-        if self._lapses is not None:
-            self._lapses.cancel()
-            self._lapses = None
-        if member is None or not self._entered:
-            return
-        if loop.time() >= member.deadline:
-            self._lapse()
-        else:
-            when = min(member.deadline, loop.time() + self._session)
-            self._lapses = loop.call_at(when, self._watch_deadline)
-
-    def _lapse(self) -> None:
-        """Give everything up: others may own it by now.  Then take part anew."""
-        member, commits = self._membership, self._commits
-        if member is None or commits is None:
-            return
-        claims = list(member.claims.values())
-        member.abandon()
-        lost = self._drop(claims)
-        commits.abort(member.name)
-        if self._tasks is not None and self._entered:
+    async def _catch_up(self) -> None:
+        assert self._membership is not None
+        waiting = set(map(lease_of, self._fetched))
+        if held := [delivery for lease, delivery in self._held.items() if lease not in waiting]:
             logger.warning(
-                "%s: group %s heard nothing of this member for %.3g s; it takes part anew",
+                "%s: group %s heard nothing of this member for %.3g s; it begins nothing meanwhile",
                 self._topic.name,
                 self._group,
                 self._session,
             )
-            self._tasks.start_soon(self._rejoin, lost)
-
-    async def _rejoin(self, lost: list[Delivery]) -> None:
-        """Take part again when the program knows what it has lost."""
-        assert self._membership is not None
-        if lost:
             with anyio.move_on_after(self._session):
-                await self._tell(lost)
-        try:
-            await self._membership.join()
-        except BrokerError as error:
-            self.fail(error)
-            return
-        self._watch_deadline()
+                await self._tell(held)
+        self._membership.go_on()
+        self._wake()
+        self._pump()
 
     async def _tell(self, deliveries: Sequence[Delivery]) -> None:
         try:

@@ -16,7 +16,7 @@ import msgspec
 
 from ...address import Address, Topic
 from ...driver import Delivery, Record
-from ...errors import BrokerError, DeliveryLost, NotFound, SettingsMismatch
+from ...errors import BrokerError, BrokerUnavailable, DeliveryLost, NotFound, SettingsMismatch
 from ...policy import MAX_BODY
 from ._frames import topic_blob, writer
 from ._keys import entity
@@ -24,6 +24,7 @@ from ._link import Argument, Link, Unanswered
 from ._publish import derived_settings, kind_of, too_large
 from ._scripts import TOPIC_SETTLE
 from ._topic_claim import Claim, Lease
+from ._topic_member import PATIENT
 
 EVERY: Final = 0.4
 """Seconds after which what is done is stored, if nothing has taken it along before."""
@@ -70,6 +71,8 @@ class _Flight(msgspec.Struct, eq=False):
     claims: list[Claim]
     jobs: list[Job]
     waiting: list[asyncio.Future[None]]
+    doubt: bool = False
+    """Whether it may have been carried out already."""
 
 
 class Commits:
@@ -81,11 +84,11 @@ class Commits:
         sealed: Link,
         topic: str,
         group: str,
+        member: bytes,
         held: dict[object, Delivery],
         lost: Callable[[list[Claim]], None],
         done: Callable[[Claim], None],
         quiet: Callable[[], None],
-        timeout: float,
     ) -> None:
         self._link = link
         self._sealed = sealed
@@ -95,8 +98,7 @@ class Commits:
         self._lost = lost
         self._done = done
         self._on_quiet = quiet
-        self._timeout = timeout
-        self.member = b""
+        self._member = member
         self._number = 0
         self._dirty: dict[Claim, None] = {}
         self._riding: dict[Claim, None] = {}
@@ -181,8 +183,8 @@ class Commits:
             self._dirty.pop(claim, None)
             self._riding.pop(claim, None)
 
-    def abort(self, member: bytes) -> None:
-        """Everything belongs to others by now; go on as *member*."""
+    def abort(self) -> None:
+        """Carry nothing out any more: the reader is left."""
         flight, self._flight = self._flight, None
         jobs = [*(flight.jobs if flight else ()), *self._jobs]
         waiting = [*(flight.waiting if flight else ()), *self._waiting]
@@ -190,7 +192,6 @@ class Commits:
         self._waiting = []
         self._dirty.clear()
         self._riding = {}
-        self.member, self._number = member, 0
         for job in jobs:
             job.end(DeliveryLost())
         for future in waiting:
@@ -237,7 +238,7 @@ class Commits:
             return
         self._dirty.clear()
         self._number += 1
-        args: list[Argument] = [self._group, self.member, self._number, len(claims)]
+        args: list[Argument] = [self._group, self._member, self._number, len(claims)]
         for claim in claims:
             tracker = claim.tracker
             if claim in ahead:
@@ -274,7 +275,7 @@ class Commits:
 
     def _call(self, flight: _Flight) -> None:
         if flight is self._flight:
-            future = flight.link.call(TOPIC_SETTLE, flight.keys, flight.args, timeout=self._timeout)
+            future = flight.link.call(TOPIC_SETTLE, flight.keys, flight.args, timeout=PATIENT)
             future.add_done_callback(partial(self._answered, flight))
 
     # ------------------------------------------------------------------ answers
@@ -283,7 +284,8 @@ class Commits:
         error = answer.exception()
         if flight is not self._flight:
             return  # everything was lost meanwhile
-        if isinstance(error, Unanswered) and not self._closed:
+        flight.doubt = flight.doubt or isinstance(error, Unanswered)
+        if flight.doubt and isinstance(error, BrokerUnavailable) and not self._closed:
             # Whether it was done only the same call can find out.
             asyncio.get_running_loop().call_later(_AGAIN, self._call, flight)
             return

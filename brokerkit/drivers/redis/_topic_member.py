@@ -16,6 +16,8 @@ from ._link import Argument, Link
 from ._scripts import TOPIC_SYNC
 from ._topic_claim import Claim
 
+PATIENT: Final = 3600.0
+"""Seconds until a call is given up that a reader cannot do without: when the connection is gone it hears of it at once."""
 _SOONER: Final = 0.005
 """Seconds behind the end of another member's session at which one looks whether it has died."""
 
@@ -40,6 +42,10 @@ class Told(Protocol):
         """Others wait for *count* partitions that are ours."""
         ...
 
+    def late(self) -> None:
+        """A sign of life came too late, and what is left is ours all the same; call `Membership.go_on` when that is safe."""
+        ...
+
     def fail(self, error: BrokerError) -> None:
         """It cannot go on."""
         ...
@@ -59,7 +65,9 @@ class Membership:
         self.name = new_name()
         self.claims: dict[int, Claim] = {}
         self.deadline = math.inf
-        """When others may have taken over, if no sign of life arrives by then; by the loop's clock."""
+        """When others may have taken over, as far as is known here; by the loop's clock."""
+        self._proven = math.inf
+        self._late = False
         self._letting: dict[Claim, bytes] = {}
         """Partitions that are let go, with the position to store."""
         self._busy = False
@@ -91,6 +99,11 @@ class Membership:
         if self._in:
             self._send()
 
+    def go_on(self) -> None:
+        """The program holds nothing any more that it would not begin: hand out again."""
+        self._late = False
+        self.deadline = self._proven
+
     def release(self, claims: Sequence[Claim]) -> None:
         """Let *claims* go, with what is done of them."""
         for claim in claims:
@@ -103,18 +116,6 @@ class Membership:
         claim.gone = True
         if self.claims.get(claim.number) is claim:
             del self.claims[claim.number]
-
-    def abandon(self) -> None:
-        """Have been away for too long: let the server forget this member, and be another one from now on."""
-        self.stop()
-        if self._link.up:
-            self._leave(()).add_done_callback(_ignore)
-        for claim in list(self.claims.values()):
-            self.forget(claim)
-        self.name = new_name()
-        self._letting.clear()
-        self._busy = self._again = False
-        self.deadline = math.inf
 
     def stop(self) -> None:
         """Send no more signs of life."""
@@ -159,22 +160,29 @@ class Membership:
         letting = list(self._letting.items())
         for claim, position in letting:
             args += (claim.number, claim.epoch, position)
-        answer = self._link.call(TOPIC_SYNC, self._keys, args, timeout=self._session)
-        answer.add_done_callback(partial(self._answered, self.name, loop.time(), [claim for claim, _ in letting]))
+        answer = self._link.call(TOPIC_SYNC, self._keys, args, timeout=PATIENT)
+        answer.add_done_callback(partial(self._answered, loop.time(), [claim for claim, _ in letting]))
 
-    def _answered(self, name: bytes, sent: float, let: list[Claim], answer: asyncio.Future[Any]) -> None:
+    def _answered(self, sent: float, let: list[Claim], answer: asyncio.Future[Any]) -> None:
         error = answer.exception()
-        if name != self.name or not self._in:
-            return
         self._busy = False
+        if not self._in:
+            return
         if error is not None:
             self._failed(error)
             return
-        self.deadline = sent + self._session
+        self._proven = sent + self._session
+        late = asyncio.get_running_loop().time() >= self.deadline
         for claim in let:
             self._letting.pop(claim, None)
         reply = answer.result()
         self._apply(reply[2:])
+        if not late and not self._late:
+            self.deadline = self._proven
+        elif not self._late:
+            # Once it has passed, the program begins nothing that it has; it must not go on in the middle of that.
+            self._late = True
+            self._told.late()
         if self._joining is not None and not self._joining.done():
             self._joining.set_result(None)
         if self._again:
@@ -222,8 +230,3 @@ class Membership:
             self._timer = asyncio.get_running_loop().call_later(min(0.2, self._session / 8), self._send)
         else:
             self._told.fail(failure)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

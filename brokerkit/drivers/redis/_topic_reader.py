@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import logging
 import math
-from abc import ABC, abstractmethod
 from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from ._link import Argument
 from ._scripts import TOPIC_READ
 from ._topic_claim import Claim, Lease, Plan, lease_of
 from ._topic_commit import Commits
-from ._topic_member import Membership
+from ._topic_member import PATIENT, Membership
 from ._topic_place import look
 
 logger = logging.getLogger("brokerkit")
@@ -41,7 +40,7 @@ _CLAIMS: Final = 256
 """Most partitions in one call."""
 
 
-class TopicReader(ABC):
+class TopicReader:
     """Reads the partitions in `_claims`."""
 
     def __init__(self, context: Context, topic: AnyTopic, source: Source, prefetch: int) -> None:
@@ -97,9 +96,10 @@ class TopicReader(ABC):
             self._error = error
             self._wake()
 
-    @abstractmethod
-    def _lapse(self) -> None:
-        """Others may own everything by now."""
+    def _doubtful(self) -> bool:
+        """Return whether others may own everything by now: then nothing is handed out until the server has said."""
+        member = self._membership
+        return member is not None and get_running_loop().time() >= member.deadline
 
     # ------------------------------------------------------------------ receiving
 
@@ -145,7 +145,7 @@ class TopicReader(ABC):
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to *limit* deliveries, or none after *timeout* seconds."""
         loop = get_running_loop()
-        member, fetched = self._membership, self._fetched
+        fetched = self._fetched
         deadline = None
         while True:
             if self._error is not None:
@@ -153,9 +153,7 @@ class TopicReader(ABC):
             if not self._entered:
                 raise Closed("this consumer was left")
             now = loop.time()
-            if member is not None and now >= member.deadline:
-                self._lapse()
-            if fetched:
+            if fetched and not self._doubtful():
                 return [fetched.popleft() for _ in range(min(limit, len(fetched)))]
             if self._overtaken:
                 raise self._overtaken.popleft()
@@ -249,6 +247,8 @@ class TopicReader(ABC):
         """Read, if somebody waits for it, there is room, and there may be something."""
         if self._waiter is None or self._reading or self._fetched or not self._news or self._error is not None:
             return
+        if self._doubtful():
+            return
         held = self._held
         room = min(self._prefetch - len(held), self._limit)
         if room <= 0 or (self._lone is not None and self._lone in held):
@@ -311,7 +311,7 @@ class TopicReader(ABC):
             )
         self._reading = reading
         self._read_at = now
-        answer = self._link.call(TOPIC_READ, self._keys, args, timeout=self._session)
+        answer = self._link.call(TOPIC_READ, self._keys, args, timeout=PATIENT)
         answer.add_done_callback(self._answered)
 
     def _answered(self, answer: asyncio.Future[Any]) -> None:

@@ -18,8 +18,10 @@ end
 local partitions = tonumber(found[2] or 1)
 
 for _, dead in ipairs(redis.call('ZRANGE', M, '-inf', text(now), 'BYSCORE')) do
-  redis.call('ZREM', M, dead)
-  redis.call('HDEL', G, 's:' .. dead)
+  if dead ~= me then  -- whoever calls lives, if nobody has noticed that it was away
+    redis.call('ZREM', M, dead)
+    redis.call('HDEL', G, 's:' .. dead)
+  end
 end
 local joined = 0
 if ARGV[4] == '1' then
