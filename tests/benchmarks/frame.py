@@ -314,6 +314,8 @@ def run_plan(
             behind = None if fixed is None else min(row.behind, 20 * fixed)
             return measure(row, work, n, urls[work.backend], behind=behind)
 
+        if fixed is None:
+            say(f"finding out how many messages each of {sum(len(rows) for _, rows in plan)} rows can do")
         counts: dict[tuple[str, str], int] = {}
         for work, row in _pairs(plan):
             if fixed:
@@ -325,6 +327,8 @@ def run_plan(
             say(f"round {number + 1} of {rounds}")
             for work, rows in plan:
                 for row in rows if number % 2 == 0 else reversed(rows):
+                    if results.flaw(work, row.name):
+                        continue  # it shows no figure, whatever comes
                     figures = once(row, work, counts[work.name, row.name])
                     results.rounds[work.name, row.name].append(figures)
                     if flaw := figures.flaw():

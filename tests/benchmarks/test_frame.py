@@ -78,9 +78,10 @@ def test_a_plan_runs_all_rows_in_alternating_order_on_a_clean_backend() -> None:
     said: list[str] = []
     plan: Plan = [(KEYED, (toys.Honest, toys.Loses))]
     results = run_plan(plan, [backend], rounds=2, seconds=0.1, say=said.append, fixed=50)
-    assert cleaned == ["toy://"] * 4
-    assert [len(figures) for figures in results.rounds.values()] == [2, 2]
-    assert said == ["round 1 of 2", "  keyed, loses: 1 lost of 50", "round 2 of 2", "  keyed, loses: 1 lost of 50"]
+    # What has a flaw is not measured again.
+    assert cleaned == ["toy://"] * 3
+    assert [len(figures) for figures in results.rounds.values()] == [2, 1]
+    assert said == ["round 1 of 2", "  keyed, loses: 1 lost of 50", "round 2 of 2"]
     table = render(results)
     assert "no figure: 1 lost of 50" in table
     text, complete = summary(results, [])
