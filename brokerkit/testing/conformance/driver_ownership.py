@@ -403,7 +403,8 @@ class DriverConsume(Suite):
             await system.freeze(zombie.broker)
             async with r.consume(address) as new:
                 await r.finish(new, 3)
-                assert not lost
+                # Where freezing is holding the network, its own clock may have told it already.
+                assert not lost or not system.virtual
                 await system.thaw(zombie.broker)
                 told = 2 * system.gone(kind)
                 await system.eventually(lambda: lost == set(names(3)), "revoked told of all three", within=told)

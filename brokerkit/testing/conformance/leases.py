@@ -28,9 +28,9 @@ class Leases(Suite):
         doomed = system.connect()
         async with system.connect() as broker:
             async with doomed, system.subscribe(doomed, queue) as held:
+                began = system.now()  # the lease begins on the server, before its owner knows
                 await system.publish(broker, queue, ["a"])
                 await system.take(held, 1)
-                began = system.now()
                 await system.crash(doomed)
             async with system.subscribe(broker, queue) as messages:
                 (again,) = await system.take(messages, 1, within=system.gone("queue"))
