@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 PYTHON :=
 VERSIONS := 3.11 3.12 3.13
 URL :=
+ROUNDS := 1
 CONSTRAINTS := tests/constraints.txt
 RESULTS := $(abspath $(VENV))/results.jsonl
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all check bench mutants promises servers clean lock pytest
+.PHONY: help demo test test-all test-faults check bench mutants promises servers clean lock pytest
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(if $(filter redis%,$(URL)),$(VENV)/.redis,$(VENV)/.run) ## Run the example service on real orders; URL=... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
@@ -33,6 +34,9 @@ pytest: $(VENV)/.dev
 	@rm -f $(RESULTS)
 	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 --dist loadgroup
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
+
+test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
+	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 tests/faults
 
 promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite
 	@rm -f $(RESULTS)

@@ -54,6 +54,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds in which an acknowledgement is on its way to the server, busy machines included."""
     takeover: float = 4.0
     """Seconds until what a dead or frozen consumer had belongs to another one."""
+    prompt: float = math.inf
+    """Seconds after which a stored message must be with a handler, unless it was in the hands of a victim."""
     atomic: bool = True
     """What a handler publishes is stored with its acknowledgement, once."""
 
@@ -310,6 +312,8 @@ class _Part:
             self.find("doubled", id, f"what its handler published is stored {done} times")
         if done and not entry.staged:
             self.find("unexpected", id, "its handler has published nothing")
+        if runs and outbound.result == "confirmed":
+            self._late(id, outbound, runs)
         if not drained or self._gone(outbound):
             return
         if outbound.result != "confirmed" and not runs:
@@ -329,6 +333,13 @@ class _Part:
             if fault.loses and outbound.entry.at <= fault.end and outbound.at >= fault.begin - fault.loses:
                 return True
         return False
+
+    def _late(self, id: str, outbound: Outbound, runs: list[_Run]) -> None:
+        """It was not left lying while somebody could have handled it."""
+        waited = runs[0].began - outbound.at - outbound.entry.delay
+        taken = any(fault.begin - MARGIN <= outbound.at <= fault.begin + MARGIN / 4 for fault in self.faults)
+        if waited > self.terms.prompt and not taken:
+            self.find("late", id, f"handled {waited:.3f} s after it could have been")
 
     # ------------------------------------------------------------------ of all
 

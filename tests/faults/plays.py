@@ -19,8 +19,11 @@ from .checker import Verdict
 from .stage import Stage
 
 Action: TypeAlias = Callable[[Stage, RedisServer], Awaitable[Verdict]]
+LEASE: Final = 2.0
+"""Seconds, of queues and of members of groups."""
+OPTIONS: Final = f"session={LEASE:g}&timeout=2"
 RESUMED: Final = 8.0
-"""Seconds in which consumption must go on by itself after a fault; what a dead consumer had comes after its lease of 3 s."""
+"""Seconds in which consumption must go on by itself after a fault; what a dead consumer had comes after its lease."""
 
 
 class Play(msgspec.Struct, frozen=True):
@@ -28,14 +31,14 @@ class Play(msgspec.Struct, frozen=True):
 
     action: Action
     flavors: tuple[Flavor, ...] = FLAVORS
-    query: str = "session=3&timeout=2"
+    query: str = ""
     server: dict[str, Any] = {}
-    lease: float = 3.0
 
-    async def perform(self, flavor: Flavor, seed: int, folder: Path) -> Verdict:
+    async def perform(self, flavor: Flavor, seed: int, folder: Path, *, long: bool = False) -> Verdict:
         """Play it on a server of its own."""
         with RedisServer(flavor, **self.server) as server:
-            with Stage(server.url(query=self.query), folder, seed, lease=self.lease) as stage:
+            query = f"{OPTIONS}&{self.query}" if self.query else OPTIONS
+            with Stage(server.url(query=query), folder, seed, lease=LEASE, long=long) as stage:
                 return await self.action(stage, server)
 
 
@@ -52,7 +55,7 @@ async def calm(stage: Stage, server: RedisServer) -> Verdict:
 async def kill_consumers(stage: Stage, server: RedisServer) -> Verdict:
     """Kill consumers with messages in hand, one after the other, the last time both."""
     await stage.start("service", "hand", "producer", work=0.03)
-    for victims in (1, 1, 2):
+    for victims in stage.rounds((1, 2), (1, 1, 2, 1, 2)):
         await stage.flow()
         for name in stage.random.sample(stage.consumers, victims):
             stage.kill(name)
@@ -64,7 +67,7 @@ async def kill_consumers(stage: Stage, server: RedisServer) -> Verdict:
 async def kill_producers(stage: Stage, server: RedisServer) -> Verdict:
     """Kill producers while they publish."""
     await stage.start("service", "hand", "producer", "producer")
-    for _ in range(3):
+    for _ in stage.rounds(range(3), range(8)):
         await stage.published()
         await asyncio.sleep(stage.random.random() / 10)
         stage.kill(stage.random.choice(stage.living("producer")))
@@ -94,10 +97,26 @@ async def freeze_producers(stage: Stage, server: RedisServer) -> Verdict:
     return await stage.finish()
 
 
+async def freeze_idle_consumers(stage: Stage, server: RedisServer) -> Verdict:
+    """Stop one of two consumers that have little to do: who is told of a message may be the one that sleeps."""
+    await stage.start("service", "hand")
+    await stage.start("producer", keys=1, pause=0.25)
+    await stage.flow(5)
+    frozen = stage.random.choice(stage.consumers)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(stage.freeze(frozen, stage.lease + 2.5))
+        tasks.create_task(stage.flow(10, timeout=RESUMED))
+    await stage.flow(5)
+    terms = stage.terms()
+    terms["queue"] = msgspec.structs.replace(terms["queue"], prompt=2.5)
+    terms["topic"] = msgspec.structs.replace(terms["topic"], prompt=stage.lease + 3.0)
+    return await stage.finish(terms=terms)
+
+
 async def come_and_go(stage: Stage, server: RedisServer) -> Verdict:
     """Let consumers join and leave as they should: of a queue nothing may be repeated."""
     await stage.start("service", "hand", "producer", work=0.02)
-    for _ in range(3):
+    for _ in stage.rounds(range(3), range(10)):
         await stage.flow()
         await stage.start(stage.random.choice(("service", "hand")), work=0.02)
         await stage.stop(stage.random.choice(stage.consumers))
@@ -121,7 +140,7 @@ async def wrong_clocks(stage: Stage, server: RedisServer) -> Verdict:
 async def kill_server(stage: Stage, server: RedisServer) -> Verdict:
     """Kill the server, which writes everything to disk before it answers: nothing that was confirmed is lost."""
     await stage.start("service", "hand", "producer")
-    for _ in range(2):
+    for _ in stage.rounds(range(1), range(4)):
         await stage.flow()
         with stage.fault("server killed"):
             server.kill()
@@ -173,7 +192,7 @@ async def freeze_server(stage: Stage, server: RedisServer) -> Verdict:
 async def kill_connections(stage: Stage, server: RedisServer) -> Verdict:
     """Have the server end all connections, again and again."""
     await stage.start("service", "hand", "producer")
-    for _ in range(10):
+    for _ in stage.rounds(range(5), range(30)):
         await stage.flow(3)
         with stage.fault("connections killed"):
             for kind in stage.random.sample(("normal", "pubsub"), 2):
@@ -187,7 +206,7 @@ async def kill_connections(stage: Stage, server: RedisServer) -> Verdict:
 async def flush_scripts(stage: Stage, server: RedisServer) -> Verdict:
     """Have the server forget all scripts, again and again: nobody may notice."""
     await stage.start("service", "hand", "producer")
-    for _ in range(30):
+    for _ in stage.rounds(range(20), range(100)):
         with stage.fault("scripts flushed", excuses=False):
             await server.command("SCRIPT", "FLUSH")
         await asyncio.sleep(stage.random.random() / 10)
@@ -198,7 +217,7 @@ async def flush_scripts(stage: Stage, server: RedisServer) -> Verdict:
 async def flush_all(stage: Stage, server: RedisServer) -> Verdict:
     """Remove all keys: what was stored is gone, as somebody wanted it; working goes on by itself."""
     await stage.start("service", "hand", "producer")
-    for _ in range(2):
+    for _ in stage.rounds(range(1), range(4)):
         await stage.flow()
         with stage.fault("all keys removed", wipes=True):
             await server.command("FLUSHALL")
@@ -234,9 +253,9 @@ async def change_password(stage: Stage, server: RedisServer) -> Verdict:
     with tempfile.NamedTemporaryFile("w", suffix=".password") as file:
         Path(file.name).write_text(server.passwords[USER] + "\n", encoding="utf-8")
         where = server.url().rpartition("@")[2]
-        stage.url = f"redis://{where}?password_file={file.name}&username={USER}&session=3&timeout=2"
+        stage.url = f"redis://{where}?password_file={file.name}&username={USER}&{OPTIONS}"
         await stage.start("service", "hand", "producer")
-        for _ in range(2):
+        for _ in stage.rounds(range(1), range(4)):
             await stage.flow()
             with stage.fault("password changed"):
                 await server.passwd(USER, f"new {stage.random.random()} ü")
@@ -255,7 +274,7 @@ async def change_password(stage: Stage, server: RedisServer) -> Verdict:
 async def break_network(stage: Stage, server: RedisServer) -> Verdict:
     """Put a network between that slices, delays, freezes, and breaks connections anywhere."""
     async with Proxy(server.host, server.port) as proxy:
-        stage.url = server.url(port=proxy.port, query="session=3&timeout=2")
+        stage.url = server.url(port=proxy.port, query=OPTIONS)
         await stage.start("service", "hand", "producer")
         harm: list[Callable[[random.Random], Awaitable[None]]] = [
             lambda draw: _cut(proxy, draw),
@@ -264,7 +283,7 @@ async def break_network(stage: Stage, server: RedisServer) -> Verdict:
             lambda draw: _hang(proxy, draw),
         ]
         stage.random.shuffle(harm)
-        for number in range(6):
+        for number in stage.rounds(range(4), range(16)):
             await stage.flow(5)
             with stage.fault("network broken"):
                 await harm[number % len(harm)](stage.random)
@@ -299,13 +318,14 @@ async def _hang(proxy: Proxy, draw: random.Random) -> None:
 
 AOF: Final = {"appendonly": True, "appendfsync": "always"}
 EVERYSEC: Final = {"appendonly": True, "appendfsync": "everysec"}
-DURABLE: Final = "session=3&timeout=2&durability=aof"
+DURABLE: Final = "durability=aof"
 
 PLAYS: Final[dict[str, Play]] = {
     "calm": Play(calm),
     "kill consumers": Play(kill_consumers),
     "kill producers": Play(kill_producers),
     "freeze consumers": Play(freeze_consumers),
+    "freeze idle consumers": Play(freeze_idle_consumers),
     "freeze producers": Play(freeze_producers),
     "come and go": Play(come_and_go),
     "wrong clocks": Play(wrong_clocks),

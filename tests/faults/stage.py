@@ -34,12 +34,13 @@ BOTH: Final = ("queue", "topic")
 class Stage:
     """One play: start workers, do harm, `finish`."""
 
-    def __init__(self, url: str, folder: Path, seed: int, *, lease: float = 3.0) -> None:
+    def __init__(self, url: str, folder: Path, seed: int, *, lease: float, long: bool = False) -> None:
         self.url = url
         self.seed = seed
         self.random = random.Random(seed)
         self.faults: list[Fault] = []
         self.lease = lease
+        self._long = long
         self._folder = folder
         self._reading = Reading(folder)
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
@@ -60,6 +61,10 @@ class Stage:
     def entries(self) -> list[Entry]:
         """What the workers have written down, as far as it was read."""
         return self._reading.entries
+
+    def rounds(self, short: Iterable[int], long: Iterable[int]) -> Iterable[int]:
+        """Return how often harm is done."""
+        return long if self._long else short
 
     # ------------------------------------------------------------------ workers
 

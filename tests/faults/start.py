@@ -24,7 +24,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     """Where its journal goes."""
     seed: int
-    lease: float = 3.0
+    lease: float
     skew: float = 0.0
     """Seconds by which the wall clock of this process is wrong."""
     keys: int = 3

@@ -193,6 +193,15 @@ def test_what_a_server_may_forget_is_not_lost() -> None:
     assert judge(without(good(), "m5", "started", "handled"), faults=[KILL, wiped]).kinds() == set()
 
 
+def test_what_lies_too_long_is_late() -> None:
+    # The last one waits for 6.4 s, none of the others for longer than 5.5 s.
+    terms = msgspec.structs.replace(TERMS, prompt=5.5)
+    slow = changed(changed(good(), "m19", "started", at=8.35), "m19", "handled", at=8.4)
+    assert judge(without(slow, "m19", "acked"), terms=terms).kinds() == {"late"}
+    assert judge(good(), terms=msgspec.structs.replace(TERMS, prompt=7.0)).kinds() == set()
+    assert judge(good(), terms=msgspec.structs.replace(TERMS, prompt=3.0)).kinds() == {"late"}
+
+
 def test_what_is_under_way_is_not_lost_yet() -> None:
     assert judge(without(good(), "m5", "started", "handled"), drained=False).kinds() == set()
 
