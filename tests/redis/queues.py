@@ -66,10 +66,12 @@ class Process:
 
 
 @asynccontextmanager
-async def process(server: RedisServer, **options: object) -> AsyncIterator[Process]:
+async def process(
+    server: RedisServer, *, user: str = ADMIN, password: str | None = None, **options: object
+) -> AsyncIterator[Process]:
     """Open one, on a network of its own."""
     async with Proxy(server.host, server.port) as proxy:
-        parsed = parse(server.url(user=ADMIN, port=proxy.port))
+        parsed = parse(server.url(user=user, password=password, port=proxy.port))
         read = settings(parsed, Options({**parsed.query, **options}, "redis://"))
         link, wakes = Link(read), Wakes(read)
 

@@ -351,3 +351,36 @@ async def test_revoked_may_settle_in_vain_and_fail(server: RedisServer) -> None:
                     await asyncio.sleep(0.01)
             await p.put(QUEUE, ["b"])
             assert ids(await take(consumer, 1)) == ["b"]
+
+
+async def test_a_wake_that_nobody_hears_costs_a_second_at_most(server: RedisServer) -> None:
+    await declare(server, LONG)
+    async with process(server) as p, process(server) as frozen, process(server) as publisher:
+        async with frozen.consume(LONG) as deaf, p.consume(LONG) as consumer:
+            sleeping = asyncio.ensure_future(deaf.receive(10, 60))
+            await asyncio.sleep(0.1)  # it has waited the longest
+            frozen.proxy.freeze()
+            for n in range(3):
+                waiting = asyncio.ensure_future(consumer.receive(10, SOON))
+                await asyncio.sleep(0.05)
+                began = asyncio.get_running_loop().time()
+                await publisher.put(LONG, [str(n)])
+                await done(consumer, await waiting)
+                assert asyncio.get_running_loop().time() - began < 1.5
+            sleeping.cancel()
+            await asyncio.wait([sleeping])
+            frozen.proxy.thaw()
+
+
+async def test_what_could_not_be_left_is_left_later(server: RedisServer) -> None:
+    await declare(server, QUEUE)
+    await server.command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all")
+    async with process(server, user="worker", password="secret") as p, process(server) as other:
+        async with p.consume(QUEUE) as consumer:
+            await p.put(QUEUE, ["m"])
+            await take(consumer, 1)
+            await server.command("ACL", "SETUSER", "worker", "-evalsha")
+        await server.command("ACL", "SETUSER", "worker", "+evalsha")
+        async with other.consume(QUEUE) as second:
+            (m,) = await take(second, 1)
+            assert m.deliveries == 1

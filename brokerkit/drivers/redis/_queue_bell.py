@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from ...errors import BrokerError, BrokerUnavailable, Closed
+from ...errors import BrokerError, Closed, NotFound
 from ._context import Context
 from ._keys import entity
 from ._queue_session import Session
 from ._scripts import QUEUE_LEAVE, QUEUE_PASS, QUEUE_RENEW
-
-logger = logging.getLogger("brokerkit")
 
 POLL: Final = 1.0
 """Seconds after which one of those who wait looks by itself: a wake may be lost, a clock may be set."""
@@ -61,12 +58,13 @@ class Bell:
         key = entity(name)
         self._keys = (key,)
         self._channel = key + b":c:" + context.process
+        self._process = context.process
         self._prefix = len(context.process) + 1
         self._timeout = context.settings.timeout
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        self._look_at = math.inf
-        self._hinted = False
+        self._poll_at = math.inf
+        self._hint_at = math.inf
         self._renew_at = math.inf
         self._orphans: list[tuple[Sequence[bytes], float]] = []
         """Sessions that were left while there was no connection, and until when that matters."""
@@ -94,15 +92,16 @@ class Bell:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._timer_at = math.inf
-        if not self._orphans:
+        self._timer_at = self._poll_at = self._hint_at = self._renew_at = math.inf
+        if self._orphans:
+            self._renew_soon()
+        else:
             self._link.watchers.discard(self._link_changed)
 
     def admit(self, ringer: Ringer, session: Session) -> None:
         """Ring *ringer* when the server says the name of *session*."""
         self.members[session.name[self._prefix :]] = ringer
-        self._renew_at = min(self._renew_at, asyncio.get_running_loop().time() + self.lease / RENEWALS)
-        self._arm()
+        self._renew_soon()
 
     def dismiss(self, session: Session) -> None:
         """Forget *session*."""
@@ -116,7 +115,9 @@ class Bell:
             self._ring_all()
             return
         ringer = self.members.get(data)
-        if ringer is not None and not ringer.ring():
+        if ringer is None:  # it was left, or has another name by now
+            self._call_pass(self._process + b"/" + data)
+        elif not ringer.ring():
             self.pass_on(ringer)
 
     def _ring_all(self) -> None:
@@ -135,9 +136,7 @@ class Bell:
 
     def _link_changed(self, up: bool) -> None:
         if up:
-            orphans, self._orphans = self._orphans, []
-            for names, until in orphans:
-                self._leave(names, until, None)
+            self._leave_orphans()
             if not self._users:
                 self._link.watchers.discard(self._link_changed)
                 return
@@ -149,23 +148,25 @@ class Bell:
     def wait(self, ringer: Ringer) -> None:
         """*ringer* waits for something to take."""
         self.waiting[ringer] = None
-        if self._look_at == math.inf:
+        if self._poll_at == math.inf:
             # Polls of all queues come together, which makes them one write.
-            self._look_at = (asyncio.get_running_loop().time() // POLL + 1) * POLL
-            self._hinted = False
+            self._poll_at = (asyncio.get_running_loop().time() // POLL + 1) * POLL
             self._arm()
 
     def hint(self, ms: int) -> None:
         """In so many milliseconds there may be something without a wake."""
         when = asyncio.get_running_loop().time() + ms / 1000
-        if when < self._look_at:
-            self._look_at = when
-            self._hinted = True
+        if when < self._hint_at:
+            self._hint_at = when
             self._arm()
 
+    def _renew_soon(self) -> None:
+        self._renew_at = min(self._renew_at, asyncio.get_running_loop().time() + self.lease / RENEWALS)
+        self._arm()
+
     def _arm(self) -> None:
-        when = min(self._look_at, self._renew_at)
-        if when < self._timer_at and self._users:
+        when = min(self._poll_at, self._hint_at, self._renew_at)
+        if when < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_at(when, self._tick)
@@ -175,19 +176,20 @@ class Bell:
         self._timer = None
         self._timer_at = math.inf
         now = asyncio.get_running_loop().time()
-        if now >= self._look_at:
-            hinted, self._hinted = self._hinted, False
-            self._look_at = math.inf
-            ringer = next(iter(self.waiting), None)
-            if ringer is not None:
-                ringer.ring()
-                if len(self.waiting) > 1:
-                    self._look_at = (now // POLL + 1) * POLL
-            elif hinted:
-                self._call_pass(b"")
+        if now >= min(self._poll_at, self._hint_at):
+            hinted = now >= self._hint_at
+            if hinted:
+                self._hint_at = math.inf
+            if any(ringer.ring() for ringer in list(self.waiting)):
+                self._poll_at = (now // POLL + 1) * POLL
+            else:
+                self._poll_at = math.inf
+                if hinted:  # another process may have somebody who waits
+                    self._call_pass(b"")
         if now >= self._renew_at:
-            self._renew_at = now + self.lease / RENEWALS if self.members else math.inf
+            self._renew_at = now + self.lease / RENEWALS if self.members or self._orphans else math.inf
             self._renew()
+            self._leave_orphans()
         self._arm()
 
     # ------------------------------------------------------------------ renewing
@@ -242,12 +244,17 @@ class Bell:
         if error is None and not call.cancelled() and call.result():
             self._leave(names, until, done)
             return
-        if isinstance(error, BrokerUnavailable):
+        if isinstance(error, BrokerError) and not isinstance(error, (Closed, NotFound)):
+            # Again when there is a connection, or at the next renewal; after the lease others take what is held.
             self._orphans.append((names, until))
             self._link.watchers.add(self._link_changed)
-        elif isinstance(error, BrokerError) and not isinstance(error, Closed):
-            logger.debug("%s: leaving failed: %s", self.name, error)
+            self._renew_soon()
         _resolve(done)
+
+    def _leave_orphans(self) -> None:
+        orphans, self._orphans = self._orphans, []
+        for names, until in orphans:
+            self._leave(names, until, None)
 
 
 def _resolve(done: asyncio.Future[None] | None) -> None:
