@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     complete = True
     for bench, plan, probes in parts:
-        print(_machine(bench.libraries), flush=True)
+        print("; ".join([_machine(bench.libraries), *bench.others()]), flush=True)
         print(
             f"{bench.name}: {rounds} rounds, alternating; medians; ratios compare rows of the same round; each measurement in "
             "a fresh process, uvloop; 100 B of JSON"

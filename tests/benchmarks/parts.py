@@ -19,6 +19,8 @@ class Bench:
     probes: tuple[Probe, ...]
     libraries: tuple[str, ...]
     """What is measured with; their versions are printed."""
+    others: Callable[[], Sequence[str]] = tuple
+    """What else there is to say about versions."""
 
 
 def memory() -> Bench:
@@ -32,12 +34,19 @@ def memory() -> Bench:
 
 def redis() -> Bench:
     """Return the part on Redis."""
+    from .on_redis import arq, server
     from .on_redis.plan import plan
     from .on_redis.probes import ALL
-    from .on_redis.server import REDIS
 
     libraries = ("redis", "hiredis", "faststream", "taskiq", "taskiq-redis", "streaq", "coredis")
-    return Bench(name="redis", backend=REDIS, plan=plan, probes=ALL, libraries=libraries)
+    return Bench(
+        name="redis",
+        backend=server.REDIS,
+        plan=plan,
+        probes=ALL,
+        libraries=libraries,
+        others=lambda: (server.version(), arq.version()),
+    )
 
 
 BENCHES = {"memory": memory, "redis": redis}

@@ -66,6 +66,10 @@ def test_a_dead_process_is_a_flaw_and_not_an_end() -> None:
     assert measure(toys.Dies, KEYED, 10, "toy://").flaw() == "the process ended without a result (exit code 3)"
 
 
+def test_a_row_without_its_environment_says_so() -> None:
+    assert measure(toys.Homeless, KEYED, 10, "toy://").flaw() == "NOT COMPARED: no environment"
+
+
 def test_a_row_may_fill_before_and_feed_beside() -> None:
     figures = measure(toys.Relays, KEYED, 1000, "toy://")
     assert figures.flaw() is None

@@ -176,3 +176,13 @@ class Relays(Row):
     async def feed(self) -> None:
         with self.path.open("a") as file:
             file.writelines(f"{value.n}\n" for value in self.job.values()[self.job.n // 2 :])
+
+
+class Homeless(Honest):
+    """Needs an environment that cannot be made."""
+
+    name = "homeless"
+
+    @staticmethod
+    def interpreter() -> str:
+        raise OSError("NOT COMPARED: no environment")

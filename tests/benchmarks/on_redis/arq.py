@@ -38,6 +38,16 @@ def interpreter() -> str:
     return str(python)
 
 
+def version() -> str:
+    """Return what is in that environment, or why there is none."""
+    code = "from importlib.metadata import version as v; print('arq', v('arq') + ',', 'redis', v('redis'))"
+    try:
+        told = subprocess.run([interpreter(), "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+    except OSError as missing:
+        return f"arq {missing}"
+    return f"{told.strip()} in an environment of their own"
+
+
 class Arq(Client):
     """arq, polling a hundred times a second."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -24,6 +25,14 @@ def serve() -> Iterator[str]:
 
     with RedisServer(passwords={ADMIN: ""}) as server:
         yield f"redis://{server.host}:{server.port}/0"
+
+
+def version() -> str:
+    """Return what the server's program says of itself."""
+    from ...servers import program
+
+    told = subprocess.run([program("redis"), "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return f"redis-server {told.partition('v=')[2].split()[0]}, no persistence"
 
 
 def clean(url: str) -> None:

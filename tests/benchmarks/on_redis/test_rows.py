@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from ..frame import RESULT, Assignment, Part, Row, Work, believe, measure, run_part
 from ..job import Figures
 from ..table import judge
-from . import ours, peers, raw, toys, wire
+from . import arq, ours, peers, raw, toys, wire
 from .plan import plan
 from .server import clean, serve
 
@@ -140,3 +142,10 @@ def test_all_peers_are_in_the_table() -> None:
     shown = {row.name for _, rows in plan() for row in rows}
     assert {peer.name for peer in (peers.FastStreamStream, peers.TaskiqStream, peers.Streaq)} <= shown
     assert {"arq", "arq-default", "raw", "hiredis-socket"} <= shown
+
+
+def test_an_environment_that_cannot_be_made_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match="NOT COMPARED: an environment with arq cannot be made"):
+        arq.interpreter.__wrapped__()
