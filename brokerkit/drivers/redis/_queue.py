@@ -244,15 +244,20 @@ class QueueConsumer(Member):
             ]
         return results
 
+    def _freed(self, session: Session) -> None:
+        """Let whoever waits for room go on; who waits for messages is told by the server."""
+        if not self._waiting.hungry or session.drains:
+            self._waiting.wake()
+
     async def _settle(self, session: Session, done: Sequence[Delivery], confirm: bool) -> BrokerError | None:
         """Acknowledge *done*; return why that is not possible, if it is not."""
         if not done:
             return None
         numbers: list[bytes] = [delivery.token.number for delivery in done]  # type: ignore[attr-defined]
         session.flights.append(numbers)
-        # Whoever waits for room takes with the same write what is settled by it.
-        if not (confirm and self._context.sealed is not self._link):
-            self._waiting.wake()
+        sealed = confirm and self._context.sealed is not self._link
+        if not sealed:  # whoever waits for room takes with the same write
+            self._freed(session)
         try:
             lives = await self._ask(session, QUEUE_SETTLE, self._keys, numbers, confirm=confirm)
         except BaseException as error:
@@ -262,7 +267,8 @@ class QueueConsumer(Member):
             raise
         finally:
             session.flights.remove(numbers)
-        self._waiting.wake()
+        if sealed:
+            self._freed(session)
         if lives:
             return None
         self._restore(session, done, tried=False)
@@ -305,7 +311,7 @@ class QueueConsumer(Member):
                 else:
                     session.held.pop(lease, None)
                     lease.settled = True
-            self._waiting.wake()
+            self._freed(session)
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         """Hand *deliveries* back, uncounted."""
@@ -327,7 +333,7 @@ class QueueConsumer(Member):
             self.mend_soon(session)
             raise
         finally:
-            self._waiting.wake()
+            self._freed(session)
 
     async def hold(self, delivery: Delivery, attempts: int) -> None:
         """Keep nothing: a queue's message is settled by its retry."""
