@@ -87,8 +87,9 @@ class Arq(Client):
         async def handle(_: Any, value: dict[str, Any]) -> None:
             got(value)
 
+        coroutine: Any = handle
         worker: Any = Worker(
-            [func(handle, name="bench", keep_result=0)],
+            [func(coroutine, name="bench", keep_result=0)],
             queue_name=self.job.entity,
             max_jobs=self.work.handlers,
             poll_delay=self.poll,
