@@ -14,7 +14,7 @@ import msgspec
 
 from .address import Address
 from .driver import Consumer, Delivery, Settlement
-from .errors import BrokerError, BrokerUnavailable, DeliveryLost, NotFound
+from .errors import BrokerError, BrokerUnavailable, Closed, DeliveryLost, NotFound
 from .policy import backoff
 
 logger = logging.getLogger("brokerkit")
@@ -165,7 +165,9 @@ class Settling:
     def _apply(self, item: Settlement, watch: Watch | None, result: BrokerError | None) -> None:
         if result is None:
             self._on_settled(1)
-        elif isinstance(result, DeliveryLost):
+        elif isinstance(result, (DeliveryLost, Closed)):
+            if isinstance(result, Closed):  # nothing will ever be stored here: the message comes again elsewhere
+                result = DeliveryLost("the connection was closed before this was settled")
             self._on_settled(1)
             self._on_error(item.delivery, result)
         elif watch is not None and watch.once:

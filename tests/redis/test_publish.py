@@ -206,3 +206,19 @@ async def test_a_foreign_key_is_an_error_that_names_it(server: RedisServer) -> N
         (result,) = await boxes.publish([record(Queue("foreign", bytes), "a")], 10)
         assert not isinstance(result, Receipt)
         assert "foreign" in str(result)
+
+
+async def test_what_was_too_late_while_there_was_no_connection_is_certain_and_never_sent(server: RedisServer) -> None:
+    async with published(server) as (boxes, proxy):
+        proxy.disconnect()
+        while boxes._link.up:
+            await asyncio.sleep(0.001)
+        late = asyncio.ensure_future(boxes.publish([record(QUEUE, "late")], 0.1))
+        patient = asyncio.ensure_future(boxes.publish([record(QUEUE, "patient")], 30))
+        (result,) = await late
+        assert isinstance(result, BrokerUnavailable)
+        proxy.accept()
+        (result,) = await patient
+        assert isinstance(result, Receipt)
+        (only,) = await stored(server, QUEUE)
+        assert b"patient" in only

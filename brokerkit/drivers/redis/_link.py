@@ -143,6 +143,10 @@ class Link:
             self._swept = loop.call_later(_SWEEP, self._sweep)
         return future
 
+    def was_sent(self, future: asyncio.Future[Any]) -> bool:
+        """Return whether the call of *future* has left; one that has not never will if it is cancelled now."""
+        return not any(call.future is future and not call.sent for call in self._waiting)
+
     async def idle(self) -> None:
         """Return when every call so far is answered, or given up."""
         while self._sources or self._waiting or self._unanswered or self._unsealed:

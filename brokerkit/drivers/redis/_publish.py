@@ -96,6 +96,7 @@ class Outbox:
         self._spread = int.from_bytes(producer[:3], "big")
         self._items: deque[_Item] = deque()
         self._sent: list[_Item] = []
+        self._call: asyncio.Future[Any] | None = None
         self._number = 0
         self._busy = False
         self._coming = False
@@ -162,7 +163,8 @@ class Outbox:
         self._number += 1
         left = max(0.001, deadline - asyncio.get_running_loop().time())
         script, args = self._batch(sent, is_plain)
-        self._link.call(script, self._keys, args, timeout=left).add_done_callback(self._answered)
+        self._call = self._link.call(script, self._keys, args, timeout=left)
+        self._call.add_done_callback(self._answered)
 
     def _batch(self, items: list[_Item], is_plain: bool) -> tuple[Script, list[bytes | int]]:
         """Return the script for *items*, and its arguments."""
@@ -184,11 +186,11 @@ class Outbox:
     # ------------------------------------------------------------------ results
 
     def _answered(self, answer: asyncio.Future[Any]) -> None:
+        if answer.cancelled():  # recalled
+            return
         items, self._sent = self._sent, []
         self._busy = False
-        if self._items:
-            self._coming = True
-            self._link.soon(self._flush)
+        self._go_on()
         error = answer.exception()
         if error is not None:
             for item in items:
@@ -253,6 +255,8 @@ class Outbox:
         now = loop.time()
         self._timer = None
         self._timer_at = nearest = math.inf
+        if self._call is not None and self._busy and not self._link.was_sent(self._call):
+            self._recall(self._call)
         for item in (*self._sent, *self._items):
             if item.future.done():
                 continue
@@ -264,6 +268,21 @@ class Outbox:
                 self._fail(item, BrokerUnavailable(f"publishing to {self._address.name}: not sent before the deadline"))
         if nearest < math.inf:
             self._arm(loop, nearest)
+        self._go_on()
+
+    def _recall(self, call: asyncio.Future[Any]) -> None:
+        """Take back a batch that waits for a connection: what is too late by now must never be sent."""
+        call.cancel()
+        for item in self._sent:
+            item.sent = False
+        self._items.extendleft(reversed(self._sent))
+        self._sent = []
+        self._busy = False
+
+    def _go_on(self) -> None:
+        if self._items and not self._busy and not self._coming:
+            self._coming = True
+            self._link.soon(self._flush)
 
     def close(self) -> None:
         """Set no more timers."""
