@@ -283,6 +283,7 @@ class Member:
         self.name = secrets.token_hex(10)
         self.parts: dict[int, Part] = {}
         self._calls = 0
+        self._joined = False
         started = client.call("topic_start", [E], "", group, "earliest")
         assert started[0] == b"ok"
         self.sync()
@@ -293,7 +294,10 @@ class Member:
             del self.parts[part.number]
         known = " ".join(f"{part.number}:{part.epoch}" for part in self.parts.values())
         let = [value for part in letting for value in (part.number, part.epoch, part.place())]
-        reply = self.client.call("topic_sync", [self.E], self.group, self.name, self.session, int(leave), known, *let)
+        what = 1 if leave else 0 if self._joined else 2
+        self._joined = True
+        reply = self.client.call("topic_sync", [self.E], self.group, self.name, self.session, what, known, *let)
+        assert reply[0] >= -1, "it is no member any more"
         mine = {int(reply[at]): reply[at : at + 4] for at in range(2, len(reply), 4)}
         for number, (_, epoch, position, mark) in mine.items():
             if number not in self.parts or self.parts[number].epoch != epoch:

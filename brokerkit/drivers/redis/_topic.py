@@ -119,7 +119,9 @@ class TopicConsumer(TopicReader):
     async def _join(self, group: str) -> None:
         link, sealed, name = self._link, self._context.sealed, self._topic.name
         self._membership = member = Membership(link, self._topic, group, self._session, self._ends, self)
-        self._commits = Commits(link, sealed, name, group, member.name, self._held, self.taken, self._freed, self._pump)
+        self._commits = Commits(
+            link, sealed, name, group, member.name, self._held, self._refused, self._freed, self._pump
+        )
         self._claims = member.claims
         await member.join()
 
@@ -313,7 +315,12 @@ class TopicConsumer(TopicReader):
         lost = self._drop(claims)
         if lost and self._tasks is not None:
             self._tasks.start_soon(self._tell, lost)
-        self._membership.soon()
+
+    def _refused(self, claims: Sequence[Claim]) -> None:
+        """Positions of *claims* were not stored, since they belong to others by now."""
+        self.taken(claims)
+        if self._membership is not None:
+            self._membership.soon()
 
     def _drop(self, claims: Collection[Claim]) -> list[Delivery]:
         """Have nothing more of *claims* in hand; return what the program had."""

@@ -73,6 +73,8 @@ class Membership:
         self._busy = False
         self._again = False
         self._in = False
+        self._member = False
+        """Whether the server had this member the last time."""
         self._timer: asyncio.TimerHandle | None = None
         self._joining: asyncio.Future[None] | None = None
         self._left: list[Argument] = []
@@ -156,7 +158,8 @@ class Membership:
             self._timer = None
         loop = asyncio.get_running_loop()
         known = " ".join(f"{claim.number}:{claim.epoch}" for claim in self.claims.values())
-        args: list[Argument] = [self._group, self.name, math.ceil(self._session * 1000), 0, known]
+        how = 0 if self._member else 2
+        args: list[Argument] = [self._group, self.name, math.ceil(self._session * 1000), how, known]
         letting = list(self._letting.items())
         for claim, position in letting:
             args += (claim.number, claim.epoch, position)
@@ -171,11 +174,16 @@ class Membership:
         if error is not None:
             self._failed(error)
             return
+        reply = answer.result()
+        self._member = reply[0] != -2
+        if not self._member:
+            self._apply(())
+            self._send()
+            return
         self._proven = sent + self._session
         late = asyncio.get_running_loop().time() >= self.deadline
         for claim in let:
             self._letting.pop(claim, None)
-        reply = answer.result()
         self._apply(reply[2:])
         if not late and not self._late:
             self.deadline = self._proven
@@ -196,7 +204,7 @@ class Membership:
         if reply[1]:
             self._told.surplus(reply[1])
 
-    def _apply(self, owned: list[Any]) -> None:
+    def _apply(self, owned: Sequence[Any]) -> None:
         """Take note of what is ours by now."""
         seen: set[Claim] = set()
         granted: list[Claim] = []

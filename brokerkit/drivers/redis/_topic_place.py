@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Any, Final
 
@@ -89,7 +90,10 @@ async def seek(link: Link, source: Source) -> None:
         raise ConfigError("only a group has a position")
     args = [derived_settings(topic), source.group, *start_args(topic, source.start)]
     try:
-        reply = await link.call(TOPIC_SEEK, [entity(topic.name)], args, timeout=TIMEOUT)
+        key = entity(topic.name)
+        reply = await link.call(
+            TOPIC_SEEK, [key, b"%b:p:%b" % (key, os.urandom(8).hex().encode())], args, timeout=TIMEOUT
+        )
     except NotFound as error:
         raise missing(topic, link, error) from error.__cause__
     if reply[0] == b"live":

@@ -3,9 +3,9 @@
 -- flags: allow-oom
 -- uses: common topic_base
 -- KEYS: 1 topic
--- ARGV: 1 group, 2 member, 3 session in ms, 4 '1' to leave, 5 what it knows to be its own, "p:epoch p:epoch ...",
+-- ARGV: 1 group, 2 member, 3 session in ms, 4 '0' a sign of life, '1' to leave, '2' to join, 5 what it knows to be its own, "p:epoch p:epoch ...",
 --       then for each partition it lets go: p, epoch, position to store or ''
--- Returns the ms until another member may be dead (-1: there is no other), how many partitions it has too many, then for each of
+-- Returns the ms until another member may be dead (-1: there is no other; -2: it is no member, and nothing was done), how many partitions it has too many, then for each of
 -- its own: p, epoch, position, high mark; the last two are '' where it knows the partition.
 local E, group, me = KEYS[1], ARGV[1], ARGV[2]
 local G, M = E .. ':g:' .. group, E .. ':m:' .. group
@@ -24,7 +24,9 @@ for _, dead in ipairs(redis.call('ZRANGE', M, '-inf', text(now), 'BYSCORE')) do
   end
 end
 local joined = 0
-if ARGV[4] == '1' then
+if ARGV[4] == '0' and not redis.call('ZSCORE', M, me) then
+  return {-2, 0}  -- a call that comes late must not let a member that has left come to life again
+elseif ARGV[4] == '1' then
   redis.call('ZREM', M, me)
   redis.call('HDEL', G, 's:' .. me)
 else
