@@ -239,7 +239,7 @@ async def test_a_service_handles_what_a_client_publishes(server: RedisServer, cl
             pack(order("m4")),
         )
         reply = client.call(
-            "publish_topic", ["bk:{orders}"], f"@{client.producer}", 2, topic_blob(order("m5", key=b"ann"))
+            "publish_topic", ["bk:{orders}"], f"@{client.producer}", 2, 4, topic_blob(order("m5", key=b"ann"))
         )
         assert re.fullmatch(rb"4 \d \d+ 2", reply)
         assert {(await asyncio.wait_for(got.get(), 10)).id for _ in range(3)} == {"m3", "m4", "m5"}

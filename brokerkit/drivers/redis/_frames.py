@@ -86,7 +86,7 @@ def _more(record: Record, flags: int, front: bytes) -> tuple[int, bytes]:
     key = record.key
     if key is not None:
         flags |= _KEY
-        front = b"%b%b%b" % (_U16.pack(len(key)), key, front)
+        front = _U16.pack(len(key)) + key + front
     if record.deliveries and isinstance(record.address, Topic):  # a queue keeps them before the frame
         flags |= _CARRIED
         front = b"%c%b" % (min(record.deliveries, 255), front)
@@ -159,7 +159,7 @@ NO_OPTIONS: Final = bytes(PREFIX)
 def topic_blob(record: Record, spread: int) -> bytes:
     """Return *record* as scripts store it in a topic; *spread* says where it goes if it has no key."""
     key = record.key
-    return b"%b%b" % (_U32.pack(crc32(key) if key is not None else spread & 0xFFFFFFFF), frame(record))
+    return _U32.pack(crc32(key) if key is not None else spread & 0xFFFFFFFF) + frame(record)
 
 
 def writer(address: Address) -> Callable[[Record], bytes]:

@@ -91,6 +91,7 @@ class Outbox:
         self._create = derived_settings(address)
         self._key = key
         self._topic = isinstance(address, Topic)
+        self._partitions = address.partitions if isinstance(address, Topic) else 0
         self._may_be_plain = isinstance(address, Queue) and not self._create and not self._ids
         self._keys = (key, key + b":r0") if self._may_be_plain else (key,)
         self._spread = int.from_bytes(producer[:3], "big")
@@ -100,6 +101,7 @@ class Outbox:
         self._number = 0
         self._busy = False
         self._coming = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
@@ -123,7 +125,8 @@ class Outbox:
     def _add(
         self, records: Sequence[Record], blobs: Sequence[bytes], is_plain: bool, timeout: float
     ) -> asyncio.Future[list[Result]]:
-        loop = asyncio.get_running_loop()
+        loop = self._loop or asyncio.get_running_loop()
+        self._loop = loop
         future: asyncio.Future[list[Result]] = loop.create_future()
         deadline = loop.time() + timeout
         self._items.append(_Item(records, blobs, is_plain, deadline, future))
@@ -170,6 +173,8 @@ class Outbox:
         """Return the script for *items*, and its arguments."""
         args: list[bytes | int] = [self._producer, self._number]
         if is_plain or (self._topic and not self._create):
+            if not is_plain:
+                args.append(self._partitions)
             for item in items:
                 args += item.blobs
             return PUBLISH_QUEUE if is_plain else PUBLISH_TOPIC, args

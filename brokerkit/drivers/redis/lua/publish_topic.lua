@@ -1,49 +1,64 @@
 -- The same as publish for a declared topic, without anything looked up twice.
 -- uses: common producer
 -- KEYS: 1 topic
--- ARGV: 1 producer, 2 batch number, then blobs
+-- ARGV: 1 producer, 2 batch number, 3 how many partitions the producer thinks there are, then blobs
 -- Returns "partitions p ms first p ms first ...", the first offset of the batch in each partition it touched.
-local E, batch = KEYS[1], tonumber(ARGV[2])
-local found = redis.call('HMGET', E, 'kind', ARGV[1], 'partitions', 'retention', 'trimmed')
+local E, batch, partitions = KEYS[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local lines, touched, names
+
+-- Find out which partitions the blobs are for.
+local function spread()
+  lines, touched, names = {}, {}, {'kind', ARGV[1], 'partitions', 'retention', 'trimmed'}
+  for i = 4, #ARGV do
+    local p = struct.unpack('>I4', ARGV[i]) % partitions
+    local line = lines[p]
+    if line then
+      line[#line + 1] = i
+    else
+      lines[p] = {i}
+      touched[#touched + 1] = p
+      names[#names + 1] = 'o' .. p
+      names[#names + 1] = 'm' .. p
+    end
+  end
+end
+
+local function fetch()
+  if #names <= 500 then return redis.call('HMGET', E, unpack(names)) end
+  local all = {}
+  for first = 1, #names, 500 do
+    for i, value in ipairs(redis.call('HMGET', E, unpack(names, first, math.min(first + 499, #names)))) do
+      all[first + i - 1] = value
+    end
+  end
+  return all
+end
+
+spread()
+local found = fetch()
 if found[1] ~= 't' then
   return redis.error_reply(found[1] and 'BK MISMATCH that name is another kind of address' or 'BK NOTFOUND')
 end
 local before = reply_before(found[2], batch)
 if before then return before end
-local partitions = tonumber(found[3])
-
-local lines, touched, names = {}, {}, {}
-for i = 3, #ARGV do
-  local p = struct.unpack('>I4', ARGV[i]) % partitions
-  local line = lines[p]
-  if line then
-    line[#line + 1] = i
-  else
-    lines[p] = {i}
-    touched[#touched + 1] = p
-    names[#names + 1] = 'o' .. p
-    names[#names + 1] = 'm' .. p
-  end
+if tonumber(found[3]) ~= partitions then
+  partitions = tonumber(found[3])
+  spread()
+  found = fetch()
 end
 
 local fields, reply = {}, {text(partitions)}
-local places = {}
-for first = 1, #names, 500 do
-  for i, value in ipairs(redis.call('HMGET', E, unpack(names, first, math.min(first + 499, #names)))) do
-    places[first + i - 1] = tonumber(value or 0)
-  end
-end
 for n, p in ipairs(touched) do
-  local offset, ms = places[2 * n - 1], places[2 * n]
+  local offset, ms = tonumber(found[2 * n + 4] or 0), tonumber(found[2 * n + 5] or 0)
   if ms < now then ms = now end
   local key, front = E .. ':' .. p, text(ms) .. '-'
   reply[#reply + 1] = p .. ' ' .. text(ms) .. ' ' .. text(offset)
   for _, i in ipairs(lines[p]) do
-    local added = redis.pcall('XADD', key, front .. text(offset), 'f', string.sub(ARGV[i], 5))
+    local added = redis.pcall('XADD', key, front .. offset, 'f', string.sub(ARGV[i], 5))
     if type(added) == 'table' then
       ms = behind(key)
       front = text(ms) .. '-'
-      redis.call('XADD', key, front .. text(offset), 'f', string.sub(ARGV[i], 5))
+      redis.call('XADD', key, front .. offset, 'f', string.sub(ARGV[i], 5))
     end
     offset = offset + 1
   end
