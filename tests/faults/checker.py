@@ -219,7 +219,7 @@ class _Part:
         """Whatever runs again does so after a failure, or because of a fault."""
         acked = self.acked.get(id, math.inf)
         for index, run in enumerate(runs):
-            if run.began > acked and not self._forgotten(acked) and not self._woke(run):
+            if run.began > acked and not self._forgotten(acked):
                 self.find("after ack", id, f"delivered {run.began - acked:.3f} s after its acknowledgement was stored")
             before = [earlier for earlier in runs[:index] if earlier.attempt >= run.attempt]
             if not before:
@@ -241,16 +241,12 @@ class _Part:
                     reach = unstored + fault.loses
                     if earlier.began <= fault.end + MARGIN and earlier.ended >= fault.begin - reach:
                         return fault
-                if fault.hits(later.by) and later.began <= fault.end + MARGIN:
-                    return fault  # it had the message before the fault, and has lost it without knowing
+                if fault.to is None and later.began <= fault.end + MARGIN:
+                    return fault  # the server has given to another what it no longer knows to be out
             moved = self.terms.ordered and (fault.moves or fault.clean)
             if moved and earlier.began <= fault.end + takeover and earlier.ended >= fault.begin:
                 return fault  # another owner began where the one before was not through
         return None
-
-    def _woke(self, run: _Run) -> bool:
-        """Tell whether its process, which had the message before it was stopped, began it before it could know."""
-        return any(fault.to == run.by and fault.begin <= run.began <= fault.end + MARGIN for fault in self.faults)
 
     def _forgotten(self, at: float) -> bool:
         """Tell whether the server may have forgotten what it stored then."""

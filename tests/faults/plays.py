@@ -281,9 +281,10 @@ async def break_network(stage: Stage, server: RedisServer) -> Verdict:
             lambda draw: _outage(proxy, draw),
             lambda draw: _slow(proxy, draw),
             lambda draw: _hang(proxy, draw),
+            lambda draw: _drop(proxy, draw),
         ]
         stage.random.shuffle(harm)
-        for number in stage.rounds(range(4), range(16)):
+        for number in stage.rounds(range(5), range(20)):
             await stage.flow(5)
             with stage.fault("network broken"):
                 await harm[number % len(harm)](stage.random)
@@ -314,6 +315,14 @@ async def _hang(proxy: Proxy, draw: random.Random) -> None:
     proxy.freeze()
     await asyncio.sleep(draw.random() * 3)
     proxy.thaw()
+
+
+async def _drop(proxy: Proxy, draw: random.Random) -> None:
+    lost = proxy.lost
+    proxy.lose_replies(3, [b"EVALSHA"])
+    async with asyncio.timeout(RESUMED):
+        while proxy.lost < lost + 3:
+            await asyncio.sleep(0.02)
 
 
 AOF: Final = {"appendonly": True, "appendfsync": "always"}

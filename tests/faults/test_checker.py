@@ -155,7 +155,7 @@ def fault(**more: Any) -> Fault:
         (fault(to="one"), True),
         (fault(), True),
         (fault(to="two", begin=4.0, end=4.5), False),  # it got the message, and only after its own fault was over
-        (fault(to="two", end=6.0), True),
+        (fault(to="two", end=6.0), False),  # who wakes knows that others may have what it had
         (fault(to="three"), False),
         (fault(to="three", moves=True), True),
         (fault(to="three", clean=True), True),
