@@ -13,13 +13,25 @@ _random = random.SystemRandom()
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens now."""
+    """Return a port of 127.0.0.1 that nobody has, whether listening or not."""
     while True:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            port = _random.choice(_PORTS)
+        port = _random.choice(_PORTS)
+        with socket.socket() as probe:  # without SO_REUSEADDR, which would overlook who only keeps a port
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
+
+
+def kept(port: int) -> socket.socket:
+    """Return a socket that has *port* and does not listen yet: who connects is refused, and nobody else gets the port."""
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        keeper.bind(("127.0.0.1", port))
+    except BaseException:
+        keeper.close()
+        raise
+    keeper.setblocking(False)
+    return keeper

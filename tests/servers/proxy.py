@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import Final, Literal, Self, TypeAlias
 
-from .ports import free_port
+from .ports import free_port, kept
 
 Direction: TypeAlias = Literal["up", "down"]
 """Up is to the server."""
@@ -46,6 +46,7 @@ class Proxy:
         self._replies = 0
         self._links: set[_Link] = set()
         self._listener: socket.socket | None = None
+        self._keeper: socket.socket | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -70,17 +71,9 @@ class Proxy:
         """Listen, on the same port as before `refuse`."""
         if self._listener is not None or self._closed:
             return
-        port = self.port or free_port()
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-            listener.listen(1000)
-        except BaseException:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        self._listener, self.port = listener, port
+        listener, self._keeper = self._keeper or kept(self.port or free_port()), None
+        listener.listen(1000)
+        self._listener, self.port = listener, listener.getsockname()[1]
         asyncio.get_running_loop().add_reader(listener, self._incoming, listener)
 
     def _incoming(self, listener: socket.socket) -> None:
@@ -97,6 +90,8 @@ class Proxy:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
+            if not self._closed:
+                self._keeper = kept(self.port)
 
     def reset(self) -> None:
         """Break all open connections: both sides see a reset, and what is under way is gone."""
@@ -138,6 +133,9 @@ class Proxy:
         """Stop, and break what is open."""
         self._closed = True
         self.disconnect()
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
 
     def _changed(self) -> None:
         for link in list(self._links):

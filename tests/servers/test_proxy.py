@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -119,6 +120,8 @@ async def test_a_cut_network_resets_and_refuses_until_it_is_mended(server: Serve
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         await server.until(lambda: server.ends == ["reset"])
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind(("127.0.0.1", port))  # it is kept
         proxy.accept()
         assert proxy.port == port
         async with client(proxy) as two:
