@@ -174,7 +174,9 @@ class _Part:
                     run = running[entry.by, entry.id]
                     run.ended, run.outcome = entry.at, entry.what
                 case "acked":
-                    self.acked.setdefault(entry.id, entry.at)
+                    before = self.acked.setdefault(entry.id, entry.at)
+                    if before < entry.at and not self._forgotten(before):
+                        self.find("acked twice", entry.id, f"again by {entry.by}, {entry.at - before:.3f} s later")
                 case _:
                     pass
 

@@ -18,6 +18,7 @@ from ..servers.proxy import Direction
 
 QUEUE: Final = Queue("queue", str, lease=60)
 TOPIC: Final = Topic("topic", str, partitions=1)
+DONE: Final = Queue("done", str)
 ADDRESSES: Final[dict[str, Queue[str] | Topic[str]]] = {"queue": QUEUE, "topic": TOPIC}
 DIRECTIONS: Final[tuple[Direction, ...]] = ("up", "down")
 
@@ -116,6 +117,7 @@ def test_consuming_survives_each_byte(flavor: Flavor, of: str, direction: Direct
                 subscription = broker.subscribe(address)
             async with subscription as messages:
                 size = await _cycle(proxy, direct, messages.receive, of, direction)
+                await direct.purge(DONE)
                 sizes = share(flavor, size)
                 seen: list[str] = []
                 for n in sizes:
@@ -125,10 +127,14 @@ def test_consuming_survives_each_byte(flavor: Flavor, of: str, direction: Direct
                         received = await messages.receive(timeout=20)
                         assert received, f"message{n} has not come: cut after {n} bytes {direction}"
                         for message in received:
+                            await message.publish(DONE, message.id)
                             await message.ack(confirm=True)
                             seen.append(message.id)
                 assert sorted(set(seen)) == sorted(f"message{n}" for n in sizes)
                 assert len(seen) == len(set(seen)), "acknowledged, and delivered again"
+            assert proxy.connections > len(sizes) / 2
+            done = [item.value async for item in direct.browse(DONE, limit=1_000_000)]
+            assert sorted(done) == sorted(f"message{n}" for n in sizes), "what was stored with an acknowledgement"
             left = await (direct.backlog(TOPIC, "readers") if of == "topic" else direct.backlog(QUEUE))
             assert (left.waiting, left.in_flight or 0) == (0, 0)
 
@@ -142,6 +148,7 @@ async def _cycle(proxy: Proxy, direct: Broker, receive: Callable[..., Any], of: 
         before = proxy.passed[direction]
         await publish(direct, of, f"probe{number}", f"value {number}")
         (message,) = await receive(timeout=10)
+        await message.publish(DONE, "probe")
         await message.ack(confirm=True)
         sizes.append(proxy.passed[direction] - before)
     return max(sizes)

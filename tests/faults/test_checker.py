@@ -105,6 +105,7 @@ MUTATIONS: dict[str, tuple[Callable[[History], History], set[str]]] = {
     "twice, long after the fault": (lambda h: again(h, "m2", 8.5), {"repeat"}),
     "twice, long before the fault": (lambda h: again(h, "m2", 4.0, "one"), {"repeat"}),
     "after its acknowledgement": (lambda h: again(h, "m19", 8.5), {"repeat", "after ack"}),
+    "two acknowledgements": (lambda h: [*h, entry(8.6, "one", "acked", "m19")], {"acked twice"}),
     "stored twice": (lambda h: again(h, "m8", 5.1, "two", position="topic@99"), {"doubled"}),
     "out of order": (
         lambda h: changed(changed(h, "m12", "started", at=7.32), "m12", "handled", at=7.35),
