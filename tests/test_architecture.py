@@ -50,6 +50,28 @@ LAYERS = (
 """Each row imports only from rows above it, and from its own."""
 
 DRIVERS_MAY = {"errors", "clock", "policy", "address", "events", "driver", "_redact", "_tasks", "drivers"}
+REDIS = (
+    ("_errors", "_frames", "_keys", "_options", "_scripts"),
+    ("_wire",),
+    ("_checks", "_wake"),
+    ("_link",),
+    ("_context", "_publish"),
+    ("_queue_session", "_queue_wait", "_queue_bell", "_queue_copies", "_queue_member"),
+    ("_queue",),
+    ("_topic_place",),
+    ("_topic_claim",),
+    ("_topic_member",),
+    ("_topic_commit",),
+    ("_topic_reader",),
+    ("_topic",),
+    ("_browse",),
+    ("_admin",),
+    ("_driver",),
+    ("redis",),
+)
+"""The same for the modules of this driver; the last one is the package."""
+CLIENTS = {"redis": {"redis", "hiredis"}}
+"""Which driver's folder imports which client libraries; nobody else does."""
 LONGEST = 500
 
 
@@ -108,6 +130,28 @@ def test_a_row_imports_only_from_rows_above_it(path: Path) -> None:
     assert not below, f"{module(path)} imports {below} from rows below its own"
     if here == "drivers":
         assert {room(name) for name in imports(path)} <= DRIVERS_MAY
+
+
+@pytest.mark.parametrize("path", sources("brokerkit/drivers/redis"), ids=module)
+def test_a_module_of_a_driver_imports_only_from_rows_above_it(path: Path) -> None:
+    places = {name: number for number, row in enumerate(REDIS) for name in row}
+    assert {module(other).rpartition(".")[2] for other in sources("brokerkit/drivers/redis")} == set(places)
+    here, package = module(path).rpartition(".")[2], "brokerkit.drivers.redis."
+    used = {name.removeprefix(package) for name in imports(path) if name.startswith(package)}
+    below = {name for name in used if places[name] > places[here]}
+    assert not below, f"{here} imports {below} from rows below its own"
+
+
+@pytest.mark.parametrize("path", sources("brokerkit"), ids=module)
+def test_a_client_library_is_imported_by_its_driver_only(path: Path) -> None:
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            used |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            used.add((node.module or "").partition(".")[0])
+    own = CLIENTS.get(path.parent.name, set()) if "drivers" in path.parts else set()
+    assert not used & set().union(*CLIENTS.values()) - own
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
