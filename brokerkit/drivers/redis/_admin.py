@@ -19,6 +19,7 @@ from ._keys import entity
 from ._link import Argument
 from ._publish import derived_settings, kind_of, settings_of
 from ._scripts import Script
+from ._topic import trackers
 from ._topic_place import backlog as group_backlog
 from ._topic_place import seek as group_seek
 
@@ -135,18 +136,12 @@ class Admin:
                     raise self._named(NotFound(), address)
                 return Backlog()
             try:
-                found = await group_backlog(self._link, source)
+                letters = entity(address.dead_letters(source.group).name) + b":l"
+                count = await self._link.command(b"XLEN", letters, timeout=TIMEOUT)
+                own = trackers(self._context.readers, address.name, source.group)
+                return await group_backlog(self._link, source, int(count), own)
             except BrokerError as error:
                 raise self._named(error, address) from error.__cause__
-            letters = entity(address.dead_letters(source.group).name) + b":l"
-            count = await self._link.command(b"XLEN", letters, timeout=TIMEOUT)
-            return Backlog(
-                waiting=found.waiting,
-                in_flight=found.in_flight,
-                delayed=found.delayed,
-                dead=int(count),
-                oldest_age=found.oldest_age,
-            )
         other = address.of if isinstance(address, DeadLetters) else address.dead_letters
         keys = [entity(address.name), entity(other.name)]
         now, waiting, flying, delayed, dead_, *fronts = await self._call(_BACKLOG, address, keys, [kind_of(address)])

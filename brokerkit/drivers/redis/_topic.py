@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio import get_running_loop
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -16,6 +16,7 @@ from ..._tasks import Hosted
 from ...address import AnyTopic
 from ...driver import Delivery, Revoked, Settlement, Source
 from ...errors import BrokerError, BrokerUnavailable, ConfigError, DeliveryLost, NotFound
+from .._log import Tracker
 from ._context import Context
 from ._link import Argument
 from ._publish import derived_settings
@@ -44,6 +45,15 @@ class TopicConsumer(TopicReader):
         self._hosted: Hosted | None = None
         self._entering: anyio.CancelScope | None = None
         self._tasks: TaskGroup | None = None
+
+    @property
+    def claims(self) -> Mapping[int, Claim]:
+        """The partitions that it has, by number."""
+        return self._claims
+
+    def reads(self, topic: str, group: str) -> bool:
+        """Return whether it is a member of *group*."""
+        return self._topic.name == topic and self._group == group
 
     # ------------------------------------------------------------------ life
 
@@ -420,6 +430,20 @@ class TopicConsumer(TopicReader):
             await self._revoked(deliveries)
         except Exception:
             logger.exception("the callback for revoked deliveries failed")
+
+
+def trackers(readers: Iterable[object], topic: str, group: str) -> Callable[[], dict[int, Tracker]]:
+    """Return what tells, when it is called, how far those of *readers* are that are members of *group*."""
+
+    def own() -> dict[int, Tracker]:
+        return {
+            number: claim.tracker
+            for reader in readers
+            if isinstance(reader, TopicConsumer) and reader.reads(topic, group)
+            for number, claim in reader.claims.items()
+        }
+
+    return own
 
 
 def _unheld(lease: object) -> DeliveryLost | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ...address import AnyTopic, Topic
@@ -104,8 +105,12 @@ async def seek(link: Link, source: Source) -> None:
     check_place(topic, source.start, reply)
 
 
-async def backlog(link: Link, source: Source, dead: int | None = None) -> Backlog:
+async def backlog(
+    link: Link, source: Source, dead: int | None = None, own: Callable[[], Mapping[int, Tracker]] = dict
+) -> Backlog:
     """Return what a group has left to do; *dead* is passed through.
+
+    *own* returns the trackers of partitions of this very process, by number: of those more is known than is stored.
 
     Raises:
         NotFound: the topic does not exist.
@@ -116,7 +121,9 @@ async def backlog(link: Link, source: Source, dead: int | None = None) -> Backlo
     now, parts = await look(link, topic, source, oldest=True)
     waiting = in_flight = 0
     oldest: float | None = None
-    for end, first, tracker, frame in parts:
+    known = own()
+    for number, (end, first, stored, frame) in enumerate(parts):
+        tracker = known.get(number, stored)
         waiting += max(0, end - max(tracker.high, first)) + tracker.waiting
         in_flight += tracker.in_hand
         if frame and max(tracker.base, first) < end:

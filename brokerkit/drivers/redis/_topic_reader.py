@@ -153,10 +153,10 @@ class TopicReader:
             if not self._entered:
                 raise Closed("this consumer was left")
             now = loop.time()
-            if fetched and not self._doubtful():
-                return [fetched.popleft() for _ in range(min(limit, len(fetched)))]
             if self._overtaken:
                 raise self._overtaken.popleft()
+            if fetched and not self._doubtful():
+                return [fetched.popleft() for _ in range(min(limit, len(fetched)))]
             if self._ends is not None and self._through() and (self._others_ended or await self._look_at_others()):
                 return []
             if deadline is None:
