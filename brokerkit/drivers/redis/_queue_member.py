@@ -182,7 +182,7 @@ class Member(ABC):
                 if time.monotonic() >= end:
                     raise
                 continue
-            except NotFound:
+            except (NotFound, Closed):  # there is no way to settle it any more
                 self.lose(session)
                 return 0
             # Of several results the first one tells whether the session lives.
@@ -234,7 +234,7 @@ class Member(ABC):
                         continue
                     if isinstance(error, asyncio.CancelledError):
                         self.mend_soon(session)
-                    if isinstance(error, (DeliveryLost, NotFound)):
+                    if isinstance(error, (DeliveryLost, NotFound, Closed)):
                         self.lose(session)
                         return
                     raise
