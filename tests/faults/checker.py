@@ -271,6 +271,10 @@ class _Part:
             most = 1 + sum(1 for fault in self.faults if not fault.clean and fault.begin <= run.began)
             if not 1 <= run.deliveries <= most:
                 self.find("deliveries", id, f"delivery {run.deliveries}, after {most - 1} faults")
+            same = [earlier for earlier in runs[:index] if earlier.attempt == run.attempt]
+            if same and run.deliveries < same[-1].deliveries and not self._forgotten(same[-1].began):
+                text = f"delivery {run.deliveries} after delivery {same[-1].deliveries}: {run.by} had lost it"
+                self.find("deliveries", id, text)
             for earlier in runs[:index]:
                 killed = any(fault.what == "kill" and fault.to == earlier.by for fault in self.faults)
                 if (

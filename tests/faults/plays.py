@@ -78,8 +78,10 @@ async def kill_producers(stage: Stage, server: RedisServer) -> Verdict:
 
 async def freeze_consumers(stage: Stage, server: RedisServer) -> Verdict:
     """Stop a consumer for longer than its lease: another one takes over, and what it does when it wakes has no effect."""
-    await stage.start("service", "hand", "producer", work=0.03)
-    await stage.flow()
+    await stage.start("producer", keys=2)
+    await stage.published(60)  # so that consumers have more in hand than they can begin
+    await stage.start("service", "hand", work=0.04)
+    await stage.flow(5)
     frozen = stage.random.choice(stage.consumers)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(stage.freeze(frozen, stage.lease + 2.5))

@@ -115,6 +115,10 @@ MUTATIONS: dict[str, tuple[Callable[[History], History], set[str]]] = {
     "an attempt that cannot be": (lambda h: again(h, "m7", 4.75, "one", attempt=4), {"attempts"}),
     "attempt zero": (lambda h: changed(h, "m6", "started", attempt=0), {"attempts"}),
     "a crash that does not count": (lambda h: changed(h, "m9", "started", deliveries=1), {"deliveries"}),
+    "begun by who had lost it": (
+        lambda h: again(changed(h, "m13", "started", deliveries=2), "m13", 7.2, "one", deliveries=1),
+        {"deliveries", "repeat"},
+    ),
     "a delivery counted for nothing": (lambda h: changed(h, "m2", "started", deliveries=2), {"deliveries"}),
     "other content": (lambda h: [*h, entry(8, "two", "corrupt", "m5", text="the body of m6")], {"corrupt"}),
     "a broken program": (lambda h: [*h, entry(8, "two", "problem", "", text="TypeError")], {"problem"}),
