@@ -32,6 +32,8 @@ _NACK = Outcome("nack")
 _REJECT = Outcome("reject")
 _RELEASE = Outcome("release")
 _BY_HAND = RetryPolicy()
+LOOK = 0.02
+"""Seconds between two looks whether what stalls may go on."""
 PARKED_BYTES = 64 * 1024 * 1024
 """Bodies that may wait behind busy keys without using up the prefetch."""
 
@@ -53,6 +55,8 @@ class Session:
         self._lanes = lanes
         self._timers: dict[Message[Any], asyncio.TimerHandle] = {}
         self._ended: asyncio.Future[None] | None = None
+        self._stalled: list[Message[Any]] = []
+        self._looks: asyncio.TimerHandle | None = None
         self._moving: set[int] = set()
         """The `id()` of deliveries that are about to move: they are not tried again here."""
         self.stopping = False
@@ -68,7 +72,7 @@ class Session:
         for delivery in deliveries:
             message: Message[Any] = Message(delivery, reader, self, delivery.record.attempts)
             if delivery.deliveries > limit:
-                self.enter(message)
+                self._line_up(message)
                 self.out.add(message)
                 self._bury(message, _crashed(delivery.deliveries - 1), delivery.record.attempts)
             else:
@@ -76,18 +80,41 @@ class Session:
         self._inbox.push_all(messages)
 
     def enter(self, message: Message[Any]) -> bool:
-        """Return whether *message*, just taken, may go out; else it waits behind the one of its key that is out."""
-        if self._monotonic() >= self.consumer.owned_until:
-            # This process was frozen for longer than it could own anything: others have it by now, or soon.
-            if message._cleared:  # its key waits for it
-                self.release(message)
-            else:
-                self.settling.release([self._delivery(message)])
+        """Return whether *message*, just taken, may go out; else it waits: for its key, or to be owned for certain."""
+        if self._stalled or self._monotonic() >= self.consumer.owned_until:
+            self._stall(message)
             return False
+        return self._line_up(message)
+
+    def _line_up(self, message: Message[Any]) -> bool:
         if self._lanes is None or message._cleared or self._lanes.enter(message):
             self.out.add(message)
             return True
         return False
+
+    def _stall(self, message: Message[Any]) -> None:
+        """Keep *message* until the driver has found out whether it is still ours: this process was silent for too long."""
+        self._stalled.append(message)
+        if self._looks is None:
+            self._looks = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        self._looks = None
+        if self._stalled and self._monotonic() < self.consumer.owned_until:
+            stalled, self._stalled = self._stalled, []
+            self._inbox.push_front(stalled)
+        elif self._stalled:
+            self._looks = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _unstall(self, gone: Callable[[Message[Any]], bool]) -> list[Message[Any]]:
+        """Take out and return what stalls and is *gone*."""
+        dropped = [message for message in self._stalled if gone(message)]
+        if dropped:
+            self._stalled = [message for message in self._stalled if not gone(message)]
+        if not self._stalled and self._looks is not None:
+            self._looks.cancel()
+            self._looks = None
+        return dropped
 
     def starved(self) -> None:
         """Somebody could run more: let what waits behind busy keys not use up the prefetch."""
@@ -231,6 +258,7 @@ class Session:
         if self._lanes is None or key is None:
             return []
         waiting = self._lanes.abandon(message)
+        waiting += self._unstall(lambda later: later._item.record.key == key)
         return waiting + self._inbox.drop(lambda later: later._settler is self and later._item.record.key == key)
 
     @property
@@ -342,11 +370,11 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Whether something waits for its turn or its next attempt."""
-        return bool(self._timers) or (self._lanes is not None and self._lanes.parked > 0)
+        return bool(self._timers or self._stalled) or (self._lanes is not None and self._lanes.parked > 0)
 
     def unstarted(self) -> list[Message[Any]]:
         """Take out and return everything that no handler or reader has in hand, in order."""
-        waiting = self._inbox.drop(lambda message: message._settler is self)
+        waiting = self._unstall(lambda _: True) + self._inbox.drop(lambda message: message._settler is self)
         for message, timer in self._timers.items():
             timer.cancel()
             waiting.append(message)
@@ -374,7 +402,7 @@ class Session:
         def lost(message: Message[Any]) -> bool:
             return message._settler is self and id(message._item) in gone
 
-        dropped = self._inbox.drop(lost)
+        dropped = self._unstall(lost) + self._inbox.drop(lost)
         for message in [message for message in self._timers if lost(message)]:
             self._timers.pop(message).cancel()
             dropped.append(message)
