@@ -93,6 +93,28 @@ async def test_what_was_sent_is_sent_again_unless_it_must_not_be(server: RedisSe
         assert await count(link, "once") == 2
 
 
+async def test_calls_keep_their_order_across_a_reconnect(server: RedisServer) -> None:
+    async with linked(server) as (link, proxy):
+        await link.command(b"DEL", b"log", timeout=10)
+        proxy.lose_replies(1, [b"RPUSH"])
+        first = link.command(b"RPUSH", b"log", b"a", timeout=10)
+        await down(link)
+        second = link.command(b"RPUSH", b"log", b"b", timeout=10)
+        assert [await first, await second] == [2, 3]
+        assert await link.command(b"LRANGE", b"log", 0, -1, timeout=10) == [b"a", b"a", b"b"]
+
+
+async def test_the_answer_to_who_has_gone_is_nobody_elses(server: RedisServer) -> None:
+    async with linked(server) as (link, proxy):
+        proxy.freeze()
+        gone, *others = [link.command(b"ECHO", str(n), timeout=10) for n in range(3)]
+        while len(link._unanswered) < 3:
+            await asyncio.sleep(0)
+        gone.cancel()
+        proxy.thaw()
+        assert [await other for other in others] == [b"1", b"2"]
+
+
 async def test_a_call_that_was_never_sent_fails_as_certain_when_the_connection_stays_away(server: RedisServer) -> None:
     async with linked(server) as (link, proxy):
         told: list[bool] = []
@@ -208,3 +230,24 @@ async def test_a_sealed_answer_waits_for_the_disk() -> None:
                 server.kill()
                 server.start()
             assert int(await count(link, "sealed0")) == 101  # type: ignore[call-overload]
+
+
+async def test_an_answer_that_was_not_sealed_is_none() -> None:
+    """The server has run the command, and does not say that it is on disk."""
+    with RedisServer("valkey", appendonly=True, appendfsync="everysec") as server:
+        link = Link(read(server.url(user=ADMIN), durability="aof"), sealed=True)
+        async with running(link):
+            assert await count(link, "key") == 1
+            await server.command("CONFIG", "SET", "appendfsync", "no")
+            future = count(link, "key", again=False)
+            blocked: list[bytes] = []
+            while not blocked:
+                clients = await server.command("CLIENT", "LIST")
+                blocked = [line for line in clients.splitlines() if b" cmd=waitaof " in line and b" flags=b" in line]
+            assert await server.command("CLIENT", "UNBLOCK", blocked[0].partition(b" ")[0].removeprefix(b"id=")) == 1
+            with pytest.raises(Unanswered, match="on disk"):
+                await future
+            await server.command("CONFIG", "SET", "appendonly", "no")
+            with pytest.raises(Unanswered, match="on disk"):
+                await count(link, "key", again=False)
+            assert await server.command("GET", "key") == b"3"
