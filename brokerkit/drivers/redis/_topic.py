@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from asyncio import get_running_loop
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -70,6 +71,8 @@ class TopicConsumer(TopicReader):
                 raise self._error
         except BaseException:
             self._context.wakes.unsubscribe(self._channel, self._told)
+            for claim in self._claims.values():
+                self._turn_away(claim)
             self._link.watchers.discard(self._watch)
             if self._membership is not None and self._link.up:
                 self._membership.leave(stored=False).add_done_callback(_ignore)
@@ -86,10 +89,11 @@ class TopicConsumer(TopicReader):
         self._hosted = hosted
         await hosted.__aenter__()
         self._entered = True
-        await self._context.wakes.subscribe(self._channel, self._told)
         if self._group is None:
             self._read_alone(places)
+            await self._listen(list(self._claims.values()))
         else:
+            await self._context.wakes.subscribe(self._channel, self._told)
             await self._join(self._group)
 
     def fail(self, error: BrokerError) -> None:
@@ -124,7 +128,28 @@ class TopicConsumer(TopicReader):
         for number, place in enumerate(places):
             end = None if self._ends is None else self._ends[number]
             self._claims[number] = Claim(self._topic, number, 0, f"{place} ", b"", end)
-        self.granted(list(self._claims.values()))
+            self._news[self._claims[number]] = None
+
+    async def _listen(self, claims: Sequence[Claim]) -> None:
+        """Hear of news of *claims*."""
+        wakes = self._context.wakes
+        for claim in claims:
+            claim.listener = functools.partial(self._heard, claim)
+            await wakes.subscribe(self._channel_of(claim), claim.listener)
+            if claim.gone or not self._entered:
+                self._turn_away(claim)
+            else:
+                self._news[claim] = None  # what came before is heard of only now
+        self._pump()
+
+    def _channel_of(self, claim: Claim) -> bytes:
+        return self._channel + b":" + claim.text
+
+    def _turn_away(self, claim: Claim) -> None:
+        """Hear no more of *claim*, and do not look at it."""
+        self._news.pop(claim, None)
+        if claim.listener is not None:
+            self._context.wakes.unsubscribe(self._channel_of(claim), claim.listener)
 
     async def _join(self, group: str) -> None:
         link, sealed, name = self._link, self._context.sealed, self._topic.name
@@ -144,6 +169,8 @@ class TopicConsumer(TopicReader):
         self._context.readers.pop(self, None)
         self._link.watchers.discard(self._watch)
         self._context.wakes.unsubscribe(self._channel, self._told)
+        for claim in self._claims.values():
+            self._turn_away(claim)
         try:
             if self._hosted is not None:
                 await self._hosted.__aexit__(None, None, None)
@@ -312,10 +339,16 @@ class TopicConsumer(TopicReader):
 
     def granted(self, claims: Sequence[Claim]) -> None:
         """Begin to read *claims*."""
-        for claim in claims:
-            self._by_text[claim.text] = claim
-            self._news[claim] = None
+        self._news.update(dict.fromkeys(claims))
         self._pump()
+        if self._tasks is not None:
+            self._tasks.start_soon(self._hear, claims)
+
+    async def _hear(self, claims: Sequence[Claim]) -> None:
+        try:
+            await self._listen(claims)
+        except BrokerError as error:
+            logger.warning("%s: news is looked for once a second: %s", self._topic.name, error)
 
     def taken(self, claims: Sequence[Claim]) -> None:
         """*claims* belong to others by now: tell the program what it has lost."""
@@ -338,8 +371,7 @@ class TopicConsumer(TopicReader):
         lost: list[Delivery] = []
         for claim in claims:
             claim.lost = True
-            self._by_text.pop(claim.text, None)
-            self._news.pop(claim, None)
+            self._turn_away(claim)
         for lease, delivery in [item for item in self._held.items() if lease_of(item[1]).claim.lost]:
             del self._held[lease]
             if lease not in waiting:
@@ -398,8 +430,7 @@ class TopicConsumer(TopicReader):
             return
         for claim in claims:
             claim.unplan()
-            self._by_text.pop(claim.text, None)
-            self._news.pop(claim, None)
+            self._turn_away(claim)
         self._commits.drop(claims)
         self._membership.release(claims)
         self._pump()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +51,7 @@ class Claim:
         "end",
         "epoch",
         "gone",
+        "listener",
         "lost",
         "number",
         "places",
@@ -96,6 +97,8 @@ class Claim:
         """Whether it was taken away, with what was in hand."""
         self.alone = False
         """Whether what is planned is a record that has to come alone."""
+        self.listener: Callable[[bytes], None] | None = None
+        """Who hears of news of it."""
         self.standing = False
         """Whether it waits for its oldest unsettled record."""
 

@@ -24,7 +24,7 @@ from ...policy import LOG_AHEAD, LONE_DELIVERY
 from ._context import Context
 from ._keys import entity
 from ._link import Argument
-from ._scripts import TOPIC_READ
+from ._scripts import TOPIC_NOTE, TOPIC_READ
 from ._topic_claim import Claim, Lease, Plan, lease_of
 from ._topic_commit import Commits
 from ._topic_member import PATIENT, Membership
@@ -57,7 +57,7 @@ class TopicReader:
         self._fetched: deque[Delivery] = deque()
         """What of it was not received yet."""
         self._claims: dict[int, Claim] = {}
-        self._by_text: dict[bytes, Claim] = {}
+        self._joined = b"g " + (source.group or "").encode()
         self._news: dict[Claim, None] = {}
         """Partitions that may have something to hand out, in the order in which they are looked at."""
         self._membership: Membership | None = None
@@ -209,19 +209,59 @@ class TopicReader:
             waiter.set_result(None)
 
     def _told(self, message: bytes) -> None:
-        """Something is new: in these partitions, in that group, or nobody knows."""
+        """Somebody has joined a group or left it, or nobody knows."""
         if not message:
             self._look_at_all()
-        elif message.startswith(b"g "):
-            if self._membership is not None and message[2:].decode("utf-8", "replace") == self._group:
-                self._membership.soon()
-        else:
-            by_text, news = self._by_text, self._news
-            for number in message.split():
-                claim = by_text.get(number)
-                if claim is not None:
-                    news[claim] = None
+        elif self._membership is not None and message == self._joined:
+            self._membership.soon()
+
+    def _heard(self, claim: Claim, message: bytes) -> None:
+        """There is something new in a partition: *message*, or more, or nobody knows."""
+        if not (message and self._at_hand(claim, message)):
+            self._news[claim] = None
             self._pump()
+
+    def _at_hand(self, claim: Claim, message: bytes) -> bool:
+        """Hand *message* out if it is what comes next."""
+        tracker, waiter = claim.tracker, self._waiter
+        id, _, frame = message.partition(b" ")
+        if (
+            waiter is None
+            or waiter.done()
+            or self._reading
+            or self._fetched
+            or self._suspect is not None
+            or int(id.partition(b"-")[2]) != tracker.high
+            or not tracker.fresh
+            or claim.gone
+            or claim.revoking
+            or self._room() <= 0
+            or self._ahead(claim) <= 0
+            or not self._link.up
+        ):
+            return False
+        self._lone = None
+        claim.after = b"(" + id
+        if not claim.run((id,), (frame,), self._held, self._fetched):
+            self._has_to_come_alone(claim)
+            return False
+        if self._membership is not None:
+            # This is written before the program sees the record, which is at least a turn of the event loop later.
+            args = (self._joined[2:], self._membership.name, claim.text, claim.epoch, tracker.high)
+            self._link.call(TOPIC_NOTE, self._keys, args, timeout=PATIENT).add_done_callback(self._noted)
+        self._wake()
+        return True
+
+    def _noted(self, answer: asyncio.Future[Any]) -> None:
+        if answer.exception() is None and not answer.result() and self._membership is not None:
+            self._membership.soon()
+
+    def _room(self) -> int:
+        """Return how many records may be handed out now."""
+        held = self._held
+        if self._error is not None or self._doubtful() or (self._lone is not None and self._lone in held):
+            return 0
+        return min(self._prefetch - len(held), self._limit)
 
     def _look_at_all(self) -> None:
         for claim in self._claims.values():
@@ -245,13 +285,10 @@ class TopicReader:
 
     def _pump(self) -> None:
         """Read, if somebody waits for it, there is room, and there may be something."""
-        if self._waiter is None or self._reading or self._fetched or not self._news or self._error is not None:
+        if self._waiter is None or self._reading or self._fetched or not self._news:
             return
-        if self._doubtful():
-            return
-        held = self._held
-        room = min(self._prefetch - len(held), self._limit)
-        if room <= 0 or (self._lone is not None and self._lone in held):
+        held, room = self._held, self._room()
+        if room <= 0:
             return
         self._lone = None
         suspect = self._suspect
@@ -418,9 +455,13 @@ class TopicReader:
             else:
                 self._stands(claim)
         if not through and not tracker.fresh:
-            self._suspect = claim
-            self._news[claim] = None
-            self._touch(claim)
+            self._has_to_come_alone(claim)
+
+    def _has_to_come_alone(self, claim: Claim) -> None:
+        """Hand out nothing before the next record of *claim*, and that one when nothing else is in hand."""
+        self._suspect = claim
+        self._news[claim] = None
+        self._touch(claim)
 
     def _jumped(self, claim: Claim, offset: int) -> bool:
         """Go on at *offset* behind a gap; return False where that has to wait for what is unsettled."""

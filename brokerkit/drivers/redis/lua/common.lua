@@ -34,3 +34,8 @@ local function wake(E, count)
     end
   end
 end
+
+-- Return what readers of a partition are told when one record was added: all of it if it is small, so that they need not ask.
+local function news(id, frame)
+  return #frame <= 1024 and id .. ' ' .. frame or ''
+end

@@ -62,6 +62,7 @@ for n, p in ipairs(touched) do
     end
     offset = offset + 1
   end
+  lines[p].id = front .. offset - 1
   fields[#fields + 1] = 'o' .. p
   fields[#fields + 1] = text(offset)
   fields[#fields + 1] = 'm' .. p
@@ -82,5 +83,8 @@ fields[#fields + 1] = value_of(ARGV[2], reply)
 for first = 1, #fields, 500 do
   redis.call('HSET', E, unpack(fields, first, math.min(first + 499, #fields)))
 end
-redis.call('SPUBLISH', E .. ':c', table.concat(touched, ' '))
+for _, p in ipairs(touched) do
+  local line = lines[p]
+  redis.call('SPUBLISH', E .. ':c:' .. p, #line == 1 and news(line.id, string.sub(ARGV[line[1]], 5)) or '')
+end
 return reply

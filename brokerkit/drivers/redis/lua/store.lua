@@ -93,6 +93,7 @@ local function push_topic(t, blob)
     redis.call('XADD', part.key, id, 'f', string.sub(blob, 5))
   end
   part.next = part.next + 1
+  part.news = part.next == part.first + 1 and news(id, string.sub(blob, 5)) or ''
   return part
 end
 
@@ -137,19 +138,18 @@ local function trim(t)
 end
 
 local function finish_topic(t)
-  local fields, grown = {}, {}
+  local fields = {}
   for p, part in pairs(t.parts) do
     fields[#fields + 1] = 'o' .. p
     fields[#fields + 1] = text(part.next)
     fields[#fields + 1] = 'm' .. p
     fields[#fields + 1] = text(part.ms)
-    grown[#grown + 1] = p
   end
   for first = 1, #fields, CHUNK do
     redis.call('HSET', t.key, unpack(fields, first, math.min(first + CHUNK - 1, #fields)))
   end
   trim(t)
-  if #grown > 0 then redis.call('SPUBLISH', t.key .. ':c', table.concat(grown, ' ')) end
+  for p, part in pairs(t.parts) do redis.call('SPUBLISH', t.key .. ':c:' .. p, part.news) end
 end
 
 local function finish()
