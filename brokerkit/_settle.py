@@ -150,11 +150,25 @@ class Settling:
                 if watch.done is not None:
                     watch.done(None)
             return
+        missing: list[tuple[Settlement, Watch, NotFound]] = []
         for index, (item, result) in enumerate(zip(items, results, strict=True)):
-            if isinstance(result, NotFound) and await self._restored(item):
-                self._again(item, watches.get(index) or Watch())
+            if isinstance(result, NotFound) and self._restore is not None and item.publish:
+                missing.append((item, watches.get(index) or Watch(), result))
             else:
                 self._apply(item, watches.get(index), result)
+        while missing:
+            item, watch, missed = missing[-1]
+            try:
+                restored = await self._restored(item)
+            except asyncio.CancelledError:
+                for late, waiting, _ in missing:
+                    self._lost(late, waiting)
+                raise
+            missing.pop()
+            if restored:
+                self._again(item, watch)
+            else:
+                self._apply(item, watch, missed)
 
     async def _restored(self, item: Settlement) -> bool:
         """Create anew what *item* publishes to and has vanished; return whether that was of use."""

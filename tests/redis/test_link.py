@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -251,3 +252,14 @@ async def test_an_answer_that_was_not_sealed_is_none() -> None:
             with pytest.raises(Unanswered, match="on disk"):
                 await count(link, "key", again=False)
             assert await server.command("GET", "key") == b"3"
+
+
+async def test_a_process_that_stood_still_keeps_a_connection_that_is_well(server: RedisServer) -> None:
+    async with linked(server, timeout=0.5) as (link, proxy):
+        answer = link.command(b"ECHO", b"x", timeout=30)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(2.5)  # the whole loop
+        assert await answer == b"x"
+        await asyncio.sleep(0.3)
+        assert proxy.connections == 1

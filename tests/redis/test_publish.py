@@ -222,3 +222,26 @@ async def test_what_was_too_late_while_there_was_no_connection_is_certain_and_ne
         assert isinstance(result, Receipt)
         (only,) = await stored(server, QUEUE)
         assert b"patient" in only
+
+
+async def test_one_call_is_never_more_than_a_server_can_do_in_a_moment(server: RedisServer) -> None:
+    async with published(server) as (boxes, _):
+        await server.command("CONFIG", "RESETSTAT")
+        results = await boxes.publish([record(QUEUE, f"m{n}", body=bytes(MAX_BODY // 2)) for n in range(20)], 30)
+        assert all(isinstance(result, Receipt) for result in results)
+        calls = next(line for line in (await server.command("INFO", "commandstats")).splitlines() if b"evalsha" in line)
+        assert int(calls.partition(b"calls=")[2].partition(b",")[0]) >= 10
+        results = await boxes.publish([record(QUEUE, f"n{n}") for n in range(2500)], 30)
+        assert len({result.position for result in results if isinstance(result, Receipt)}) == 2500
+
+
+async def test_after_a_failed_part_of_a_long_call_its_keys_are_not_attempted(server: RedisServer) -> None:
+    async with published(server) as (boxes, _):
+        records = [record(TOPIC, f"m{n}", "k") for n in range(1500)]
+        await server.command("CONFIG", "SET", "maxmemory", 1)
+        try:
+            results = await boxes.publish(records, 30)
+        finally:
+            await server.command("CONFIG", "SET", "maxmemory", 0)
+        assert isinstance(results[0], BufferFull)
+        assert all(isinstance(result, NotAttempted) for result in results[1:])

@@ -16,10 +16,10 @@ CONNECTING: Final = ("auth", "client|setname", "hello", "ping", "select")
 CALLED: Final = ("config|get", "evalsha", "hmget", "info", "script|load", "ssubscribe", "sunsubscribe", "xlen")
 """What the driver itself sends."""
 SCRIPTED: Final = (
-    "del", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hkeys", "hlen", "hmget", "hscan",
+    "del", "exists", "get", "hdel", "hexists", "hget", "hincrby", "hkeys", "hlen", "hmget", "hrandfield", "hscan",
     "hset", "hvals", "llen", "lmpop", "lpop", "lpush", "lrange", "rename", "rpush", "sadd", "scard", "set",
     "sismember", "smembers", "spublish", "srem", "time", "type", "unlink", "xadd", "xdel", "xinfo|stream", "xlen",
-    "xrange", "xtrim", "zadd", "zcard", "zcount", "zrange", "zrem", "zremrangebyscore", "zscore",
+    "xrange", "xtrim", "zadd", "zcard", "zcount", "zrange", "zrem", "zscore",
 )  # fmt: skip
 """What the scripts call."""
 NEWER: Final = ("waitaof",)

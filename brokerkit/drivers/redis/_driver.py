@@ -77,12 +77,14 @@ class RedisDriver:
         """Wait for what is under way, and disconnect."""
         if self._hosted is None or self._context is None or self._outboxes is None:
             return
-        with anyio.move_on_after(_FLUSH):
-            await self._context.link.idle()
-            await self._context.sealed.idle()
-        self._outboxes.close()
-        self._closed = True
-        await self._hosted.__aexit__(None, None, None)
+        try:
+            with anyio.move_on_after(_FLUSH):
+                await self._context.link.idle()
+                await self._context.sealed.idle()
+        finally:  # also when that is cancelled: nothing of this may live on
+            self._outboxes.close()
+            self._closed = True
+            await self._hosted.__aexit__(None, None, None)
 
     async def _run(self, started: asyncio.Future[None]) -> None:
         process = os.urandom(8).hex().encode()

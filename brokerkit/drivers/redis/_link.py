@@ -29,8 +29,8 @@ logger = logging.getLogger("brokerkit")
 
 GRACE: Final = 1.0
 """Seconds without a connection after which calls that were never sent fail, and consumers are told."""
-MAX_PENDING: Final = 256 * 1024 * 1024
-"""Bytes of calls without an answer; more are refused."""
+MAX_PENDING: Final = 64 * 1024 * 1024
+"""Bytes of calls without an answer beyond which publishing is refused."""
 _SWEEP: Final = 0.1
 _MAX_WRITE: Final = 1024 * 1024
 _RELOADS: Final = 5
@@ -83,6 +83,7 @@ class Link:
         self._bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self._swept: asyncio.TimerHandle | None = None
+        self._sweeps_at = math.inf
         self._gives_up: asyncio.TimerHandle | None = None
         self._scope: anyio.CancelScope | None = None
         self._sources: list[Callable[[], None]] = []
@@ -112,27 +113,32 @@ class Link:
         *,
         timeout: float,
         again: bool = True,
+        bounded: bool = False,
     ) -> asyncio.Future[Any]:
         """Run *script*; await the future for its reply.  It may be cancelled, which takes nothing back.
 
         With *again* the script must be idempotent: it is sent once more where a connection broke before the answer.
+        With *bounded* it is refused (`BufferFull`) while more than `MAX_PENDING` bytes wait: publishing, which must not stop
+        what keeps or frees ownership.
 
         The future fails with `BrokerUnavailable` if the script was certainly not run, `Unanswered` if that is not known
         after *timeout* seconds, or with what the server answered, as one of our errors.
         """
-        return self._add(_pack(b"EVALSHA", script.sha, len(keys), *keys, *args), script, timeout, again)
+        return self._add(_pack(b"EVALSHA", script.sha, len(keys), *keys, *args), script, timeout, again, bounded)
 
     def command(self, *args: Argument, timeout: float, again: bool = True) -> asyncio.Future[Any]:
         """Run a plain command, as `call` does."""
         return self._add(_pack(*args), None, timeout, again)
 
-    def _add(self, packed: bytes, script: Script | None, timeout: float, again: bool) -> asyncio.Future[Any]:
+    def _add(
+        self, packed: bytes, script: Script | None, timeout: float, again: bool, bounded: bool = False
+    ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if self._wire is None and (refusal := self._refusal()) is not None:
             future.set_exception(refusal)
             return future
-        if self._bytes > MAX_PENDING:
+        if bounded and self._bytes > MAX_PENDING:
             future.set_exception(BufferFull(f"{self._bytes} bytes wait for {self.settings.shown} already"))
             return future
         self._bytes += len(packed)
@@ -140,7 +146,7 @@ class Link:
         if self._wake is not None and self._wire is not None:
             self._stir()
         if self._swept is None:
-            self._swept = loop.call_later(_SWEEP, self._sweep)
+            self._sweep_soon(loop)
         return future
 
     def was_sent(self, future: asyncio.Future[Any]) -> bool:
@@ -430,6 +436,11 @@ class Link:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._swept = None
+        if now - self._sweeps_at > GRACE:
+            # This process stood still, not the server: what it has answered meanwhile is read first.
+            self._heard = now
+            self._sweep_soon(loop)
+            return
         for call in self._waiting:
             if now >= call.deadline and not call.future.done():
                 if call.sent:
@@ -453,7 +464,11 @@ class Link:
             if self._scope is not None:
                 self._scope.cancel()
         if self._waiting or self._unanswered:
-            self._swept = loop.call_later(_SWEEP, self._sweep)
+            self._sweep_soon(loop)
+
+    def _sweep_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeps_at = loop.time() + _SWEEP
+        self._swept = loop.call_at(self._sweeps_at, self._sweep)
 
     def _slow(self) -> BrokerError:
         return BrokerUnavailable(f"{self.settings.shown} is too slow: a call waited for its turn until its deadline")

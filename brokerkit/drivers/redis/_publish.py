@@ -23,8 +23,9 @@ from ._link import Link, Unanswered
 from ._scripts import PUBLISH, PUBLISH_QUEUE, PUBLISH_TOPIC, Script
 
 BATCH: Final = 1000
-"""Records in one script call, unless one call to `Outbox.add` has more."""
+"""Records in one script call: the server does nothing else meanwhile."""
 BATCH_BYTES: Final = 1024 * 1024
+"""Bytes in one script call, if it has more than one record."""
 
 Result = Receipt | BrokerError
 
@@ -58,7 +59,7 @@ def too_large(record: Record) -> TooLarge:
 
 
 class _Item:
-    __slots__ = ("blobs", "deadline", "future", "plain", "records", "sent")
+    __slots__ = ("blobs", "deadline", "future", "plain", "records", "sent", "size")
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class _Item:
         self.deadline = deadline
         self.future = future
         self.sent = False
+        self.size = len(blobs[0]) if len(blobs) == 1 else sum(map(len, blobs))
 
 
 class Outbox:
@@ -150,14 +152,18 @@ class Outbox:
         if self._busy or not items:
             return
         deadline, count, size, is_plain = 0.0, 0, 0, True
-        while items and count < BATCH and size < BATCH_BYTES:
-            item = items.popleft()
+        while items:
+            item = items[0]
             if item.future.done():  # nobody waits for it any more
+                items.popleft()
                 continue
+            count += len(item.blobs)
+            size += item.size
+            if sent and (count > BATCH or size > BATCH_BYTES):
+                break
+            items.popleft()
             item.sent = True
             sent.append(item)
-            count += len(item.blobs)
-            size += len(item.blobs[0]) * len(item.blobs)
             is_plain = is_plain and item.plain
             deadline = max(deadline, item.deadline)
         if not sent:
@@ -166,7 +172,7 @@ class Outbox:
         self._number += 1
         left = max(0.001, deadline - asyncio.get_running_loop().time())
         script, args = self._batch(sent, is_plain)
-        self._call = self._link.call(script, self._keys, args, timeout=left)
+        self._call = self._link.call(script, self._keys, args, timeout=left, bounded=True)
         self._call.add_done_callback(self._answered)
 
     def _batch(self, items: list[_Item], is_plain: bool) -> tuple[Script, list[bytes | int]]:
@@ -303,11 +309,26 @@ def failures(records: Sequence[Record], error: BrokerError) -> list[Result]:
     for record in records:
         if record.key is not None and isinstance(record.address, Topic):
             if record.key in failed:
-                results.append(NotAttempted(f"an earlier message of the key {record.key!r} was not stored"))
+                results.append(_overtakes(record))
                 continue
             failed.add(record.key)
         results.append(error)
     return results
+
+
+def _overtakes(record: Record) -> NotAttempted:
+    return NotAttempted(f"an earlier message of the key {record.key!r} was not stored")
+
+
+def _parts(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Yield *records* in parts that one script call may have."""
+    first = size = 0
+    for index, record in enumerate(records):
+        size += len(record.body or b"")
+        if index > first and (index - first >= BATCH or size > BATCH_BYTES):
+            yield records[first:index]
+            first, size = index, len(record.body or b"")
+    yield records[first:] if first else records
 
 
 class Outboxes:
@@ -343,10 +364,27 @@ class Outboxes:
         return await self._mixed(records, timeout)
 
     async def _several(self, box: Outbox, records: Sequence[Record], timeout: float) -> list[Result]:
-        if len(records) <= BATCH:
-            return await box.add(records, timeout)
-        parts = [box.add(records[at : at + BATCH], timeout) for at in range(0, len(records), BATCH)]
-        return [result for part in await asyncio.gather(*parts) for result in part]
+        """Store *records* of one address, in as many steps as keep each within `BATCH` and `BATCH_BYTES`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        results: list[Result] = []
+        failed: set[bytes] = set()
+        for part in _parts(records):
+            left = max(end - loop.time(), 0.001)
+            if not failed:
+                stored = await box.add(part, left)
+            else:
+                open_ = [record for record in part if record.key not in failed]
+                answers = iter(await box.add(open_, left) if open_ else ())
+                stored = [_overtakes(record) if record.key in failed else next(answers) for record in part]
+            results += stored
+            if len(part) < len(records) and isinstance(records[0].address, Topic):
+                failed |= {
+                    record.key
+                    for record, result in zip(part, stored, strict=True)
+                    if record.key is not None and not isinstance(result, Receipt)
+                }
+        return results
 
     async def _mixed(self, records: Sequence[Record], timeout: float) -> list[Result]:
         """Store records of several addresses, or among which some are too large."""
@@ -360,7 +398,7 @@ class Outboxes:
                 if isinstance(record.address, Topic) and record.key is not None:
                     refused.add(line)
             elif line in refused:
-                results[index] = NotAttempted(f"an earlier message of the key {record.key!r} was not stored")
+                results[index] = _overtakes(record)
             else:
                 lines.setdefault(record.address.name, []).append(index)
         calls = [

@@ -2,6 +2,7 @@
 -- What is sent a second time finds its reply there and is not stored again.
 local KEPT = 3600      -- seconds after which a producer that has stored nothing is forgotten, when there are many
 local MANY = 512
+local LOOK = 50
 
 -- Return the reply to *batch* if it was stored before, as *last*, the field's value, says.
 local function reply_before(last, batch)
@@ -16,12 +17,12 @@ local function value_of(batch, reply)
   return batch .. ' ' .. clock[1] .. ' ' .. reply
 end
 
--- A new producer: forget those that are gone.
+-- A new producer: look at some of the others, whoever they are, and forget those that are gone.
 local function forget_producers(E)
   if redis.call('HLEN', E) < MANY then return end
-  local fields, gone = redis.call('HGETALL', E), {}
+  local fields, gone = redis.call('HRANDFIELD', E, LOOK, 'WITHVALUES'), {}
   for i = 1, #fields, 2 do
-    if string.byte(fields[i]) == 64 and #gone < 500 then
+    if string.byte(fields[i]) == 64 then
       local seconds = tonumber(string.match(fields[i + 1], '^%d+ (%d+)'))
       if not seconds or seconds < clock[1] - KEPT then gone[#gone + 1] = fields[i] end
     end

@@ -15,10 +15,13 @@ if not entity then return redis.error_reply(problem) end
 local reply
 if ARGV[5] == '1' then
   local ids, numbers = KEYS[1] .. ':u', {}
-  redis.call('ZREMRANGEBYSCORE', ids, '-inf', now)
+  local over = redis.call('ZRANGE', ids, '-inf', text(now), 'BYSCORE', 'LIMIT', 0, 50 + #ARGV)
+  for first = 1, #over, 500 do redis.call('ZREM', ids, unpack(over, first, math.min(first + 499, #over))) end
   for i = 6, #ARGV, 2 do
     local number = 0
-    if entity.dedup <= 0 or redis.call('ZADD', ids, 'NX', text(now + entity.dedup * 1000), ARGV[i + 1]) == 1 then
+    local known = entity.dedup > 0 and redis.call('ZSCORE', ids, ARGV[i + 1])
+    if not known or tonumber(known) <= now then
+      if entity.dedup > 0 then redis.call('ZADD', ids, text(now + entity.dedup * 1000), ARGV[i + 1]) end
       number = push(entity, ARGV[i])
     end
     numbers[#numbers + 1] = text(number)
