@@ -436,22 +436,18 @@ class TopicConsumer(TopicReader):
         self._pump()
 
     def late(self) -> None:
-        """Nobody has taken over, but the program may have begun to let go of what it has: let it finish that."""
+        """Nobody has taken over what is left, or the program is about to hear what was taken: go on behind that."""
         if self._tasks is not None:
-            self._tasks.start_soon(self._catch_up)
+            self._tasks.start_soon(self._go_on)
 
-    async def _catch_up(self) -> None:
+    async def _go_on(self) -> None:
         assert self._membership is not None
-        waiting = set(map(lease_of, self._fetched))
-        if held := [delivery for lease, delivery in self._held.items() if lease not in waiting]:
-            logger.warning(
-                "%s: group %s heard nothing of this member for %.3g s; it begins nothing meanwhile",
-                self._topic.name,
-                self._group,
-                self._session,
-            )
-            with anyio.move_on_after(self._session):
-                await self._tell(held)
+        logger.warning(
+            "%s: group %s heard nothing of this member for %.3g s; it began nothing meanwhile",
+            self._topic.name,
+            self._group,
+            self._session,
+        )
         self._membership.go_on()
         self._wake()
         self._pump()

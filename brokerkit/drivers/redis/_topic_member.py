@@ -43,7 +43,9 @@ class Told(Protocol):
         ...
 
     def late(self) -> None:
-        """A sign of life came too late, and what is left is ours all the same; call `Membership.go_on` when that is safe."""
+        """A sign of life came too late, and what is left is ours all the same; call `Membership.go_on` when the program has
+        begun to hear what is not.
+        """
         ...
 
     def fail(self, error: BrokerError) -> None:
@@ -102,7 +104,7 @@ class Membership:
             self._send()
 
     def go_on(self) -> None:
-        """The program holds nothing any more that it would not begin: hand out again."""
+        """Begin and hand out again."""
         self._late = False
         self.deadline = self._proven
 
@@ -188,7 +190,7 @@ class Membership:
         if not late and not self._late:
             self.deadline = self._proven
         elif not self._late:
-            # Once it has passed, the program begins nothing that it has; it must not go on in the middle of that.
+            # The program begins nothing any more: it must not go on before it has heard what was lost.
             self._late = True
             self._told.late()
         if self._joining is not None and not self._joining.done():
