@@ -18,6 +18,9 @@ from .history import Entry
 MARGIN: Final = 1.0
 """Seconds after a fault in which its victims may still act on what they knew before."""
 
+DEADLY: Final = 1000
+"""Failures of a message that ends the process of its handler."""
+
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Something that was done to a process, or to the server."""
@@ -50,6 +53,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """First deliveries of a key come in publish order."""
     attempts: int = 3
     """After so many failed runs a message is dead."""
+    limit: int = 10
+    """After so many deliveries without an outcome it is."""
     unstored: float = 1.0
     """Seconds in which an acknowledgement is on its way to the server, busy machines included."""
     takeover: float = 4.0
@@ -308,6 +313,8 @@ class _Part:
         if dead > 1:
             self.find("doubled", id, f"{dead} dead letters")
         spent = any(run.outcome == "failed" and run.attempt == self.terms.attempts for run in runs)
+        if entry.failures == DEADLY:
+            spent = bool(runs) and runs[-1].deliveries == self.terms.limit
         if dead and not (doomed and spent):
             self.find("dead", id, "in the dead letters without having failed that often")
         if done > 1 and self.terms.atomic:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from ..servers import FLAVORS, USER, Flavor, Proxy, RedisServer
-from .checker import Verdict
+from .checker import DEADLY, Verdict
 from .stage import Stage
 
 Action: TypeAlias = Callable[[Stage, RedisServer], Awaitable[Verdict]]
@@ -33,6 +33,8 @@ class Play(msgspec.Struct, frozen=True):
     flavors: tuple[Flavor, ...] = FLAVORS
     query: str = ""
     server: dict[str, Any] = {}
+    long: bool = False
+    """It takes too long for every day."""
 
     async def perform(self, flavor: Flavor, seed: int, folder: Path, *, long: bool = False) -> Verdict:
         """Play it on a server of its own."""
@@ -113,6 +115,29 @@ async def freeze_idle_consumers(stage: Stage, server: RedisServer) -> Verdict:
     terms["queue"] = msgspec.structs.replace(terms["queue"], prompt=2.5)
     terms["topic"] = msgspec.structs.replace(terms["topic"], prompt=stage.lease + 3.0)
     return await stage.finish(terms=terms)
+
+
+async def deadly_messages(stage: Stage, server: RedisServer) -> Verdict:
+    """Handle messages that end their process: they die at their limit, and no other message with them."""
+    limit = 3
+    await stage.start("service", "service", limit=limit)
+    await stage.start("producer")
+    await stage.flow()
+    await stage.start("producer", keys=1, deadly=True, pause=0.3)
+    deadline = asyncio.get_running_loop().time() + 10 * limit
+    while await _deadly_left(stage):
+        assert asyncio.get_running_loop().time() < deadline, stage.report("they do not die")
+        for _ in stage.died():
+            await stage.start("service", limit=limit)
+        await asyncio.sleep(0.2)
+    await stage.flow(timeout=RESUMED)
+    terms = {name: msgspec.structs.replace(each, limit=limit) for name, each in stage.terms().items()}
+    return await stage.finish(terms=terms)
+
+
+async def _deadly_left(stage: Stage) -> set[str]:
+    dead = [id for ids in (await stage.letters()).values() for id in ids]
+    return {entry.id for entry in stage.entries if entry.failures == DEADLY} - set(dead)
 
 
 async def come_and_go(stage: Stage, server: RedisServer) -> Verdict:
@@ -338,6 +363,7 @@ PLAYS: Final[dict[str, Play]] = {
     "freeze consumers": Play(freeze_consumers),
     "freeze idle consumers": Play(freeze_idle_consumers),
     "freeze producers": Play(freeze_producers),
+    "deadly messages": Play(deadly_messages, long=True),
     "come and go": Play(come_and_go),
     "wrong clocks": Play(wrong_clocks),
     "kill server, always": Play(kill_server, query=DURABLE, server=AOF),

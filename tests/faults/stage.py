@@ -18,7 +18,7 @@ import msgspec
 
 from brokerkit import Broker, NotFound, connect
 
-from .checker import Fault, Finding, Terms, Verdict, check
+from .checker import DEADLY, Fault, Finding, Terms, Verdict, check
 from .history import Entry, Reading, now
 from .start import Order
 from .worker import ATTEMPTS, DONE, GROUP, TOPIC, queue
@@ -119,6 +119,22 @@ class Stage:
         worker.kill()
         worker.wait()
         self.faults.append(Fault(what="kill", begin=begin, end=now(), to=name, moves=self._roles[name] != "producer"))
+
+    def died(self) -> list[str]:
+        """Return the workers that were killed by something else than this, since the last call."""
+        noted = {fault.to for fault in self.faults if fault.what == "kill"}
+        gone = [
+            name for name, worker in self._workers.items() if worker.poll() == -signal.SIGKILL and name not in noted
+        ]
+        for name in gone:
+            begin = max((entry.at for entry in self.entries if entry.by == name), default=now())
+            self.faults.append(Fault(what="kill", begin=begin, end=now(), to=name, moves=True))
+        return gone
+
+    async def letters(self) -> dict[str, list[str]]:
+        """Return the ids of the dead letters."""
+        async with self.broker() as broker:
+            return {name: await self._ids(broker, address) for name, address in self._letters().items()}
 
     async def freeze(self, name: str, seconds: float) -> None:
         """Stop a worker with SIGSTOP for *seconds*."""
@@ -223,7 +239,7 @@ class Stage:
                     done.add(entry.id)
                 case _:
                     pass
-        return due - done
+        return {id for id in due - done if failures.get(id) != DEADLY}
 
     # ------------------------------------------------------------------ the end
 
@@ -241,8 +257,8 @@ class Stage:
                         self._reading.more()
         await self.stop(*self.consumers)
         self._reading.more()
+        letters = await self.letters()
         async with self.broker() as broker:
-            letters = {name: await self._ids(broker, address) for name, address in self._letters().items()}
             effects = {name: await self._ids(broker, address) for name, address in DONE.items()}
             left = await self._left(broker)
         verdict = check(self._reading.entries, self.faults, terms or self.terms(), letters=letters, effects=effects)

@@ -22,7 +22,7 @@ LONG = int(os.environ.get("BROKERKIT_FAULTS") or 0)
 
 def cases() -> Iterator[object]:
     for name, play in PLAYS.items():
-        if not LONG:
+        if not LONG and not play.long:
             yield pytest.param(name, play.flavors, id=name)
         for round_ in range(LONG):
             yield from (pytest.param(name, (flavor,), id=f"{name}-{flavor}-{round_}") for flavor in play.flavors)

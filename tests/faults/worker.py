@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import time
@@ -28,6 +29,7 @@ from brokerkit import (
 )
 from brokerkit.errors import BrokerUnavailable, BufferFull, NotAttempted, NotFound, PublishUnknown
 
+from .checker import DEADLY
 from .history import Journal
 from .start import Order
 
@@ -104,6 +106,8 @@ class Worker:
             number += 1
             luck = draw.random()
             failures = 1 if luck < 0.06 else ATTEMPTS if luck < 0.08 else 0
+            if self.order.deadly and number == 1:
+                failures = DEADLY
             job = Job(f"{of}-{key}-{number}", key, number, failures, draw.random() < 0.5)
             delay = draw.uniform(0.05, 0.5) if of == "queue" and draw.random() < 0.15 else 0.0
             plan = {"key": key, "number": number, "failures": failures, "delay": delay, "staged": job.staged}
@@ -126,8 +130,9 @@ class Worker:
 
     async def serve(self, broker: Broker) -> None:
         service = Service(GROUP)
-        service.subscribe(self.queue, concurrency=4, retry=RETRY)(partial(self.handle, "queue"))
-        service.subscribe(TOPIC, concurrency=4, retry=RETRY)(partial(self.handle, "topic"))
+        limit = self.order.limit
+        service.subscribe(self.queue, concurrency=4, retry=RETRY, max_deliveries=limit)(partial(self.handle, "queue"))
+        service.subscribe(TOPIC, concurrency=4, retry=RETRY, max_deliveries=limit)(partial(self.handle, "topic"))
         async with service.running(broker):
             self.journal.note("ready")
             await self.stop.wait()
@@ -194,6 +199,8 @@ class Worker:
         if message.id != job.id or (of == "topic" and message.key != job.key):
             self.journal.note("corrupt", of, message.id, text=f"{job} with key {message.key}")
         await asyncio.sleep(self.random.expovariate(1 / self.order.work))
+        if job.failures == DEADLY:
+            os.kill(os.getpid(), signal.SIGKILL)
         if message.attempt <= job.failures:
             self.journal.note("failed", of, message.id, attempt=message.attempt)
             raise Planned
