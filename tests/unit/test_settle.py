@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from brokerkit._settle import Settling, Watch
-from brokerkit.address import Queue
+from brokerkit.address import Address, Queue
 from brokerkit.driver import Delivery, Record, Settlement
-from brokerkit.errors import BrokerError, BrokerUnavailable, DeliveryLost, TooLarge
+from brokerkit.errors import BrokerError, BrokerUnavailable, Closed, DeliveryLost, NotFound, TooLarge
 from brokerkit.testing import VirtualLoop
 
 EMAILS = Queue("emails", str)
@@ -27,6 +28,7 @@ class Recording:
     prefetch = 100
     ended = False
     cursor = None
+    owned_until = math.inf
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], bool]] = []
@@ -51,12 +53,12 @@ class Recording:
 class Stage:
     """A `Settling` at work, and what it has told."""
 
-    def __init__(self) -> None:
+    def __init__(self, restore: Callable[[Address], Awaitable[bool]] | None = None) -> None:
         self.consumer = Recording()
         self.settled = 0
         self.errors: list[BrokerError] = []
         self.outcomes: list[BrokerError | None] = []
-        self.settling = Settling(self.consumer, self._count, lambda delivery, error: self.errors.append(error))
+        self.settling = Settling(self.consumer, self._count, lambda delivery, error: self.errors.append(error), restore)
 
     def _count(self, count: int) -> None:
         self.settled += count
@@ -149,6 +151,64 @@ def test_a_failed_item_fails_alone() -> None:
     run(main())
     assert stage.consumer.calls == [(["a", "b"], False), (["a"], False)]
     assert stage.settled == 2
+
+
+def staging(id: str) -> Settlement:
+    return Settlement(settlement(id).delivery, (Record(Queue("out", str), "copy", b"body"),))
+
+
+def test_what_is_published_to_an_address_that_has_vanished_is_stored_once_it_is_there_again() -> None:
+    restored: list[Address] = []
+
+    async def restore(address: Address) -> bool:
+        restored.append(address)
+        return True
+
+    stage = Stage(restore)
+    stage.consumer.failures = [NotFound("out")]
+
+    async def main() -> None:
+        async with stage.running() as settling:
+            settling.add(staging("a"), Watch(done=stage.outcomes.append))
+            await settling.flush()
+
+    run(main())
+    assert restored == [Queue("out", str)]
+    assert stage.outcomes == [None]
+
+
+def test_what_is_known_is_told_before_an_address_is_created_anew() -> None:
+    async def restore(address: Address) -> bool:
+        await asyncio.sleep(30)
+        return True
+
+    stage = Stage(restore)
+    stage.consumer.failures = [NotFound("out")]
+    known: list[BrokerError | None] = []
+
+    async def main() -> None:
+        async with stage.running() as settling:
+            settling.add(staging("a"), Watch(done=stage.outcomes.append))
+            settling.add(settlement("b"), Watch(done=known.append))
+            await asyncio.sleep(1)
+            assert known == [None]
+
+    run(main())
+    assert [type(outcome) for outcome in stage.outcomes] == [DeliveryLost]
+
+
+def test_a_closed_connection_is_not_asked_again() -> None:
+    stage = Stage()
+    stage.consumer.failures = [Closed("the connection is closed")]
+
+    async def main() -> None:
+        async with stage.running() as settling:
+            settling.add(settlement("a"), Watch(done=stage.outcomes.append))
+            await settling.flush()
+
+    run(main())
+    assert stage.consumer.calls == [(["a"], False)]
+    assert [type(outcome) for outcome in stage.outcomes] == [DeliveryLost]
 
 
 def test_what_is_left_when_the_consumer_is_left_is_lost() -> None:
