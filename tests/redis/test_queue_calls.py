@@ -30,7 +30,7 @@ from brokerkit.drivers.redis._scripts import (
 )
 from tests.servers import FLAVORS, RedisServer
 
-from .queues import SOON, declare, ids, process, queue
+from .queues import SOON, declare, done, ids, process, queue, take
 from .scripts import Held, Sessions, call, call_now, put
 from .topics import declare as declare_topics
 from .topics import topic
@@ -267,3 +267,49 @@ async def test_an_answer_that_is_read_too_late_hands_out_nothing(server: RedisSe
         await call(server, QUEUE_SETTLE, [KEY], "other/1", *taken.numbers)
         await put(server, QUEUE, "b")
         assert ids(await receiving) == ["b"]
+
+
+# ---------------------------------------------------------------------- cancelled
+
+
+async def test_what_a_cancelled_receive_is_handed_goes_to_another(server: RedisServer) -> None:
+    await declare(server, QUEUE)
+    async with process(server) as p, process(server) as other, p.consume(QUEUE) as one, other.consume(QUEUE) as two:
+        await put(server, QUEUE, "a")
+        p.proxy.freeze()
+        receiving = asyncio.ensure_future(one.receive(1, SOON))
+        while not p.link._unanswered:
+            await asyncio.sleep(0)
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        waiting = asyncio.ensure_future(two.receive(1, 0))
+        p.proxy.thaw()
+        (a,) = await waiting or await take(two, 1)
+        assert (a.record.id, a.deliveries) == ("a", 1)
+
+
+async def test_what_a_cancelled_receive_was_woken_for_goes_to_another(server: RedisServer) -> None:
+    await declare(server, QUEUE)
+    loop = asyncio.get_running_loop()
+    late = 0
+    async with process(server) as p, process(server) as other, p.consume(QUEUE) as one, other.consume(QUEUE) as two:
+        ring = one.ring
+
+        def rung() -> bool:
+            comes = ring()
+            first.cancel()
+            return comes
+
+        one.ring = rung  # type: ignore[method-assign]
+        for n in range(10):
+            first = asyncio.ensure_future(one.receive(1, SOON))
+            await asyncio.sleep(0.02)
+            second = asyncio.ensure_future(two.receive(1, SOON))
+            await asyncio.sleep(0.02)
+            began = loop.time()
+            await put(server, QUEUE, str(n))
+            (taken,) = await second
+            late += loop.time() - began > 0.2
+            assert late < 3, "found by polls"
+            await asyncio.wait([first])
+            await done(two, [taken])

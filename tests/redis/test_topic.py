@@ -130,11 +130,12 @@ async def test_what_was_held_and_released_is_lost_when_it_is_trimmed_before_anot
         async with consume(p, ONE) as consumer:
             got: list[str] = []
             lost = 0
-            while len(got) < 3 or not lost:
-                try:
-                    got += ids(await consumer.receive(10, SOON))
-                except PositionLost as error:
-                    lost += error.lost or 0
+            async with asyncio.timeout(SOON):
+                while len(got) < 3 or not lost:
+                    try:
+                        got += ids(await consumer.receive(10, SOON))
+                    except PositionLost as error:
+                        lost += error.lost or 0
             assert (got, lost) == (names(6)[3:], 2)
 
 

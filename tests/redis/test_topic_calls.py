@@ -161,7 +161,7 @@ async def test_a_record_that_comes_while_a_reader_waits_is_there_at_once(server:
                     taken = await waiting
                     assert ids(taken) == [f"{group}-{n}"]
                     late += loop.time() - began > 0.2
-                assert late < 3, "found by polls"
+                    assert late < 3, "found by polls"
 
 
 async def test_what_was_read_before_this_process_stood_still_is_not_handed_out_after_it(server: RedisServer) -> None:
