@@ -218,9 +218,19 @@ class Session:
 
     def take(self, most: int, *, wait: bool = False) -> list[Taken]:
         reply = self.client.call("queue_take", [self.E], self.name, most, int(wait), int(wait), 0)
-        owned, _, _, _, elements = reply
+        owned, _, _, _, elements, _ = reply
         assert 0 < owned <= self.lease
         return [element(data) for data in elements]
+
+    def woken(self, message: bytes) -> list[Taken]:
+        """Return what it was given with a message of its channel, or takes because of it."""
+        name, given, rest = message.partition(b" ")
+        assert f"{self.client.process}/{name.decode()}" == self.name
+        if not given:
+            return self.take(1)
+        taken = element(rest.partition(b" ")[2])
+        assert self.client.call("queue_keep", [self.E], self.name, taken.number) == 1
+        return [taken]
 
     def settle(self, *taken: Taken) -> int:
         done: int = self.client.call("queue_settle", [self.E], self.name, *(each.number for each in taken))

@@ -17,8 +17,10 @@ from ._link import Unanswered
 from ._queue_copies import Copies
 from ._queue_member import Member
 from ._queue_session import Lease, Session, unheld
-from ._scripts import QUEUE_RELEASE, QUEUE_SETTLE, QUEUE_TAKE
+from ._scripts import QUEUE_KEEP, QUEUE_RELEASE, QUEUE_SETTLE, QUEUE_TAKE
 
+LATE: Final = 350
+"""Milliseconds after which what was given is not handed out any more; after 700 others take it back."""
 _LONELY: Final = 1
 _DRAIN: Final = 2
 _FLAGS: Final = (b"0", b"1")
@@ -76,6 +78,9 @@ class QueueConsumer(Member):
                 if not self._entered:
                     raise Closed("this consumer was left")
                 session = self.session or await self._join()
+                if session.given:
+                    given, session.given = session.given[:limit], session.given[limit:]
+                    return given
                 if session.unsure or session.lock.locked():
                     await self._mend(session)
                     continue
@@ -109,6 +114,8 @@ class QueueConsumer(Member):
             raise
         finally:
             self._looking = False
+            if self.session is not None and self.session.given:
+                self._refuse(self.session)
             if self._rung:
                 self._rung = False
                 self._bell.pass_on(self)
@@ -152,7 +159,8 @@ class QueueConsumer(Member):
         except NotFound:
             self.lose(session)
             raise NotFound(f"{self._queue!r} was deleted") from None
-        owned, expired, state, hint, handed = reply
+        owned, expired, state, hint, handed, now = reply
+        session.clock = (now, sent)
         session.owned = sent + owned / 1000
         self.problem = None
         if expired:
@@ -201,6 +209,56 @@ class QueueConsumer(Member):
             return True
         self._rung = self._looking
         return self._looking
+
+    def hand(self, when: int, data: bytes) -> None:
+        """The server has given it the element *data* at *when*, in ms of its clock."""
+        session, waiting = self.session, self._waiting
+        if session is None:
+            return
+        session.listed = False
+        then, sent = session.clock
+        if then + 1000 * (time.monotonic() - sent) - when > LATE:
+            self.missed()  # others may have taken it back
+            return
+        session.given += self._deliver(session, (data,))
+        if (
+            waiting.active
+            and waiting.hungry
+            and not waiting.cancelled
+            and not session.unsure
+            and len(session.held) <= self._prefetch
+        ):
+            self._keep(session, data[:6])
+            waiting.wake()
+        else:
+            self._refuse(session)
+
+    def _keep(self, session: Session, number: bytes) -> None:
+        """Tell the server that it need not take back what it has given."""
+
+        def kept(call: asyncio.Future[int]) -> None:
+            if call.cancelled() or call.exception() is not None or not call.result():
+                session.unsure = True
+                self.mend_soon(session)
+
+        args = (session.name, number)
+        self._link.call(QUEUE_KEEP, self._keys, args, timeout=self._timeout, again=False).add_done_callback(kept)
+
+    def _refuse(self, session: Session) -> None:
+        """Hand back what was given and cannot be handed out."""
+        pop = session.held.pop
+        refused = [delivery for delivery in session.given if pop(delivery.token, None) is not None]
+        numbers: list[bytes] = [delivery.token.number for delivery in refused]  # type: ignore[attr-defined]
+        session.given.clear()
+
+        def handed_back(call: asyncio.Future[int]) -> None:
+            if call.cancelled() or call.exception() is not None:
+                session.unsure = True
+                self.mend_soon(session)
+
+        args = (session.name, *numbers)
+        call = self._link.call(QUEUE_RELEASE, self._keys, args, timeout=self._timeout, again=False)
+        call.add_done_callback(handed_back)
 
     # ------------------------------------------------------------------ settling
 
@@ -294,6 +352,9 @@ class QueueConsumer(Member):
     ) -> None:
         """Settle those of *items* that publish, and write into *results* what failed."""
         for part in self._copies.parts(items, copied, results):
+            for index in part.indexes:
+                lease: Lease = items[index].delivery.token  # type: ignore[assignment]
+                lease.tried = True
             try:
                 reply = await self._ask(
                     session, self._copies.script, (*self._keys, *part.keys), part.args, confirm=confirm
@@ -303,7 +364,7 @@ class QueueConsumer(Member):
                     results[index] = error
                 continue
             for index, status in zip(part.indexes, reply or [0] * len(part.indexes), strict=True):
-                lease: Lease = items[index].delivery.token  # type: ignore[assignment]
+                lease = items[index].delivery.token  # type: ignore[assignment]
                 if not reply:
                     results[index] = unheld(lease)
                 elif isinstance(status, bytes):

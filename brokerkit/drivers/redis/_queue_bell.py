@@ -33,6 +33,14 @@ class Ringer(Protocol):
         """There may be something to take.  Return whether it is going to look."""
         ...
 
+    def hand(self, when: int, data: bytes) -> None:
+        """The server has given it the element *data* at *when*, in ms of its clock."""
+        ...
+
+    def missed(self) -> None:
+        """It may have been given something without hearing of it."""
+        ...
+
     def mend_soon(self, session: Session) -> None:
         """Find out what *session* holds."""
         ...
@@ -110,13 +118,20 @@ class Bell:
     # ------------------------------------------------------------------ ringing
 
     def _told(self, data: bytes) -> None:
-        """The server names a session for which there may be something; nothing if it has missed to."""
+        """The server names a session for which there may be something, or which it has given something."""
         if not data:
-            self._ring_all()
+            for member in list(self.members.values()):
+                member.missed()
             return
-        ringer = self.members.get(data)
-        if ringer is None:  # it was left, or has another name by now
-            self._call_pass(self._process + b"/" + data)
+        name, given, rest = data.partition(b" ")
+        ringer = self.members.get(name)
+        if given:
+            # What a session is given that was left, or has another name by now, has been handed back by that.
+            if ringer is not None:
+                when, _, element = rest.partition(b" ")
+                ringer.hand(int(when), element)
+        elif ringer is None:
+            self._call_pass(self._process + b"/" + name)
         elif not ringer.ring():
             self.pass_on(ringer)
 

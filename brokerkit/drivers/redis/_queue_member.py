@@ -72,6 +72,17 @@ class Member(ABC):
     def ring(self) -> bool:
         """There may be something to take.  Return whether it is going to look."""
 
+    @abstractmethod
+    def hand(self, when: int, data: bytes) -> None:
+        """The server has given it the element *data* at *when*, in ms of its clock."""
+
+    def missed(self) -> None:
+        """It may have been given something without hearing of it."""
+        session = self.session
+        if session is not None:
+            session.unsure = True
+            self.mend_soon(session)
+
     # ------------------------------------------------------------------ life
 
     async def __aenter__(self) -> Self:
@@ -240,11 +251,20 @@ class Member(ABC):
                     raise
                 session.past.clear()
                 session.owned = sent + owned / 1000
-                gone = set(missing)
-                for lease in tokens if gone else ():
-                    if lease.number in gone and session.held.pop(lease, None) is not None:
-                        lease.settled = lease.tried
+                if missing:
+                    self._forget(session, tokens, set(missing))
         self._waiting.wake()
+
+    def _forget(self, session: Session, tokens: Sequence[Lease], gone: set[bytes]) -> None:
+        """Of *tokens* those with a number in *gone* are not held any more: they were settled, released, or taken back."""
+        lost: list[Delivery] = []
+        for lease in tokens:
+            if lease.number in gone and (delivery := session.held.pop(lease, None)) is not None:
+                lease.settled = lease.tried
+                if not lease.settled:
+                    lost.append(delivery)
+        if lost and self._tasks is not None and self._entered:
+            self._tasks.start_soon(self._tell, lost)
 
     def lose(self, session: Session) -> None:
         """What *session* holds belongs to others by now: say so, and go on with a new one."""

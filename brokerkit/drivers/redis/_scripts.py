@@ -46,13 +46,14 @@ def _assemble(name: str) -> bytes:
 
 
 def _read(name: str) -> str:
-    return files(__package__).joinpath("lua", f"{name}.lua").read_text("utf-8")
+    return files(__package__ or __name__).joinpath("lua", f"{name}.lua").read_text("utf-8")
 
 
 PUBLISH: Final = Script("publish")
 PUBLISH_QUEUE: Final = Script("publish_queue")
 PUBLISH_TOPIC: Final = Script("publish_topic")
 QUEUE_JOIN: Final = Script("queue_join")
+QUEUE_KEEP: Final = Script("queue_keep")
 QUEUE_LEAVE: Final = Script("queue_leave")
 QUEUE_OUTCOME: Final = Script("queue_outcome")
 QUEUE_PASS: Final = Script("queue_pass")

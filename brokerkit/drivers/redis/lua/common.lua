@@ -35,6 +35,28 @@ local function wake(E, count)
   end
 end
 
+-- Give *element*, which has nobody to wait behind, to an idle consumer of queue E, so that it need not ask; return whether there
+-- was one.  Until it has said that it keeps it (queue_keep), E:g remembers since when: others take it back before long.
+local function give(E, element)
+  if #element > 8192 then return false end
+  local name = redis.call('ZRANGE', E .. ':w', text(now - 1500), '(' .. text(WOKEN), 'BYSCORE', 'LIMIT', 0, 1)[1]
+  if not name then return false end
+  local expires = struct.unpack('>I6', element, 9)
+  local process, session = string.match(name, '^(.-)/(.*)$')
+  if (expires > 0 and expires <= now) or not process then return false end
+  if tonumber(redis.call('ZSCORE', E .. ':n', name) or 0) <= now then return false end
+  if redis.call('EXISTS', E .. ':r0', E .. ':x') > 0 then return false end
+  local held, number = E .. ':h:' .. name, string.sub(element, 1, 6)
+  redis.call('HSET', held, number, element)
+  redis.call('ZREM', E .. ':w', name)
+  if redis.call('SPUBLISH', E .. ':c:' .. process, session .. ' ' .. text(now) .. ' ' .. element) > 0 then
+    redis.call('ZADD', E .. ':g', text(now), name .. ' ' .. number)
+    return true
+  end
+  redis.call('HDEL', held, number)
+  return false
+end
+
 -- Return what readers of a partition are told when one record was added: all of it if it is small, so that they need not ask.
 local function news(id, frame)
   return #frame <= 1024 and id .. ' ' .. frame or ''

@@ -13,8 +13,11 @@ if before then return before end
 local seq, count = tonumber(found[2] or 0), #ARGV - 2
 local reply = text(seq + 1)
 local pack = struct.pack
+local given = false
 if count == 1 then
-  redis.call('RPUSH', KEYS[2], pack('>I6I8', seq + 1, 0) .. ARGV[3])
+  local element = pack('>I6I8', seq + 1, 0) .. ARGV[3]
+  given = give(E, element)
+  if not given then redis.call('RPUSH', KEYS[2], element) end
 else
   for first = 3, #ARGV, 500 do
     local last = math.min(first + 499, #ARGV)
@@ -25,5 +28,5 @@ else
 end
 if batch == 1 then forget_producers(E) end
 redis.call('HSET', E, 'seq', text(seq + count), ARGV[1], value_of(ARGV[2], reply))
-wake(E, count)
+if not given then wake(E, count) end
 return reply

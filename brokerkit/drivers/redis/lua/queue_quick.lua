@@ -36,7 +36,7 @@ local quick, quickly = pcall(function()
             redis.call('ZADD', E .. ':n', string.format('%.0f', deadline), name)
           end
           if ARGV[4] == '1' then redis.call('ZREM', E .. ':w', name) end
-          return {deadline - ms, 0, 0, 0, taken}
+          return {deadline - ms, 0, 0, 0, taken, ms}
         end
         -- Something has to be looked at closely: put it back as it was.
         for last = #taken, 1, -500 do

@@ -4,7 +4,7 @@
 -- ARGV: 1 session, 2 how many at most, 3 '1' if it waits where there is none, 4 '1' if it may be listed as waiting, 5 '1' if it
 --       was told to drain
 -- Returns ms that the session owns what it holds; how many were dropped because they had expired; 0, LONELY or DRAIN; ms after
--- which something may be there without a wake, -1 for never; the elements.
+-- which something may be there without a wake, -1 for never; the elements; the time.
 local LONELY, DRAIN = 1, 2
 local NEVER = string.rep('\0', 6)
 local name, room, waits, listed, drains = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1', ARGV[5] == '1'
@@ -51,6 +51,20 @@ local function reclaim()
     if budget <= 0 or not all then return true end
   end
   return #gone == 40
+end
+
+-- Hand back what was given to sessions that do not say that they keep it.
+local function take_back()
+  local given = redis.call('ZRANGE', E .. ':g', '-inf', text(now - 700), 'BYSCORE', 'LIMIT', 0, 100)
+  if #given == 0 then return end
+  local elements = {}
+  for _, entry in ipairs(given) do
+    local held, number = E .. ':h:' .. string.sub(entry, 1, -8), string.sub(entry, -6)
+    elements[#elements + 1] = redis.call('HGET', held, number) or nil
+    redis.call('HDEL', held, number)
+    redis.call('ZREM', E .. ':g', entry)
+  end
+  hand_back(elements)
 end
 
 -- Take one of the *suspects*, of which each comes alone, if the session has its hands free.
@@ -134,6 +148,7 @@ return run(function()
   if owned < lease * 0.9 or owned > lease then owned = renew(name) end
   local more = promote()
   more = reclaim() or more
+  take_back()
 
   local taken, state = {}, 0
   local suspects = redis.call('LLEN', E .. ':x')
@@ -164,13 +179,13 @@ return run(function()
     end
     in_chunks('HSET', E .. ':h:' .. name, pairs_)
     if listed then redis.call('ZREM', E .. ':w', name) end
-    return {owned, expired, state, 0, taken}
+    return {owned, expired, state, 0, taken, now}
   end
   if state == DRAIN then
     if listed then redis.call('ZREM', E .. ':w', name) end
-    return {owned, expired, state, -1, taken}
+    return {owned, expired, state, -1, taken, now}
   end
-  if more or moved >= BATCH then return {owned, expired, 0, 0, taken} end
+  if more or moved >= BATCH then return {owned, expired, 0, 0, taken, now} end
   if waits then redis.call('ZADD', E .. ':w', text(now), name) end
-  return {owned, expired, 0, hint(), taken}
+  return {owned, expired, 0, hint(), taken, now}
 end)

@@ -117,6 +117,10 @@ local function push_all(key, values)
 end
 
 local function finish_queue(q)
+  local line = q.ready[0]
+  if q.stored == 1 and line and give(q.key, line[1]) then
+    q.stored, q.ready = 0, {}
+  end
   for priority, line in pairs(q.ready) do push_all(q.key .. ':r' .. priority, line) end
   if #q.lone > 0 then push_all(q.key .. ':x', q.lone) end
   redis.call('HSET', q.key, 'seq', text(q.seq))
