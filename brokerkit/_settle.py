@@ -172,9 +172,10 @@ class Settling:
 
     async def _restored(self, item: Settlement) -> bool:
         """Create anew what *item* publishes to and has vanished; return whether that was of use."""
-        restore = self._restore
-        targets = {record.address for record in item.publish} if restore is not None else set()
-        return any([await restore(address) for address in targets]) if restore is not None else False
+        if self._restore is None:
+            return False
+        targets: set[Address] = {record.address for record in item.publish}
+        return any([await self._restore(address) for address in targets])
 
     def _apply(self, item: Settlement, watch: Watch | None, result: BrokerError | None) -> None:
         if result is None:

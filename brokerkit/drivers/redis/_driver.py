@@ -17,7 +17,6 @@ from ...address import Address, AnyDeadLetters, AnyQueue, DeadLetters, Topic
 from ...driver import (
     Backlog,
     Capabilities,
-    Consumer,
     Health,
     Receipt,
     Record,
@@ -130,7 +129,9 @@ class RedisDriver:
                 return await box.add_one(records, timeout)
         return await outboxes.publish(records, timeout)
 
-    def consume(self, source: Source, *, prefetch: int, revoked: Revoked) -> AbstractAsyncContextManager[Consumer]:
+    def consume(
+        self, source: Source, *, prefetch: int, revoked: Revoked
+    ) -> AbstractAsyncContextManager[QueueConsumer | TopicConsumer]:
         """Read *source*."""
         address, context = source.address, self._open()
         if isinstance(address, DeadLetters):

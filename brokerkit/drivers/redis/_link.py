@@ -40,8 +40,8 @@ Watcher = Callable[[bool], None]
 
 
 def _pack(*args: Argument) -> bytes:
-    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]
-    return packed
+    pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+    return pack(args)
 
 
 class Unanswered(BrokerUnavailable):
