@@ -229,9 +229,10 @@ class QueueConsumer(Member):
             and len(session.held) <= self._prefetch
         ):
             self._keep(session, data[:6])
-            waiting.wake()
         else:
             self._refuse(session)
+            self._rung = self._looking and not waiting.active  # it is listed no more: it has to ask again
+        waiting.wake()
 
     def _keep(self, session: Session, number: bytes) -> None:
         """Tell the server that it need not take back what it has given."""
