@@ -132,7 +132,7 @@ def test_consuming_survives_each_byte(flavor: Flavor, of: str, direction: Direct
                             seen.append(message.id)
                 assert sorted(set(seen)) == sorted(f"message{n}" for n in sizes)
                 assert len(seen) == len(set(seen)), "acknowledged, and delivered again"
-            assert proxy.connections > len(sizes) / 2
+            assert proxy.connections > len(sizes) / 4  # not each byte comes each time
             done = [item.value async for item in direct.browse(DONE, limit=1_000_000)]
             assert sorted(done) == sorted(f"message{n}" for n in sizes), "what was stored with an acknowledgement"
             left = await (direct.backlog(TOPIC, "readers") if of == "topic" else direct.backlog(QUEUE))
@@ -151,4 +151,4 @@ async def _cycle(proxy: Proxy, direct: Broker, receive: Callable[..., Any], of: 
         await message.publish(DONE, "probe")
         await message.ack(confirm=True)
         sizes.append(proxy.passed[direction] - before)
-    return max(sizes)
+    return max(sizes[1:])
