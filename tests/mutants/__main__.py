@@ -9,28 +9,39 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests import servers
+
 from .farm import WHOLE, Farm, Project, Verdict
+from .lua import check
 from .mutant import Mutant
 from .outcomes import OUTCOMES
 from .queues import QUEUES, SETTLING
+from .redis_driver import LINK, PUBLISHING
+from .redis_queues import SERVED_QUEUES
+from .redis_topics import SERVED_TOPICS
 from .running import RUNNING
 from .topics import ELSEWHERE, TOPICS, TRACKER
 
-ALL: tuple[Mutant, ...] = (*SETTLING, *QUEUES, *TOPICS, *TRACKER, *ELSEWHERE, *OUTCOMES, *RUNNING)
+REDIS: tuple[Mutant, ...] = (*LINK, *PUBLISHING, *SERVED_QUEUES, *SERVED_TOPICS)
+ALL: tuple[Mutant, ...] = (*SETTLING, *QUEUES, *TOPICS, *TRACKER, *ELSEWHERE, *OUTCOMES, *RUNNING, *REDIS)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the mutants that the command line names; return 1 unless all were caught."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("names", nargs="*", help="part of a mutant's name; without any, all")
+    parser.add_argument("names", nargs="*", help="part of a mutant's name or file; without any, all")
     parser.add_argument("--sample", type=int, help="only so many, drawn at random")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats a sample")
     parser.add_argument("--named", action="store_true", help="run only the tests that a mutant names, not the rest")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true", help="name the mutants and end")
     options = parser.parse_args(arguments)
-    chosen = [one for one in ALL if not options.names or any(name in one.name for name in options.names)]
+    chosen = [
+        one
+        for one in ALL
+        if not options.names or any(name in text for name in options.names for text in (one.name, one.file))
+    ]
     if not chosen:
         print("no mutant has such a name", file=sys.stderr)
         return 1
@@ -47,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verdict.kind != "caught":
             print(f"  {verdict.mutant.name}: {verdict.kind}: {verdict.detail}", file=sys.stderr, flush=True)
 
-    verdicts = Farm(Project(ROOT), workers=options.workers, whole=0.0 if options.named else WHOLE).run(chosen, say)
+    whole = 0.0 if options.named else WHOLE
+    try:
+        verdicts = Farm(Project(ROOT), check=check, workers=options.workers, whole=whole).run(chosen, say)
+    finally:
+        servers.stop_shared()
     print(table(verdicts))
     caught = sum(verdict.kind == "caught" for verdict in verdicts)
     print(f"{caught} of {len(verdicts)} mutants caught in {time.monotonic() - began:.0f} s")

@@ -14,8 +14,8 @@ import tempfile
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeAlias
 
@@ -25,6 +25,8 @@ from .mutant import Mutant, Stale
 
 LIMIT: Final = 40.0
 """Seconds for the tests named by a mutant."""
+SOON: Final = 3.0
+"""Seconds that a test waits at most which waits for what its module calls SOON."""
 WHOLE: Final = 400.0
 """Seconds for all tests, where those named let it live."""
 LIBRARIES: Final = (
@@ -36,8 +38,16 @@ LIBRARIES: Final = (
     "msgspec",
     "orjson",
     "uvloop",
+    "hiredis",
+    "redis.asyncio",
+    "trustme",
 )
 """Imported once and shared by all forks; never brokerkit, which each fork takes from its own copy."""
+SUITES: Final[Mapping[str, tuple[str, ...]]] = {
+    "brokerkit/drivers/redis/": ("tests/redis", "tests/conformance/test_redis.py"),
+    "": ("tests/conformance/test_memory.py", "tests/unit"),
+}
+"""All tests that may catch a mutant of a file, by how its path begins: the first that fits."""
 IGNORED: Final = shutil.ignore_patterns("__pycache__", "mutants", "benchmarks", "typing", ".*")
 
 
@@ -75,8 +85,12 @@ class Project:
     root: Path
     package: str = "brokerkit"
     trees: tuple[str, ...] = ("brokerkit", "tests")
-    files: tuple[str, ...] = ("pyproject.toml",)
-    suites: tuple[str, ...] = ("tests/conformance", "tests/unit")
+    files: tuple[str, ...] = ("pyproject.toml", "docs/redis.md")
+    suites: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SUITES)
+
+    def suite(self, file: str) -> tuple[str, ...]:
+        """Return all tests for mutants of *file*."""
+        return next(suite for beginning, suite in self.suites.items() if file.startswith(beginning))
 
 
 class Recorder:
@@ -90,7 +104,10 @@ class Recorder:
         os.write(self._out, (json.dumps([word, text]) + "\n").encode())
 
     def pytest_collection_finish(self) -> None:
-        """Tell which package is under test."""
+        """Tell which package is under test, and let no test wait for long: here what it waits for may never come."""
+        for each in [each for name, each in sys.modules.items() if name.startswith("tests.")]:
+            if hasattr(each, "SOON"):
+                each.SOON = min(each.SOON, SOON)
         module = sys.modules.get(self._package)
         self._say("loaded", str(getattr(module, "__file__", "")))
 
@@ -198,6 +215,7 @@ def _run_pytest(request: Request, package: str, trees: tuple[str, ...], out: int
         for name in [name for name in sys.modules if name.partition(".")[0] in trees]:
             del sys.modules[name]
         sys.path.insert(0, str(request.copy))
+        tempfile.tempdir = str(request.copy)  # what a killed run leaves behind goes away with its copy
         with Path("output.txt").open("a", encoding="utf-8") as quiet:
             sys.stdout = sys.stderr = quiet
             os.dup2(quiet.fileno(), 1)
@@ -216,11 +234,28 @@ def _run_pytest(request: Request, package: str, trees: tuple[str, ...], out: int
         os._exit(status)
 
 
-class Farm:
-    """Runs mutants, *workers* at a time."""
+def check_python(mutant: Mutant, changed: str) -> None:
+    """Raise `Stale` if *changed* is no Python."""
+    try:
+        compile(changed, mutant.file, "exec")
+    except SyntaxError as error:
+        raise Stale(str(error)) from error
 
-    def __init__(self, project: Project, *, workers: int = 2, limit: float = LIMIT, whole: float = WHOLE) -> None:
+
+class Farm:
+    """Runs mutants, *workers* at a time.  *check* raises `Stale` for a changed text that is no program."""
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        check: Callable[[Mutant, str], None] = check_python,
+        workers: int = 2,
+        limit: float = LIMIT,
+        whole: float = WHOLE,
+    ) -> None:
         self._project = project
+        self._check = check
         self._workers = workers
         self._limit = limit
         self._whole = whole
@@ -238,7 +273,8 @@ class Farm:
             clean = Path(place).resolve() / "clean"
             self._copy(clean)
             # Compiles all of it; each copy finds the result beside its links.
-            warm, _ = self._finish(Request(clean, self._project.suites, WHOLE, collect_only=True))
+            suites = dict.fromkeys(test for mutant in mutants for test in self._project.suite(mutant.file))
+            warm, _ = self._finish(Request(clean, tuple(suites), WHOLE, collect_only=True))
             if warm.trouble:
                 raise RuntimeError(f"without any mutant {warm.trouble}")
             lives = [self._life(mutant, clean) for mutant in mutants]
@@ -263,6 +299,7 @@ class Farm:
         for tree in self._project.trees:
             shutil.copytree(self._project.root / tree, to / tree, ignore=IGNORED)
         for file in self._project.files:
+            (to / file).parent.mkdir(exist_ok=True)
             shutil.copy2(self._project.root / file, to / file)
 
     def _finish(self, request: Request) -> tuple[Trial, list[str]]:
@@ -306,11 +343,11 @@ class Farm:
     def _life(self, mutant: Mutant, clean: Path) -> Life:
         try:
             changed = mutant.apply((clean / mutant.file).read_text(encoding="utf-8"))
-            compile(changed, mutant.file, "exec")
-        except (Stale, OSError, SyntaxError) as error:
+            self._check(mutant, changed)
+        except (Stale, OSError) as error:
             return Verdict(mutant=mutant, kind="STALE", detail=str(error))
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=clean.parent) as place:
+        with tempfile.TemporaryDirectory(dir=clean.parent, ignore_cleanup_errors=True) as place:
             copy = Path(place) / "copy"
             shutil.copytree(clean, copy, copy_function=os.link)
             # The copy's files are links to the clean ones: the changed one must be a file of its own.
@@ -322,7 +359,7 @@ class Farm:
                 compiled.unlink()
             named = trial = yield Request(copy, mutant.tests, self._limit)
             if trial.caught_by is None and trial.trouble is None and self._whole:
-                trial = yield Request(copy, self._project.suites, self._whole)
+                trial = yield Request(copy, self._project.suite(mutant.file), self._whole)
         verdict = Verdict(mutant=mutant, kind="caught", seconds=time.monotonic() - began, elsewhere=trial is not named)
         if trial.trouble is not None:
             return replace(verdict, kind="BROKEN", detail=trial.trouble)

@@ -40,3 +40,13 @@ def clauses(*names: str) -> tuple[str, ...]:
 def units(module: str, *, test: str = "") -> tuple[str, ...]:
     """Return the id of unit tests: a whole module, like ``test_log``, or one *test* of it."""
     return (f"tests/unit/{module}.py" + (f"::{test}" if test else ""),)
+
+
+def served(*names: str) -> tuple[str, ...]:
+    """Return the same as `clauses` on a real Redis: ``Group::test_name``, or ``Group::test_name[queue-0]`` for one kind."""
+    return tuple(f"tests/conformance/test_redis.py::Test{name}" for name in names)
+
+
+def driver(module: str, *tests: str) -> tuple[str, ...]:
+    """Return the ids of *tests* of ``tests/redis``; those of several servers end with ``[redis]``."""
+    return tuple(f"tests/redis/{module}.py::{test}" for test in tests)

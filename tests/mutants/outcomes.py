@@ -179,8 +179,8 @@ OUTCOMES: tuple[Mutant, ...] = (
         name="what was revoked still runs",
         breaks="revoked drops what has not started",
         file=SESSION,
-        old="        dropped = self._inbox.drop(lost)\n        for message in [",
-        new="        dropped: list[Message[Any]] = []\n        for message in [",
+        old="self._unstall(lost) + self._inbox.drop(lost)",
+        new="self._unstall(lost)",
         tests=clauses("Groups::test_what_has_not_started_goes_to_the_member_that_joins"),
     ),
     Mutant(

@@ -62,7 +62,9 @@ def project(tmp_path: Path) -> Project:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    return Project(tmp_path, package="toy", trees=("toy", "tests"), suites=("tests/test_toy.py",))
+    return Project(
+        tmp_path, package="toy", trees=("toy", "tests"), files=("pyproject.toml",), suites={"": ("tests/test_toy.py",)}
+    )
 
 
 RUN = """
@@ -95,7 +97,7 @@ def test_where_the_named_tests_pass_all_others_get_their_chance(project: Project
 
 
 def test_a_mutant_that_no_test_notices_survives(project: Project) -> None:
-    blind = replace(project, suites=("tests/test_toy.py::test_ends",))
+    blind = replace(project, suites={"": ("tests/test_toy.py::test_ends",)})
     found = verdict(blind, replace(ADD, tests=("tests/test_toy.py::test_sums_of_zero",)))
     assert (found.kind, found.detail) == ("SURVIVED", "1 tests passed")
 

@@ -288,19 +288,18 @@ async def test_what_a_cancelled_receive_is_handed_goes_to_another(server: RedisS
         assert (a.record.id, a.deliveries) == ("a", 1)
 
 
-async def test_what_a_cancelled_receive_was_woken_for_goes_to_another(server: RedisServer) -> None:
+async def test_what_a_cancelled_receive_was_given_goes_to_another(server: RedisServer) -> None:
     await declare(server, QUEUE)
     loop = asyncio.get_running_loop()
     late = 0
     async with process(server) as p, process(server) as other, p.consume(QUEUE) as one, other.consume(QUEUE) as two:
-        ring = one.ring
+        hand = one.hand
 
-        def rung() -> bool:
-            comes = ring()
+        def handed(when: int, data: bytes) -> None:
+            hand(when, data)
             first.cancel()
-            return comes
 
-        one.ring = rung  # type: ignore[method-assign]
+        one.hand = handed  # type: ignore[method-assign]
         for n in range(10):
             first = asyncio.ensure_future(one.receive(1, SOON))
             await asyncio.sleep(0.02)
@@ -313,3 +312,22 @@ async def test_what_a_cancelled_receive_was_woken_for_goes_to_another(server: Re
             assert late < 3, "found by polls"
             await asyncio.wait([first])
             await done(two, [taken])
+
+
+async def test_messages_that_come_together_while_a_consumer_waits_are_there_at_once(server: RedisServer) -> None:
+    await declare(server, QUEUE)
+    loop = asyncio.get_running_loop()
+    late = 0
+    async with process(server) as p, process(server) as other, p.consume(QUEUE) as consumer:
+        for _ in range(10):
+            waiting = asyncio.ensure_future(consumer.receive(10, SOON))
+            await asyncio.sleep(0.02)
+            began = loop.time()
+            await other.put(QUEUE, ["a", "b"])
+            taken = await waiting
+            late += loop.time() - began > 0.2
+            assert late < 3, "found by polls"
+            await done(consumer, taken or await take(consumer, 1))
+            while len(taken) < 2:
+                taken = [*taken, *await take(consumer, 1)]
+                await done(consumer, taken[-1:])
