@@ -20,7 +20,7 @@ class RedisHarness(Harness):
     flavor: ClassVar[Flavor] = "redis"
     lease = 1.0
     session = 1.25
-    quiet = 0.3
+    quiet = 0.4
     retention = 1.0
     topics = Capabilities(backend="redis", durable=True, replay=True, key_order=True, atomic=True)
     queues = Capabilities(
