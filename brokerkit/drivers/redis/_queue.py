@@ -19,8 +19,10 @@ from ._queue_member import Member
 from ._queue_session import Lease, Session, unheld
 from ._scripts import QUEUE_KEEP, QUEUE_RELEASE, QUEUE_SETTLE, QUEUE_TAKE
 
-LATE: Final = 350
-"""Milliseconds after which what was given is not handed out any more; after 700 others take it back."""
+ENOUGH: Final = 1024 * 1024
+"""Bytes in one reply to a take, if it is more than one message."""
+LATE: Final = 750
+"""Milliseconds after which what was given is not handed out any more; after 1500 others take it back."""
 _LONELY: Final = 1
 _DRAIN: Final = 2
 _FLAGS: Final = (b"0", b"1")
@@ -35,6 +37,7 @@ class QueueConsumer(Member):
         self._prefetch = prefetch
         self._position = f"{queue.name}@"
         self._copies = Copies(queue)
+        self._size = 0  # of the messages that came last, on average
         self._looking = False  # somebody is in `receive`
         self._rung = False  # meanwhile there may have come something
 
@@ -135,13 +138,15 @@ class QueueConsumer(Member):
 
     async def _take(self, session: Session, room: int, waits: bool) -> Sequence[Delivery] | None:
         """Return what the server hands out; None if it is worth asking again at once."""
-        flags = _FLAGS
+        flags, name = _FLAGS, session.name
+        if self._size > 8192:
+            room = min(room, max(1, ENOUGH // self._size))
         sent = time.monotonic()
         try:
             reply = await self._link.call(
                 QUEUE_TAKE,
                 self._keys,
-                (session.name, room, flags[waits], flags[session.listed], flags[session.drains]),
+                (name, room, flags[waits], flags[session.listed], flags[session.drains]),
                 timeout=self._timeout,
                 again=False,
             )
@@ -165,8 +170,10 @@ class QueueConsumer(Member):
         self.problem = None
         if expired:
             self._context.emit(Expired(address=self._queue.name, count=expired))
-        if session.lost:
-            return None
+        if session.lost or session.name != name:
+            return (
+                None  # meanwhile `_mend` has found out what it holds: what this call took was unknown, and handed back
+            )
         if time.monotonic() >= session.owned:
             # This process stood still for so long that others may have this by now.
             session.unsure = True
@@ -175,6 +182,7 @@ class QueueConsumer(Member):
         session.pressed = False
         if handed:
             session.listed = False
+            self._size = sum(map(len, handed)) // len(handed)
             taken = self._deliver(session, handed)
             if state == _LONELY:
                 session.lone = next(iter(session.held))  # type: ignore[assignment]

@@ -61,6 +61,8 @@ class Bell:
         """Those who would take something now, the longest first."""
         self.lease = 60.0
         self._users = 0
+        self._listens = False
+        self._entering = asyncio.Lock()
         self._link = context.link
         self._wakes = context.wakes
         key = entity(name)
@@ -82,11 +84,13 @@ class Bell:
     async def enter(self) -> None:
         """Listen, for one more consumer."""
         self._users += 1
-        if self._users > 1:
-            return
         self._link.watchers.add(self._link_changed)
         try:
-            await self._wakes.subscribe(self._channel, self._told)
+            async with self._entering:
+                # If who came first is cancelled there, the next one does it.
+                if not self._listens:
+                    await self._wakes.subscribe(self._channel, self._told)
+                    self._listens = True
         except BaseException:
             self.exit()
             raise
@@ -96,7 +100,9 @@ class Bell:
         self._users -= 1
         if self._users:
             return
-        self._wakes.unsubscribe(self._channel, self._told)
+        if self._listens:
+            self._wakes.unsubscribe(self._channel, self._told)
+            self._listens = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

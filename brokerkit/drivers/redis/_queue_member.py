@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from ..._tasks import Hosted
 from ...address import AnyQueue
 from ...driver import Delivery, Revoked
-from ...errors import BrokerError, BrokerUnavailable, Closed, DeliveryLost, NotFound
+from ...errors import BrokerError, Closed, DeliveryLost, NotFound
 from ._context import Context
 from ._keys import entity
 from ._link import Link, Unanswered
@@ -145,13 +145,7 @@ class Member(ABC):
                 return self.session
             if not self._entered:
                 raise Closed("this consumer was left")
-            name, sent = self._new_name(), time.monotonic()
-            try:
-                lease = await self._call(QUEUE_JOIN, (name, derived_settings(self._queue)), again=True)
-            except BaseException as error:
-                if not isinstance(error, BrokerError) or isinstance(error, BrokerUnavailable):
-                    self._bell.leave([name])
-                raise
+            name, lease, sent = await self._joined()
             if not self._entered:
                 self._bell.leave([name])
                 raise Closed("this consumer was left")
@@ -160,9 +154,26 @@ class Member(ABC):
             self._bell.admit(self, session)
             return session
 
-    async def _call(self, script: Script, args: Sequence[bytes | int], *, again: bool = False) -> Any:
+    async def _joined(self) -> tuple[bytes, int, float]:
+        """Return the name of a new session, its lease in milliseconds, and when it was asked for.
+
+        A call to join is never sent again: were it executed late, its name would live again after it was left.
+        """
+        while True:
+            name, sent = self._new_name(), time.monotonic()
+            try:
+                lease: int = await self._call(QUEUE_JOIN, (name, derived_settings(self._queue)))
+            except Unanswered:
+                self._bell.leave([name])
+                continue
+            except asyncio.CancelledError:
+                self._bell.leave([name])
+                raise
+            return name, lease, sent
+
+    async def _call(self, script: Script, args: Sequence[bytes | int]) -> Any:
         try:
-            return await self._link.call(script, self._keys, args, timeout=self._timeout, again=again)
+            return await self._link.call(script, self._keys, args, timeout=self._timeout, again=False)
         except NotFound:
             raise NotFound(f"{self._queue!r} does not exist; declare it") from None
 

@@ -4,7 +4,7 @@
 -- ARGV: 1 producer, 2 batch number, then frames
 -- Returns the first sequence number.
 local E, batch = KEYS[1], tonumber(ARGV[2])
-local found = redis.call('HMGET', E, 'kind', 'seq', ARGV[1])
+local found = redis.call('HMGET', E, 'kind', 'seq', ARGV[1], 'priorities')
 if found[1] ~= 'q' then
   return redis.error_reply(found[1] and 'BK MISMATCH that name is another kind of address' or 'BK NOTFOUND')
 end
@@ -16,7 +16,7 @@ local pack = struct.pack
 local given = false
 if count == 1 then
   local element = pack('>I6I8', seq + 1, 0) .. ARGV[3]
-  given = give(E, element)
+  given = found[4] == '1' and give(E, element)
   if not given then redis.call('RPUSH', KEYS[2], element) end
 else
   for first = 3, #ARGV, 500 do

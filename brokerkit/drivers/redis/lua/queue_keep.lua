@@ -3,5 +3,4 @@
 -- KEYS: 1 queue
 -- ARGV: 1 session, 2 number (6 bytes)
 -- Returns 1, or 0 if it came too late: others have it.
-if redis.call('ZREM', KEYS[1] .. ':g', ARGV[1] .. ' ' .. ARGV[2]) == 1 then return 1 end
-return redis.call('HEXISTS', KEYS[1] .. ':h:' .. ARGV[1], ARGV[2])
+return redis.call('ZREM', KEYS[1] .. ':g', ARGV[1] .. ' ' .. ARGV[2])

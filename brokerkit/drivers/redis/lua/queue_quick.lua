@@ -10,15 +10,28 @@ local quick, quickly = pcall(function()
     local deadline = tonumber(redis.call('ZSCORE', E .. ':n', name) or 0)
     local at = string.format('%.0f', ms)
     if deadline > 1 and deadline <= ms + lease
-      and redis.call('LLEN', E .. ':x') == 0
+      and redis.call('EXISTS', E .. ':x', E .. ':g') == 0
       and redis.call('ZCARD', E .. ':w') == tonumber(ARGV[4])
       and #redis.call('ZRANGE', E .. ':d', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0
       and (deadline > ms and #redis.call('ZRANGE', E .. ':n', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0)
       and ARGV[5] == '0'
     then
-      local taken = redis.call('LPOP', E .. ':r0', ARGV[2])
+      local room = tonumber(ARGV[2])
+      local taken = redis.call('LPOP', E .. ':r0', math.min(room, 16))
+      local size = 0
       if taken then
-        local sub, byte, odd = string.sub, string.byte, false
+        for i = 1, #taken do size = size + #taken[i] end
+        if #taken == 16 and room > 16 and size <= 65536 then
+          -- Small ones: as many more as make a reply of about 1 MiB, if they are alike.
+          local more = redis.call('LPOP', E .. ':r0', math.min(room - 16, math.floor(1048576 * 16 / size)))
+          for i = 1, more and #more or 0 do
+            size = size + #more[i]
+            taken[16 + i] = more[i]
+          end
+        end
+      end
+      if taken then
+        local sub, byte, odd = string.sub, string.byte, size > 1048576 and #taken > 1
         local pairs_ = {}
         for i = 1, #taken do
           local element = taken[i]

@@ -8,7 +8,9 @@
 local LONELY, DRAIN = 1, 2
 local NEVER = string.rep('\0', 6)
 local name, room, waits, listed, drains = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1', ARGV[5] == '1'
-local expired, moved = 0, 0
+local ENOUGH = 1048576  -- bytes in one reply, if it is more than one element
+local FIRST = 16        -- elements that are taken before anything is known of their sizes
+local expired, moved, bytes = 0, 0, 0
 
 -- Somebody else has put *raw* into our list: give it a number, and a frame that says so.
 local function adopt(raw)
@@ -27,8 +29,35 @@ local function sift(popped, taken)
       expired = expired + 1
     else
       taken[#taken + 1] = element
+      bytes = bytes + #element
     end
   end
+end
+
+-- Return how many of *left* elements to take next.
+local function portion(taken, left)
+  if #taken == 0 then return math.min(left, FIRST) end
+  return math.min(left, math.max(1, math.floor((ENOUGH - bytes) * #taken / bytes)))
+end
+
+-- Add to *taken* what is fit to be handed out of *popped*, and put back into *line* what would be too much.
+local function sift_enough(popped, taken, line)
+  local size, last = bytes, #popped
+  for i = 1, #popped do
+    size = size + #popped[i]
+    if size > ENOUGH and i + #taken > 1 then
+      last = i - 1
+      break
+    end
+  end
+  local back = {}
+  for i = #popped, last + 1, -1 do
+    back[#back + 1] = popped[i]
+    popped[i] = nil
+  end
+  in_chunks('LPUSH', line, back)
+  sift(popped, taken)
+  return #back > 0
 end
 
 -- Let what is due wait in line.
@@ -55,7 +84,7 @@ end
 
 -- Hand back what was given to sessions that do not say that they keep it.
 local function take_back()
-  local given = redis.call('ZRANGE', E .. ':g', '-inf', text(now - 700), 'BYSCORE', 'LIMIT', 0, 100)
+  local given = redis.call('ZRANGE', E .. ':g', '-inf', text(now - 1500), 'BYSCORE', 'LIMIT', 0, 100)
   if #given == 0 then return end
   local elements = {}
   for _, entry in ipairs(given) do
@@ -97,24 +126,15 @@ end
 
 -- Fill *taken* with up to *count* elements, those of the highest priority first.
 local function fill(taken, count)
-  if priorities == 1 then
-    while #taken < count and moved < BATCH + count do
-      local popped = redis.call('LPOP', E .. ':r0', count - #taken)
-      if not popped then return end
-      sift(popped, taken)
-    end
-    return
-  end
   local command = {'LMPOP', priorities}
   for p = priorities - 1, 0, -1 do command[#command + 1] = E .. ':r' .. p end
   command[#command + 1] = 'LEFT'
   command[#command + 1] = 'COUNT'
   local last = #command + 1
-  while #taken < count and moved < BATCH + count do
-    command[last] = count - #taken
+  while #taken < count and moved < BATCH + count and bytes < ENOUGH do
+    command[last] = portion(taken, count - #taken)
     local popped = redis.call(unpack(command))
-    if not popped then return end
-    sift(popped[2], taken)
+    if not popped or sift_enough(popped[2], taken, popped[1]) then return end
   end
 end
 
