@@ -30,8 +30,8 @@ SERVED_TOPICS: tuple[Mutant, ...] = (
         name="reading leaves no trace",
         breaks="deliveries count crashes",
         file=READ,
-        old="        if owned and behind > offset then\n",
-        new="        if owned and behind < offset then\n",
+        old="marks[#marks + 1] = 'h' .. p",
+        new="marks[#marks + 1] = 'x' .. p",
         tests=driver("test_topic_calls", "test_what_a_member_may_have_held_is_known_to_who_follows_it[redis]"),
     ),
     Mutant(
