@@ -22,11 +22,13 @@ def check(mutant: Mutant, changed: str) -> None:
         check_python(mutant, changed)
         return
     text = _scripts._read(path.stem)
-    using = [script for script in _scripts.every() if text in script.source.decode()]
+    # Read anew, not as it was when it was imported: somebody may have saved a file since.
+    sources = [_scripts._assemble(script.name).decode() for script in _scripts.every()]
+    using = [source for source in sources if text in source]
     if not using:
         raise Stale(f"no script uses {mutant.file}")
-    for script in using:
+    for source in using:
         try:
-            shared("redis").command_now("SCRIPT", "LOAD", script.source.decode().replace(text, changed))
+            shared("redis").command_now("SCRIPT", "LOAD", source.replace(text, changed))
         except redis.exceptions.ResponseError as error:
             raise Stale(re.sub(r"\s+", " ", str(error))) from error
