@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Final
 
 USER: Final = "brokerkit"
@@ -32,3 +33,10 @@ def rules(*, newer: bool) -> str:
     """Return the rights as ``ACL SETUSER`` and the configuration file take them; *newer* for servers with `NEWER`."""
     commands = sorted({*COMMANDS, *NEWER}) if newer else COMMANDS
     return " ".join(("resetkeys", *KEYS, "resetchannels", *CHANNELS, "-@all", *(f"+{name}" for name in commands)))
+
+
+def line() -> str:
+    """Return the line of README that makes such a user on any server."""
+    words = f"ACL SETUSER {USER} on '>password' {rules(newer=False)}"
+    parts = textwrap.wrap(words, width=126, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(parts)
