@@ -213,6 +213,40 @@ async def test_a_partition_stands_far_ahead_of_its_oldest_message_and_goes_on_th
         assert await left(p, ONE) == []
 
 
+# ---------------------------------------------------------------------- large messages
+
+BIG = 900_000
+
+
+async def test_large_messages_come_a_few_at_a_time(server: RedisServer) -> None:
+    await declare(server, ONE)
+    async with process(server) as p:
+        for id in names(30):
+            await p.outboxes.publish([Record(ONE, id, bytes(BIG), timestamp=1.0)], SOON)
+        async with consume(p, ONE) as consumer:
+            taken: list[str] = []
+            while len(taken) < 30:
+                got = await consumer.receive(100, SOON)
+                assert 1 <= len(got) <= 5
+                taken += ids(got)
+            assert taken == names(30)
+
+
+async def test_an_heir_of_large_messages_reads_what_is_left_a_few_at_a_time(server: RedisServer) -> None:
+    await declare(server, ONE)
+    async with process(server) as r:
+        for id in names(40):
+            await r.outboxes.publish([Record(ONE, id, bytes(BIG), timestamp=1.0)], SOON)
+        async with process(server, session=0.5) as p, consume(p, ONE) as dying:
+            held = await take(dying, 30)
+            await done(dying, [held[n] for n in range(30) if n not in {0, 1, 2, 20, 29}], confirm=True)
+            p.proxy.kill()
+            async with consume(r, ONE) as heir:
+                taken = await take(heir, 15)
+        assert ids(taken) == [names(40)[n] for n in (0, 1, 2, 20, 29, *range(30, 40))]
+        assert [d.deliveries for d in taken] == [2] * 5 + [1] * 10
+
+
 # ---------------------------------------------------------------------- counting
 
 
@@ -333,7 +367,7 @@ async def even(members: Sequence[TopicConsumer], partitions: int) -> None:
     share, more = divmod(partitions, len(members))
     async with asyncio.timeout(SOON):
         while True:
-            owned = [sorted(member._claims) for member in members]
+            owned = [sorted(member.claims) for member in members]
             sizes = sorted(len(each) for each in owned)
             if sizes == [share] * (len(members) - more) + [share + 1] * more:
                 break
@@ -347,10 +381,10 @@ async def test_only_as_many_partitions_move_as_must(server: RedisServer) -> None
     async with process(server, session=5) as p, consume(p, many) as one, consume(p, many) as two:
         async with consume(p, many) as three:
             await even([one, two, three], 64)
-            before = [set(member._claims) for member in (one, two, three)]
+            before = [set(member.claims) for member in (one, two, three)]
             async with consume(p, many) as four:
                 await even([one, two, three, four], 64)
-                moved = sum(len(had - set(m._claims)) for had, m in zip(before, (one, two, three), strict=True))
+                moved = sum(len(had - set(m.claims)) for had, m in zip(before, (one, two, three), strict=True))
                 assert moved == 16
 
 

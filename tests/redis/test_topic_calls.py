@@ -16,6 +16,7 @@ from brokerkit.drivers.redis._keys import entity
 from brokerkit.drivers.redis._scripts import (
     PUBLISH,
     PUBLISH_TOPIC,
+    TOPIC_NOTE,
     TOPIC_READ,
     TOPIC_SETTLE,
     TOPIC_START,
@@ -200,3 +201,29 @@ async def test_ownership_counts_from_when_it_was_asked_for(server: RedisServer) 
                 time.sleep(0.002)  # the answer is late
                 await asyncio.sleep(0)
             assert asked <= consumer.owned_until - session < asked + 0.002
+
+
+async def test_a_read_or_a_note_that_comes_late_lowers_no_high_mark(server: RedisServer) -> None:
+    await declare(server, ONE)
+    first, *_ = await put(server, *names(10))
+    await ask(server, TOPIC_START, "", GROUP, "earliest")
+    epoch, place, _ = await joined(server, "me")
+    for offset, start in ((0, place), (4, first.rpartition("-")[0] + "-4"), (0, place)):
+        await ask(server, TOPIC_READ, GROUP, "me", 0, 4, 0, epoch, offset, start.strip(), 4, "", "")
+    assert await server.command("HGET", G, "h0") == b"8"
+    assert await ask(server, TOPIC_NOTE, GROUP, "me", 0, epoch, 9) == 1
+    assert await ask(server, TOPIC_NOTE, GROUP, "me", 0, epoch, 3) == 1
+    assert await ask(server, TOPIC_NOTE, GROUP, "you", 0, epoch, 10) == 0
+    assert await server.command("HGET", G, "h0") == b"9"
+
+
+async def test_who_has_left_for_good_does_not_join_again(server: RedisServer) -> None:
+    await declare(server, ONE)
+    await ask(server, TOPIC_START, "", GROUP, "earliest")
+    await joined(server, "me")
+    assert (await ask(server, TOPIC_SYNC, GROUP, "me", SESSION, 3, ""))[1:] == [0]
+    for how in (2, 0):
+        assert await ask(server, TOPIC_SYNC, GROUP, "me", SESSION, how, "") == [-2, 0]
+    assert await server.command("EXISTS", M) == 0
+    await joined(server, "you")
+    assert await server.command("HGET", G, "own0") == b"you:2"

@@ -118,6 +118,22 @@ async def test_joining_and_leaving_survive_lost_replies(server: RedisServer) -> 
             assert {d.deliveries for d in again} == {1}
 
 
+async def test_a_call_to_join_that_comes_late_makes_no_ghost(server: RedisServer) -> None:
+    """The answer of joining is lost, then the network: entering fails, and the next member gets everything at once."""
+    await declare(server, TOPIC)
+    async with process(server, session=30) as p, process(server, session=30) as other:
+        p.proxy.lose_replies(1, [TOPIC_SYNC.sha])
+        p.proxy.refuse()
+        with pytest.raises(BrokerUnavailable):
+            async with consume(p, TOPIC):
+                pass
+        p.proxy.accept()
+        await p.up()
+        async with consume(other, TOPIC) as consumer:
+            await until(lambda: len(consumer.claims) == 4)
+            assert await server.command("ZCARD", entity("topic") + b":m:" + GROUP.encode()) == 1
+
+
 # ---------------------------------------------------------------------- breaks
 
 
@@ -290,16 +306,16 @@ async def test_who_leaves_is_followed_at_once_and_who_dies_when_its_session_ends
     async with process(server, session=1.0) as p, process(server, session=1.0) as dying, consume(p, TOPIC) as stays:
         leaving = consume(dying, TOPIC)
         await leaving.__aenter__()
-        await until(lambda: len(stays._claims) == len(leaving._claims) == 2)
+        await until(lambda: len(stays.claims) == len(leaving.claims) == 2)
         began = clock()
         await leaving.__aexit__(None, None, None)
-        await until(lambda: len(stays._claims) == 4)
+        await until(lambda: len(stays.claims) == 4)
         assert clock() - began < 0.3
         async with consume(dying, TOPIC) as doomed:
-            await until(lambda: len(stays._claims) == len(doomed._claims) == 2)
+            await until(lambda: len(stays.claims) == len(doomed.claims) == 2)
             dying.proxy.kill()
             began = clock()
-            await until(lambda: len(stays._claims) == 4)
+            await until(lambda: len(stays.claims) == 4)
             assert 0.5 < clock() - began < 1.3
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from asyncio import get_running_loop
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -32,6 +31,8 @@ logger = logging.getLogger("brokerkit")
 
 PATIENCE: Final = 60.0
 """Least seconds that a partition waits for what runs before it moves: a member that lives is not hurried."""
+_AT_ONCE: Final = 200
+"""Channels that are subscribed to together."""
 LEAVING: Final = 5.0
 """Most seconds that leaving waits for the server."""
 
@@ -74,8 +75,8 @@ class TopicConsumer(TopicReader):
             for claim in self._claims.values():
                 self._turn_away(claim)
             self._link.watchers.discard(self._watch)
-            if self._membership is not None and self._link.up:
-                self._membership.leave(stored=False).add_done_callback(_ignore)
+            if self._membership is not None:
+                self._membership.leave(stored=False)
             self._close()
             if self._hosted is not None:
                 await self._hosted.__aexit__(None, None, None)
@@ -133,13 +134,16 @@ class TopicConsumer(TopicReader):
     async def _listen(self, claims: Sequence[Claim]) -> None:
         """Hear of news of *claims*."""
         wakes = self._context.wakes
-        for claim in claims:
-            claim.listener = functools.partial(self._heard, claim)
-            await wakes.subscribe(self._channel_of(claim), claim.listener)
-            if claim.gone or not self._entered:
-                self._turn_away(claim)
-            else:
-                self._news[claim] = None  # what came before is heard of only now
+        for first in range(0, len(claims), _AT_ONCE):
+            part = claims[first : first + _AT_ONCE]
+            for claim in part:
+                claim.listener = functools.partial(self._heard, claim)
+            await asyncio.gather(*(wakes.subscribe(self._channel_of(c), c.listener) for c in part if c.listener))
+            for claim in part:
+                if claim.gone or not self._entered:
+                    self._turn_away(claim)
+                else:
+                    self._news[claim] = None  # what came before is heard of only now
         self._pump()
 
     def _channel_of(self, claim: Claim) -> bytes:
@@ -181,7 +185,6 @@ class TopicConsumer(TopicReader):
             self._close()
 
     async def _leave(self, member: Membership, commits: Commits) -> None:
-        until = member.deadline
         with anyio.move_on_after(LEAVING / 2):
             if self._link.up:
                 await commits.quiet()
@@ -193,26 +196,10 @@ class TopicConsumer(TopicReader):
         for claim in self._claims.values():
             claim.unplan()
         left = member.leave(stored=known)
-        left.add_done_callback(_ignore)
         await asyncio.wait([left])
         error = left.exception()
-        if isinstance(error, BrokerUnavailable):
-            self._leave_later(member, until)
-        elif error is not None and not isinstance(error, NotFound):
+        if error is not None and not isinstance(error, (BrokerUnavailable, NotFound)):
             logger.warning("%s: leaving group %s: %s", self._topic.name, self._group, error)
-
-    def _leave_later(self, member: Membership, until: float) -> None:
-        """Leave when the connection is mended, unless the session has ended by then."""
-        watchers, loop = self._link.watchers, get_running_loop()
-
-        def mended(up: bool) -> None:
-            if up:
-                watchers.discard(mended)
-                if loop.time() < until:
-                    member.leave_again().add_done_callback(_ignore)
-
-        watchers.add(mended)
-        loop.call_at(until, watchers.discard, mended)
 
     def _close(self) -> None:
         self._entered = False
@@ -435,6 +422,11 @@ class TopicConsumer(TopicReader):
         self._membership.release(claims)
         self._pump()
 
+    def renamed(self, name: bytes) -> None:
+        """Store as member *name* from now on."""
+        if self._commits is not None:
+            self._commits.rename(name)
+
     def late(self) -> None:
         """Nobody has taken over what is left, or the program is about to hear what was taken: go on behind that."""
         if self._tasks is not None:
@@ -476,8 +468,3 @@ def trackers(readers: Iterable[object], topic: str, group: str) -> Callable[[], 
 def _unheld(lease: object) -> DeliveryLost | None:
     """Return what settling *lease*, which is not held, comes to: nothing if it was settled before."""
     return None if isinstance(lease, Lease) and lease.settled else DeliveryLost()
-
-
-def _ignore(future: asyncio.Future[object]) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -173,8 +173,11 @@ class Claim:
             self.back[int(id.partition(b"-")[2])] = (read(self.address, data, 0, position), position)
             self.scan = id
         lost = 0
+        through = bool(row) and row[1] != b"more"
+        if row and not through:
+            self.scan = row[3]
         for offset in planned:
-            if offset in self.back or not row:
+            if offset in self.back or not through:
                 self.tracker.release(offset)
             else:
                 self.tracker.done(offset)

@@ -199,6 +199,10 @@ class Commits:
                 future.set_exception(DeliveryLost())
         self._tell_quiet()
 
+    def rename(self, member: bytes) -> None:
+        """Store as *member* from now on, which has stored nothing yet."""
+        self._member, self._number = member, 0
+
     def close(self) -> None:
         """Start nothing more."""
         self._closed = True

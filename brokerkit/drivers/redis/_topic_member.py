@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
 from ...address import AnyTopic
 from ...errors import BrokerError, BrokerUnavailable, NotFound
 from ._keys import entity
-from ._link import Argument, Link
+from ._link import Argument, Link, Unanswered
 from ._scripts import TOPIC_SYNC
 from ._topic_claim import Claim
 
@@ -42,6 +42,10 @@ class Told(Protocol):
         """Others wait for *count* partitions that are ours."""
         ...
 
+    def renamed(self, name: bytes) -> None:
+        """The member has another name."""
+        ...
+
     def late(self) -> None:
         """A sign of life came too late, and what is left is ours all the same; call `Membership.go_on` when the program has
         begun to hear what is not.
@@ -56,7 +60,9 @@ class Told(Protocol):
 class Membership:
     """One member of a group."""
 
-    def __init__(self, link: Link, topic: AnyTopic, group: str, session: float, ends: list[int] | None, told: Told):
+    def __init__(
+        self, link: Link, topic: AnyTopic, group: str, session: float, ends: list[int] | None, told: Told
+    ) -> None:
         self._link = link
         self._topic = topic
         self._group = group
@@ -74,12 +80,13 @@ class Membership:
         """Partitions that are let go, with the position to store."""
         self._busy = False
         self._again = False
+        self._joins = False
+        """Whether a call to join is not answered."""
         self._in = False
         self._member = False
         """Whether the server had this member the last time."""
         self._timer: asyncio.TimerHandle | None = None
         self._joining: asyncio.Future[None] | None = None
-        self._left: list[Argument] = []
 
     # ------------------------------------------------------------------ taking part
 
@@ -129,24 +136,43 @@ class Membership:
             self._timer = None
 
     def leave(self, *, stored: bool) -> asyncio.Future[Any]:
-        """Let everything go, with what is done of it if *stored*."""
+        """Let everything go, with what is done of it if *stored*; if the connection is gone, when it is back."""
         self.stop()
         letting = dict(self._letting)
         for claim in list(self.claims.values()):
             letting[claim] = claim.position(claim.tracker) if stored else b""
             self.forget(claim)
-        return self._leave(list(letting.items()))
+        return self._leave(letting)
 
-    def _leave(self, letting: Sequence[tuple[Claim, bytes]]) -> asyncio.Future[Any]:
-        args: list[Argument] = [self._group, self.name, 0, 1, ""]
-        for claim, position in letting:
+    def _leave(self, letting: Mapping[Claim, bytes]) -> asyncio.Future[Any]:
+        # A call to join that is not answered may arrive behind this one: it must find that it comes too late.
+        args: list[Argument] = [self._group, self.name, 0, 3 if self._joins else 1, ""]
+        for claim, position in letting.items():
             args += (claim.number, claim.epoch, position)
-        self._left = args
-        return self.leave_again()
+        left = self._link.call(TOPIC_SYNC, self._keys, args, timeout=self._session)
+        left.add_done_callback(partial(self._left, args, asyncio.get_running_loop().time() + self._session))
+        return left
 
-    def leave_again(self) -> asyncio.Future[Any]:
-        """Do the same once more: nothing was heard of it."""
-        return self._link.call(TOPIC_SYNC, self._keys, self._left, timeout=self._session)
+    def _left(self, args: list[Argument], until: float, answer: asyncio.Future[Any]) -> None:
+        """Try once more when the connection is mended, unless the session has ended by then."""
+        if answer.cancelled() or not isinstance(answer.exception(), BrokerUnavailable):
+            return
+        watchers, loop = self._link.watchers, asyncio.get_running_loop()
+
+        def mended(up: bool) -> None:
+            if up:
+                watchers.discard(mended)
+                if loop.time() < until:
+                    again = self._link.call(TOPIC_SYNC, self._keys, args, timeout=self._session)
+                    again.add_done_callback(_ignore)
+
+        watchers.add(mended)
+        loop.call_at(until, watchers.discard, mended)
+
+    def _rename(self) -> None:
+        """Be another member from now on: what was sent under the old name must find nothing."""
+        self.name = new_name()
+        self._told.renamed(self.name)
 
     # ------------------------------------------------------------------ signs of life
 
@@ -160,12 +186,14 @@ class Membership:
             self._timer = None
         loop = asyncio.get_running_loop()
         known = " ".join(f"{claim.number}:{claim.epoch}" for claim in self.claims.values())
-        how = 0 if self._member else 2
+        self._joins = not self._member
+        how = 2 if self._joins else 0
         args: list[Argument] = [self._group, self.name, math.ceil(self._session * 1000), how, known]
         letting = list(self._letting.items())
         for claim, position in letting:
             args += (claim.number, claim.epoch, position)
-        answer = self._link.call(TOPIC_SYNC, self._keys, args, timeout=PATIENT)
+        # A call to join is never sent again: a late copy would bring a member back to life that has left.
+        answer = self._link.call(TOPIC_SYNC, self._keys, args, timeout=PATIENT, again=not self._joins)
         answer.add_done_callback(partial(self._answered, loop.time(), [claim for claim, _ in letting]))
 
     def _answered(self, sent: float, let: list[Claim], answer: asyncio.Future[Any]) -> None:
@@ -173,13 +201,20 @@ class Membership:
         self._busy = False
         if not self._in:
             return
+        if isinstance(error, Unanswered) and self._joins:
+            self._leave({})
+            self._rename()
+            self._send()
+            return
         if error is not None:
             self._failed(error)
             return
+        self._joins = False
         reply = answer.result()
         self._member = reply[0] != -2
         if not self._member:
             self._apply(())
+            self._rename()
             self._send()
             return
         self._proven = sent + self._session
@@ -240,3 +275,8 @@ class Membership:
             self._timer = asyncio.get_running_loop().call_later(min(0.2, self._session / 8), self._send)
         else:
             self._told.fail(failure)
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -437,7 +437,9 @@ class TopicReader:
         if what == b"run":
             through = claim.run(row[5::2], row[6::2], held, fetched)
         else:
-            if len(row) == 5 and not foreign:
+            if what == b"more" and not claim.after:
+                claim.scan, last = last, b""
+            elif len(row) == 5 and not foreign:
                 through = self._jumped(claim, finish)
             for id, frame in zip(row[5::2], row[6::2], strict=True):
                 offset = int(id.partition(b"-")[2])

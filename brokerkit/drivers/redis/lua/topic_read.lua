@@ -9,9 +9,10 @@
 -- Returns for each partition where there is something to tell: its place in the arguments (from 0), what happened, the end of
 -- the partition, the id of the last entry looked at, ids of entries that are not ours, then id, frame, id, frame, ...
 -- What happened: 'lost' (somebody else owns it), 'skip' (there was no room for it), 'run' (offsets without a gap), 'any' (look
--- at the offsets), 'anew' (the topic was deleted and made again).
-local ENOUGH = 1048576   -- bytes after which no more records are added
-local STEP = 100
+-- at the offsets), 'more' (not all that is wanted was looked for: ask again from the last id on), 'anew' (the topic was deleted
+-- and made again).
+local ENOUGH = 1048576   -- bytes after which no more records are looked at
+local FIRST, STEP = 4, 100
 local EACH = 7
 local E, group, me = KEYS[1], ARGV[1], ARGV[2]
 local G = E .. ':g:' .. group
@@ -34,7 +35,13 @@ local stores = owned and tonumber(ARGV[3]) > tonumber(string.match(rights[1] or 
 local size = 0
 local marks = {}
 
--- Append the *wanted* records of a partition, which may be anywhere behind *from*.
+-- Return how many entries to look at next, when *count* of them had *bytes*: no more than fit into what is left.
+local function some(count, bytes, left)
+  if count == 0 then return FIRST end
+  return math.max(1, math.min(STEP, math.floor(left * count / math.max(bytes, 1))))
+end
+
+-- Append the *wanted* records of a partition, which may be anywhere behind *from*; return whether all were looked for.
 local function pick(row, key, from, wanted)
   local missing, last = 0, 0
   local want = {}
@@ -43,22 +50,28 @@ local function pick(row, key, from, wanted)
     want[last] = true
     missing = missing + 1
   end
+  local seen, copied = 0, 0
   while missing > 0 do
-    local entries = redis.call('XRANGE', key, from, '+', 'COUNT', STEP)
-    if #entries == 0 then return end
+    if copied >= ENOUGH then return false end
+    local entries = redis.call('XRANGE', key, from, '+', 'COUNT', some(seen, copied, ENOUGH - copied))
+    if #entries == 0 then return true end
     for _, entry in ipairs(entries) do
       local offset = offset_of(entry[1])
       local frame, ours = frame_of(entry)
+      seen = seen + 1
+      copied = copied + #frame
       if want[offset] then
         want[offset] = nil
         missing = missing - 1
         row[#row + 1] = entry[1]
         row[#row + 1] = frame
       end
-      if ours and offset >= last then return end
+      if ours and offset >= last then return true end
     end
-    from = '(' .. entries[#entries][1]
+    row[4] = entries[#entries][1]
+    from = '(' .. row[4]
   end
+  return true
 end
 
 -- Return whether *entry*, which is no frame of ours, stands where one of ours has been.
@@ -73,16 +86,21 @@ end
 -- Append what comes next in a partition; return the offset behind it.
 local function follow(row, key, from, offset, finish, most)
   local strict = string.sub(from, 1, 1) == '('
-  local count = 0
-  while count < most and size < ENOUGH do
-    local ask = math.min(most - count, STEP)
+  local count, seen, before = 0, 0, size
+  while count < most do
+    if size >= ENOUGH then
+      if count == 0 then row[2] = 'more' end
+      return offset
+    end
+    local ask = math.min(most - count, some(seen, size - before, ENOUGH - size))
     local entries = redis.call('XRANGE', key, from, '+', 'COUNT', ask)
     local n = #entries
     if n == 0 then break end
     row[4] = entries[n][1]
     from = '(' .. row[4]
+    seen = seen + n
     local plain = offset_of(entries[1][1]) == offset and offset_of(row[4]) == offset + n - 1
-    local at = #row
+    local at, sized = #row, size
     if plain then
       for i = 1, n do
         local frame, ours = frame_of(entries[i])
@@ -101,11 +119,12 @@ local function follow(row, key, from, offset, finish, most)
       count = count + n
     else
       for i = #row, at + 1, -1 do row[i] = nil end
-      row[2] = 'any'
+      row[2], size = 'any', sized
       for i = 1, n do
         local entry = entries[i]
         local found = offset_of(entry[1])
         local frame, ours = frame_of(entry)
+        size = size + #frame
         if ours and found < offset then
           if strict then
             row[2] = 'anew'
@@ -114,7 +133,6 @@ local function follow(row, key, from, offset, finish, most)
         elseif found < finish and found >= offset and (ours or (found == offset and damaged(key, entry, found))) then
           row[#row + 1] = entry[1]
           row[#row + 1] = frame
-          size = size + #frame
           strict = true
           offset = found + 1
           count = count + 1
@@ -144,7 +162,7 @@ for i = 0, claims - 1 do
     end
     if wanted ~= '' then
       local row = {i, 'any', finish, '', {}}
-      pick(row, key, from, wanted)
+      if not pick(row, key, from, wanted) then row[2] = 'more' end
       reply[#reply + 1] = row
     elseif finish < offset then
       reply[#reply + 1] = {i, 'anew', finish}
@@ -156,7 +174,7 @@ for i = 0, claims - 1 do
       else
         local behind = follow(row, key, from, offset, finish, most)
         if row[2] == 'run' and #row == 5 then row[2] = 'any' end
-        if owned and behind > offset then
+        if owned and behind > tonumber(redis.call('HGET', G, 'h' .. p) or offset) then
           marks[#marks + 1] = 'h' .. p
           marks[#marks + 1] = text(behind)
         end

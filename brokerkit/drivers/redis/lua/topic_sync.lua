@@ -3,7 +3,8 @@
 -- flags: allow-oom
 -- uses: common topic_base
 -- KEYS: 1 topic
--- ARGV: 1 group, 2 member, 3 session in ms, 4 '0' a sign of life, '1' to leave, '2' to join, 5 what it knows to be its own, "p:epoch p:epoch ...",
+-- ARGV: 1 group, 2 member, 3 session in ms, 4 '0' a sign of life, '1' to leave, '2' to join, '3' to leave and
+--       never come back (a call to join may be on its way still), 5 what it knows to be its own, "p:epoch p:epoch ...",
 --       then for each partition it lets go: p, epoch, position to store or ''
 -- Returns the ms until another member may be dead (-1: there is no other; -2: it is no member, and nothing was done), how many partitions it has too many, then for each of
 -- its own: p, epoch, position, high mark; the last two are '' where it knows the partition.
@@ -23,10 +24,13 @@ for _, dead in ipairs(redis.call('ZRANGE', M, '-inf', text(now), 'BYSCORE')) do
     redis.call('HDEL', G, 's:' .. dead)
   end
 end
-local joined = 0
-if ARGV[4] == '0' and not redis.call('ZSCORE', M, me) then
+local joined, leaves, ended = 0, ARGV[4] == '1' or ARGV[4] == '3', E .. ':z:' .. me
+if ARGV[4] == '3' then redis.call('SET', ended, 'ended', 'PX', 3600000) end
+if ARGV[4] == '2' and redis.call('EXISTS', ended) == 1 then
+  return {-2, 0}
+elseif ARGV[4] == '0' and not redis.call('ZSCORE', M, me) then
   return {-2, 0}  -- a call that comes late must not let a member that has left come to life again
-elseif ARGV[4] == '1' then
+elseif leaves then
   redis.call('ZREM', M, me)
   redis.call('HDEL', G, 's:' .. me)
 else
@@ -61,7 +65,7 @@ for p = 0, partitions - 1 do
 end
 
 local given, short, surplus = 0, false, 0
-if ARGV[4] ~= '1' then
+if not leaves then
   local share = math.floor(partitions / #members)
   local more = partitions - share * #members
   if more > 0 then  -- those who have most keep one more, so that the least moves
@@ -100,7 +104,7 @@ for own in string.gmatch(ARGV[5], '%S+') do known[own] = true end
 local reply = {soonest, surplus}
 for p = 0, partitions - 1 do
   local epoch = owners[p + 1] and string.match(owners[p + 1], '^(.*):') == me and string.match(owners[p + 1], '%d+$')
-  if epoch and ARGV[4] ~= '1' then
+  if epoch and not leaves then
     local place = #reply
     reply[place + 1], reply[place + 2], reply[place + 3], reply[place + 4] = p, tonumber(epoch), '', ''
     if not known[p .. ':' .. epoch] then
