@@ -36,8 +36,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Mean seconds that a handler takes."""
     limit: int = 10
     """How often a message may be delivered without an outcome."""
-    deadly: bool = False
-    """Whether the first message of each key ends the process that handles it."""
+    deadly: Literal["", "queue", "topic"] = ""
+    """Of which the first message of each key ends the process that handles it."""
 
 
 def end_with_the_parent() -> None:

@@ -106,7 +106,7 @@ class Worker:
             number += 1
             luck = draw.random()
             failures = 1 if luck < 0.06 else ATTEMPTS if luck < 0.08 else 0
-            if self.order.deadly and number == 1:
+            if self.order.deadly == of and number == 1:
                 failures = DEADLY
             job = Job(f"{of}-{key}-{number}", key, number, failures, draw.random() < 0.5)
             delay = draw.uniform(0.05, 0.5) if of == "queue" and draw.random() < 0.15 else 0.0
