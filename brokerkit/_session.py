@@ -65,19 +65,25 @@ class Session:
 
     def admit(self, deliveries: Sequence[Delivery]) -> None:
         """Take over what the consumer has received."""
-        plan, reader = self.plan, self.plan.reader
         self.held += len(deliveries)
-        limit = plan.max_deliveries if plan.letters is not None else sys.maxsize
-        messages: list[Message[Any]] = []
+        reader, limit, messages = self.plan.reader, self._limit, list[Message[Any]]()
         for delivery in deliveries:
             message: Message[Any] = Message(delivery, reader, self, delivery.record.attempts)
-            if delivery.deliveries > limit:
-                self._line_up(message)
-                self.out.add(message)
-                self._bury(message, _crashed(delivery.deliveries - 1), delivery.record.attempts)
-            else:
+            if delivery.deliveries <= limit:
                 messages.append(message)
+            elif self._line_up(message):
+                self._bury_crashed(message)
         self._inbox.push_all(messages)
+
+    @property
+    def _limit(self) -> int:
+        """The deliveries after which a message is dead-lettered unhandled."""
+        return self.plan.max_deliveries if self.plan.letters is not None else sys.maxsize
+
+    def _bury_crashed(self, message: Message[Any]) -> None:
+        times = self._delivery(message).deliveries - 1
+        verdict = Die(f"delivered {times} times without an outcome: whoever ran it crashed", "Crashed")
+        self._bury(message, verdict, message._item.record.attempts)
 
     def enter(self, message: Message[Any]) -> bool:
         """Return whether *message*, just taken, may go out; else it waits: for its key, or to be owned for certain."""
@@ -100,11 +106,12 @@ class Session:
 
     def _look(self) -> None:
         self._looks = None
-        if self._stalled and self._monotonic() < self.consumer.owned_until:
-            stalled, self._stalled = self._stalled, []
+        stalled, self._stalled = self._stalled, []
+        if self._monotonic() < self.consumer.owned_until:
             self._inbox.push_front(stalled)
-        elif self._stalled:
-            self._looks = asyncio.get_running_loop().call_later(LOOK, self._look)
+        else:
+            for message in stalled:
+                self._stall(message)
 
     def _unstall(self, gone: Callable[[Message[Any]], bool]) -> list[Message[Any]]:
         """Take out and return what stalls and is *gone*."""
@@ -127,7 +134,8 @@ class Session:
     def follow(self, message: Message[Any]) -> Message[Any] | None:
         """Return the message that comes next behind *message* in its key's order, to be in one batch with it."""
         following = None if self._lanes is None else self._lanes.follow(message)
-        if following is not None and following._single and self._lanes is not None:
+        alone = following is not None and (following._single or self._delivery(following).deliveries > self._limit)
+        if following is not None and alone and self._lanes is not None:
             self._lanes.put_back(following)
             return None
         if following is not None:
@@ -281,6 +289,9 @@ class Session:
         if self._leaving:
             behind = self._behind(following)
             self.settling.release([self._delivery(following), *map(self._delivery, behind)])
+        elif self._delivery(following).deliveries > self._limit:
+            self.out.add(following)
+            self._bury_crashed(following)
         else:
             self._inbox.push(following)
         if self.consumer.prefetch > self.plan.prefetch:
@@ -487,7 +498,3 @@ class Session:
         else:
             told = {"id": message.id, "attempt": message.attempt, "reason": verdict.reason, "error": verdict.error}
             self._event(events.DeadLettered, **told)
-
-
-def _crashed(times: int) -> Die:
-    return Die(f"delivered {times} times without an outcome: whoever ran it crashed", "Crashed")

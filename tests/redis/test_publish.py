@@ -245,3 +245,18 @@ async def test_after_a_failed_part_of_a_long_call_its_keys_are_not_attempted(ser
             await server.command("CONFIG", "SET", "maxmemory", 0)
         assert isinstance(results[0], BufferFull)
         assert all(isinstance(result, NotAttempted) for result in results[1:])
+
+
+async def test_what_may_wait_to_be_published_is_bounded(server: RedisServer) -> None:
+    async with published(server) as (boxes, _):
+        server.freeze()
+        try:
+            bodies = [record(QUEUE, f"m{n}", body=bytes(MAX_BODY)) for n in range(100)]
+            waiting = [asyncio.ensure_future(boxes.publish([body], 0.5)) for body in bodies]
+            results = [(await task)[0] for task in waiting]
+        finally:
+            server.thaw()
+        refused = [result for result in results if isinstance(result, BufferFull)]
+        assert len(refused) in range(30, 40)
+        while not isinstance((await boxes.publish([record(QUEUE, "after")], 10))[0], Receipt):
+            await asyncio.sleep(0.01)

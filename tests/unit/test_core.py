@@ -492,3 +492,28 @@ def test_publishing_in_a_forked_child_says_that_it_must_connect_for_itself() -> 
     """Also in the coroutine that the child has inherited, where asyncio knows no running loop."""
     done = subprocess.run([sys.executable, "-c", FORKING], timeout=30, check=False)
     assert done.returncode == 0
+
+
+def test_what_waits_behind_a_message_that_is_dead_lettered_for_its_deliveries_is_judged_like_it() -> None:
+    async def main() -> None:
+        ran: list[int] = []
+        service = Service("s")
+
+        @service.subscribe(EVENTS, max_deliveries=1, concurrency=4)
+        async def handler(message: Message[int]) -> None:
+            ran.append(message.value)
+
+        async with connect("memory://crashes") as broker:
+            async with connect("memory://crashes") as other, other.subscribe(EVENTS, group="s") as messages:
+                for number in range(3):
+                    await broker.publish(EVENTS, number, key="k")
+                await messages.receive(timeout=10)
+                faults(other).cut()
+            await asyncio.sleep(20)
+            await broker.publish(EVENTS, 3, key="k")
+            async with service.running(broker):
+                await idle(broker)
+            assert ran == [3]
+            assert [letter.value async for letter in broker.browse(EVENTS.dead_letters("s"))] == [0, 1, 2]
+
+    run(main())

@@ -165,10 +165,12 @@ class RedisDriver:
             return Health(ok=False, problems=("the connection is closed",))
         context = self._context
         problems = [f"{reader!r}: {reader.problem}" for reader in context.readers if reader.problem is not None]
-        try:
-            await context.link.command(b"PING", timeout=_PING)
-        except BrokerError as error:
-            problems.insert(0, str(error))
+        problems += [f"{channel.decode()}: {why}" for channel, why in context.wakes.refused.items()]
+        for link in {context.link, context.sealed}:
+            try:
+                await link.command(b"PING", timeout=_PING)
+            except BrokerError as error:
+                problems.insert(0, str(error))
         return Health(ok=not problems, problems=tuple(problems))
 
     async def browse(

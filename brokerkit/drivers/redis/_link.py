@@ -17,7 +17,7 @@ import anyio
 import hiredis
 from redis import exceptions as native
 
-from ...errors import BrokerError, BrokerUnavailable, BufferFull, Closed
+from ...errors import BrokerError, BrokerUnavailable, Closed
 from ...policy import backoff
 from ._checks import Facts, check
 from ._errors import translate
@@ -29,8 +29,6 @@ logger = logging.getLogger("brokerkit")
 
 GRACE: Final = 1.0
 """Seconds without a connection after which calls that were never sent fail, and consumers are told."""
-MAX_PENDING: Final = 64 * 1024 * 1024
-"""Bytes of calls without an answer beyond which publishing is refused."""
 _SWEEP: Final = 0.1
 _MAX_WRITE: Final = 1024 * 1024
 _RELOADS: Final = 5
@@ -80,7 +78,6 @@ class Link:
         self._wire: Wire | None = None
         self._waiting: deque[_Call] = deque()
         self._unanswered: deque[_Call] = deque()
-        self._bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self._swept: asyncio.TimerHandle | None = None
         self._sweeps_at = math.inf
@@ -113,35 +110,26 @@ class Link:
         *,
         timeout: float,
         again: bool = True,
-        bounded: bool = False,
     ) -> asyncio.Future[Any]:
         """Run *script*; await the future for its reply.  It may be cancelled, which takes nothing back.
 
         With *again* the script must be idempotent: it is sent once more where a connection broke before the answer.
-        With *bounded* it is refused (`BufferFull`) while more than `MAX_PENDING` bytes wait: publishing, which must not stop
-        what keeps or frees ownership.
 
         The future fails with `BrokerUnavailable` if the script was certainly not run, `Unanswered` if that is not known
         after *timeout* seconds, or with what the server answered, as one of our errors.
         """
-        return self._add(_pack(b"EVALSHA", script.sha, len(keys), *keys, *args), script, timeout, again, bounded)
+        return self._add(_pack(b"EVALSHA", script.sha, len(keys), *keys, *args), script, timeout, again)
 
     def command(self, *args: Argument, timeout: float, again: bool = True) -> asyncio.Future[Any]:
         """Run a plain command, as `call` does."""
         return self._add(_pack(*args), None, timeout, again)
 
-    def _add(
-        self, packed: bytes, script: Script | None, timeout: float, again: bool, bounded: bool = False
-    ) -> asyncio.Future[Any]:
+    def _add(self, packed: bytes, script: Script | None, timeout: float, again: bool) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if self._wire is None and (refusal := self._refusal()) is not None:
             future.set_exception(refusal)
             return future
-        if bounded and self._bytes > MAX_PENDING:
-            future.set_exception(BufferFull(f"{self._bytes} bytes wait for {self.settings.shown} already"))
-            return future
-        self._bytes += len(packed)
         self._waiting.append(_Call(packed, script, loop.time() + timeout, again, future))
         if self._wake is not None and self._wire is not None:
             self._stir()
@@ -314,7 +302,6 @@ class Link:
         self._unanswered.clear()
 
     def _forget(self, call: _Call, error: BrokerError) -> None:
-        self._bytes -= len(call.packed)
         if not call.future.done():
             call.future.set_exception(error)
 
@@ -350,7 +337,6 @@ class Link:
         while waiting and size < _MAX_WRITE:
             call = waiting.popleft()
             if call.future.done():  # cancelled, or too late: it was never sent, or may be forgotten
-                self._bytes -= len(call.packed)
                 continue
             call.sent = call.sent or now
             parts.append(call.packed)
@@ -358,7 +344,6 @@ class Link:
             unanswered.append(call)
         if self._sealed and parts:
             seal = _Call(_WAITAOF, None, math.inf, False, asyncio.get_running_loop().create_future())
-            self._bytes += len(seal.packed)
             parts.append(seal.packed)
             unanswered.append(seal)
         return b"".join(parts)
@@ -386,7 +371,6 @@ class Link:
                 self._reload(call)
                 continue
             if not self._sealed:
-                self._bytes -= len(call.packed)
                 if not call.future.done():
                     _answer(call, value)
             elif call.packed is not _WAITAOF:
@@ -398,11 +382,9 @@ class Link:
 
     def _seal(self, seal: _Call, value: Any, calls: list[_Call]) -> None:
         """Answer *calls*, which the server has on disk now, unless *value* says that it has not."""
-        self._bytes -= len(seal.packed)
         seal.future.cancel()
         failed = isinstance(value, Exception) or not value or value[0] < 1
         for call in calls:
-            self._bytes -= len(call.packed)
             if call.future.done():
                 continue
             if failed and not isinstance(call.value, Exception):
@@ -424,7 +406,6 @@ class Link:
             loop.create_future(),
         )
         load.future.add_done_callback(_ignore)
-        self._bytes += len(load.packed)
         self._waiting.extendleft((call, load))
         if self._wake is not None:
             self._stir()
@@ -456,7 +437,6 @@ class Link:
             for line in (self._waiting, self._unanswered):
                 for call in [call for call in line if call.future.done()]:
                     line.remove(call)
-                    self._bytes -= len(call.packed)
         elif late:
             self.problem = BrokerUnavailable(
                 f"{self.settings.shown} has not answered for {self.settings.timeout:g} s; the connection is made anew"

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ...address import Address, Queue, Topic
 from ...driver import Receipt, Record
-from ...errors import BrokerError, BrokerUnavailable, NotAttempted, NotFound, PublishUnknown, TooLarge
+from ...errors import BrokerError, BrokerUnavailable, BufferFull, NotAttempted, NotFound, PublishUnknown, TooLarge
 from ...policy import MAX_BODY
 from ._frames import NO_OPTIONS, frame, plain, queue_blob, topic_blob
 from ._keys import entity
@@ -24,6 +24,8 @@ from ._scripts import PUBLISH, PUBLISH_QUEUE, PUBLISH_TOPIC, Script
 
 BATCH: Final = 1000
 """Records in one script call: the server does nothing else meanwhile."""
+MAX_WAITING: Final = 64 * 1024 * 1024
+"""Bytes that may wait to be published or answered; beyond it publishing is refused."""
 BATCH_BYTES: Final = 1024 * 1024
 """Bytes in one script call, if it has more than one record."""
 
@@ -58,6 +60,15 @@ def too_large(record: Record) -> TooLarge:
     )
 
 
+class Room:
+    """Bytes that wait to be published or answered, of all outboxes of a driver together."""
+
+    __slots__ = ("used",)
+
+    def __init__(self) -> None:
+        self.used = 0
+
+
 class _Item:
     __slots__ = ("blobs", "deadline", "future", "plain", "records", "sent", "size")
 
@@ -82,9 +93,10 @@ class _Item:
 class Outbox:
     """What is published to one address."""
 
-    def __init__(self, link: Link, address: Address, producer: bytes) -> None:
+    def __init__(self, link: Link, address: Address, producer: bytes, room: Room) -> None:
         key = entity(address.name)
         self._link = link
+        self._room = room
         self._address = address
         self._name = address.name
         self._producer = b"@" + producer
@@ -131,7 +143,13 @@ class Outbox:
         self._loop = loop
         future: asyncio.Future[list[Result]] = loop.create_future()
         deadline = loop.time() + timeout
-        self._items.append(_Item(records, blobs, is_plain, deadline, future))
+        item = _Item(records, blobs, is_plain, deadline, future)
+        if self._room.used > MAX_WAITING:
+            text = f"{self._room.used} bytes wait to be published on {self._link.settings.shown} already"
+            future.set_result(failures(records, BufferFull(text)))
+            return future
+        self._room.used += item.size
+        self._items.append(item)
         if deadline < self._timer_at:
             self._arm(loop, deadline)
         if not self._busy and not self._coming:
@@ -155,7 +173,7 @@ class Outbox:
         while items:
             item = items[0]
             if item.future.done():  # nobody waits for it any more
-                items.popleft()
+                self._room.used -= items.popleft().size
                 continue
             count += len(item.blobs)
             size += item.size
@@ -172,7 +190,7 @@ class Outbox:
         self._number += 1
         left = max(0.001, deadline - asyncio.get_running_loop().time())
         script, args = self._batch(sent, is_plain)
-        self._call = self._link.call(script, self._keys, args, timeout=left, bounded=True)
+        self._call = self._link.call(script, self._keys, args, timeout=left)
         self._call.add_done_callback(self._answered)
 
     def _batch(self, items: list[_Item], is_plain: bool) -> tuple[Script, list[bytes | int]]:
@@ -200,6 +218,7 @@ class Outbox:
         if answer.cancelled():  # recalled
             return
         items, self._sent = self._sent, []
+        self._room.used -= sum([item.size for item in items])
         self._busy = False
         self._go_on()
         error = answer.exception()
@@ -266,12 +285,13 @@ class Outbox:
         now = loop.time()
         self._timer = None
         self._timer_at = nearest = math.inf
-        if self._call is not None and self._busy and not self._link.was_sent(self._call):
+        if self._call is not None and self._busy and not self._call.done() and not self._link.was_sent(self._call):
             self._recall(self._call)
+        answered = self._call is not None and self._call.done()  # who waits is told in this very turn
         for item in (*self._sent, *self._items):
             if item.future.done():
                 continue
-            if now < item.deadline:
+            if now < item.deadline or (item.sent and answered):
                 nearest = min(nearest, item.deadline)
             elif item.sent:
                 self._fail(item, Unanswered("no answer before the deadline"))
@@ -337,6 +357,7 @@ class Outboxes:
     def __init__(self, link: Link, producer: bytes) -> None:
         self._link = link
         self._producer = producer
+        self._room = Room()
         self._boxes: dict[str, Outbox] = {}
         self.quick: dict[int, Outbox] = {}
         """By `id()` of an address that is kept meanwhile: the hot path."""
@@ -346,7 +367,7 @@ class Outboxes:
         """Return the outbox of *address*."""
         box = self._boxes.get(address.name)
         if box is None:
-            box = self._boxes[address.name] = Outbox(self._link, address, self._producer)
+            box = self._boxes[address.name] = Outbox(self._link, address, self._producer, self._room)
         if len(self._known) >= 1024:
             self.quick.clear()
             self._known.clear()

@@ -1,4 +1,6 @@
--- Create an entity if it is missing, and its dead letters.
+-- Create an entity if it is missing, and its dead letters: some bytes, without which a full server could not be drained by
+-- whoever starts then.
+-- flags: allow-oom
 -- uses: common store
 -- KEYS: 1 the entity, 2 its dead letters if it has them from the beginning
 -- ARGV: 1 kind, 2 its settings

@@ -8,16 +8,18 @@ local answer = redis.call('GET', KEYS[2])
 if answer then return answer end
 local queue, problem = open(KEYS[3], 'q', ARGV[1])
 if not queue then return redis.error_reply(problem) end
-local results = {}
+local letters, results, moved = KEYS[1] .. ':l', {}, {}
 for i = 2, #ARGV, 2 do
-  if redis.call('XDEL', KEYS[1] .. ':l', ARGV[i]) == 1 then
+  if not moved[ARGV[i]] and #redis.call('XRANGE', letters, ARGV[i], ARGV[i]) == 1 then
     push(queue, ARGV[i + 1])
+    moved[ARGV[i]] = true
     results[#results + 1] = '1'
   else
     results[#results + 1] = '0'
   end
 end
 finish()
+for id in pairs(moved) do redis.call('XDEL', letters, id) end  -- last: what was refused before has lost nothing
 answer = table.concat(results)
 redis.call('SET', KEYS[2], answer, 'PX', 3600000)
 return answer
