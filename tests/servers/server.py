@@ -30,10 +30,10 @@ STARTUP: Final = 20.0
 
 _GUARD: Final = """
 exec 3<&0
-(read -r _ <&3 || kill -9 $$) >/dev/null 2>&1 &
+(read -r _ <&3 || { kill -9 $$; rm -rf "${0%/log}"; }) >/dev/null 2>&1 &
 exec "$@" 3<&- </dev/null >>"$0" 2>&1
 """
-"""Becomes the server, and leaves somebody behind who ends it when the process that has started it dies in any way."""
+"""Becomes the server, and leaves somebody behind who ends it, and removes its folder, when its starter dies in any way."""
 
 
 class RedisServer:

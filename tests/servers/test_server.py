@@ -133,7 +133,7 @@ import os, signal
 from tests.servers import RedisServer
 server = RedisServer("redis")
 server.start()
-print(server.pid, flush=True)
+print(server.pid, server.folder, flush=True)
 {end}
 """
 
@@ -143,9 +143,9 @@ def test_a_server_ends_with_the_process_that_has_started_it(end: str) -> None:
     command = [sys.executable, "-c", PROGRAM.format(end=end)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode
-    number = int(done.stdout)
+    number, folder = int(done.stdout.split()[0]), Path(done.stdout.split()[1])
     until = time.monotonic() + 10
-    while alive(number):
+    while alive(number) or folder.exists():
         assert time.monotonic() < until, "the server has outlived its starter"
         time.sleep(0.005)
 
