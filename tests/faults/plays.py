@@ -47,7 +47,7 @@ class Play(msgspec.Struct, frozen=True):
 async def calm(stage: Stage, server: RedisServer) -> Verdict:
     """Do nothing: nothing may be repeated."""
     await stage.start("service", "hand", "producer")
-    await stage.flow(100)
+    await stage.flow(60)
     return await stage.finish()
 
 
@@ -69,7 +69,7 @@ async def kill_consumers(stage: Stage, server: RedisServer) -> Verdict:
 async def kill_producers(stage: Stage, server: RedisServer) -> Verdict:
     """Kill producers while they publish."""
     await stage.start("service", "hand", "producer", "producer")
-    for _ in stage.rounds(range(3), range(8)):
+    for _ in stage.rounds(range(2), range(8)):
         await stage.published()
         await asyncio.sleep(stage.random.random() / 10)
         stage.kill(stage.random.choice(stage.living("producer")))
@@ -143,7 +143,7 @@ async def _deadly_left(stage: Stage) -> set[str]:
 async def come_and_go(stage: Stage, server: RedisServer) -> Verdict:
     """Let consumers join and leave as they should: of a queue nothing may be repeated."""
     await stage.start("service", "hand", "producer", work=0.02)
-    for _ in stage.rounds(range(3), range(10)):
+    for _ in stage.rounds(range(2), range(10)):
         await stage.flow()
         await stage.start(stage.random.choice(("service", "hand")), work=0.02)
         await stage.stop(stage.random.choice(stage.consumers))
@@ -157,7 +157,7 @@ async def wrong_clocks(stage: Stage, server: RedisServer) -> Verdict:
     await stage.start("producer", skew=first)
     await stage.start("service", "producer", skew=second)
     await stage.start("hand", skew=first)
-    await stage.flow(150)
+    await stage.flow(80)
     return await stage.finish(drain=15)
 
 
@@ -361,15 +361,15 @@ PLAYS: Final[dict[str, Play]] = {
     "kill consumers": Play(kill_consumers),
     "kill producers": Play(kill_producers),
     "freeze consumers": Play(freeze_consumers),
-    "freeze idle consumers": Play(freeze_idle_consumers),
-    "freeze producers": Play(freeze_producers),
+    "freeze idle consumers": Play(freeze_idle_consumers, long=True),
+    "freeze producers": Play(freeze_producers, long=True),
     "deadly messages": Play(deadly_messages, long=True),
     "come and go": Play(come_and_go),
     "wrong clocks": Play(wrong_clocks),
     "kill server, always": Play(kill_server, query=DURABLE, server=AOF),
     "kill server, every second, sealed": Play(kill_server, ("valkey",), query=DURABLE, server=EVERYSEC),
     "kill server, every second": Play(kill_forgetful_server, server=EVERYSEC),
-    "restart server": Play(restart_server, server=EVERYSEC),
+    "restart server": Play(restart_server, server=EVERYSEC, long=True),
     "freeze server": Play(freeze_server),
     "kill connections": Play(kill_connections),
     "flush scripts": Play(flush_scripts),
