@@ -136,8 +136,8 @@ PUBLISHING: tuple[Mutant, ...] = (
         name="a batch is not sent again",
         breaks="a publish survives a short outage",
         file=OUTBOX,
-        old="args, timeout=left, bounded=True)",
-        new="args, timeout=left, bounded=True, again=False)",
+        old="args, timeout=left)",
+        new="args, timeout=left, again=False)",
         tests=driver(
             "test_publish",
             "test_a_batch_whose_answer_was_lost_is_stored_once_and_its_receipts_are_those_of_the_first[queue]",

@@ -321,8 +321,8 @@ SERVED_QUEUES: tuple[Mutant, ...] = (
         name="a redrive copies what is gone",
         breaks="a letter is redriven once",
         file=REDRIVE,
-        old="if redis.call('XDEL', KEYS[1] .. ':l', ARGV[i]) == 1 then",
-        new="if redis.call('XDEL', KEYS[1] .. ':l', ARGV[i]) >= 0 then",
+        old="#redis.call('XRANGE', letters, ARGV[i], ARGV[i]) == 1 then",
+        new="#redis.call('XRANGE', letters, ARGV[i], ARGV[i]) >= 0 then",
         tests=driver("test_queue_calls", "test_two_redrives_at_once_move_each_letter_once[redis]"),
     ),
     Mutant(
