@@ -130,6 +130,8 @@ async def deadly_messages(stage: Stage, server: RedisServer) -> Verdict:
         for _ in stage.died():
             await stage.start("service", limit=limit)
         await asyncio.sleep(0.2)
+    stage.died()
+    await stage.start("service", limit=limit)
     await stage.flow(timeout=RESUMED)
     terms = {name: msgspec.structs.replace(each, limit=limit) for name, each in stage.terms().items()}
     return await stage.finish(terms=terms)
