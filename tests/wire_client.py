@@ -218,7 +218,7 @@ class Session:
 
     def take(self, most: int, *, wait: bool = False) -> list[Taken]:
         reply = self.client.call("queue_take", [self.E], self.name, most, int(wait), int(wait), 0)
-        owned, _, _, _, elements, _ = reply
+        owned, _, _, _, elements = reply
         assert 0 < owned <= self.lease
         return [element(data) for data in elements]
 
@@ -228,9 +228,7 @@ class Session:
         assert f"{self.client.process}/{name.decode()}" == self.name
         if not given:
             return self.take(1)
-        taken = element(rest.partition(b" ")[2])
-        assert self.client.call("queue_keep", [self.E], self.name, taken.number) == 1
-        return [taken]
+        return [element(rest)]
 
     def settle(self, *taken: Taken) -> int:
         done: int = self.client.call("queue_settle", [self.E], self.name, *(each.number for each in taken))

@@ -42,7 +42,7 @@ class Held:
     """What a take has handed out."""
 
     def __init__(self, queue: Queue[Any], reply: list[Any]) -> None:
-        self.owned, self.expired, self.state, self.hint, elements, _ = reply
+        self.owned, self.expired, self.state, self.hint, elements = reply
         found = [element(queue, data) for data in elements]
         self.ids = [record.id for _, _, record in found]
         self.ended = [ended for _, ended, _ in found]

@@ -18,7 +18,7 @@ CALLED: Final = ("config|get", "evalsha", "hmget", "info", "script|load", "ssubs
 """What the driver itself sends."""
 SCRIPTED: Final = (
     "del", "exists", "get", "hdel", "hexists", "hget", "hincrby", "hkeys", "hlen", "hmget", "hrandfield", "hscan",
-    "hset", "hvals", "llen", "lmpop", "lpop", "lpush", "lrange", "rename", "rpush", "sadd", "scard", "set",
+    "hset", "hvals", "llen", "lpush", "lrange", "ltrim", "rename", "rpush", "sadd", "scard", "set",
     "sismember", "smembers", "spublish", "srem", "time", "type", "unlink", "xadd", "xdel", "xinfo|stream", "xlen",
     "xrange", "xtrim", "zadd", "zcard", "zcount", "zrange", "zrem", "zscore",
 )  # fmt: skip

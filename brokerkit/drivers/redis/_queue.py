@@ -17,14 +17,13 @@ from ._link import Unanswered
 from ._queue_copies import Copies
 from ._queue_member import Member
 from ._queue_session import Lease, Session, unheld
-from ._scripts import QUEUE_KEEP, QUEUE_RELEASE, QUEUE_SETTLE, QUEUE_TAKE
+from ._scripts import QUEUE_RELEASE, QUEUE_SETTLE, QUEUE_TAKE
 
 ENOUGH: Final = 1024 * 1024
 """Bytes in one reply to a take, if it is more than one message."""
-LATE: Final = 750
-"""Milliseconds after which what was given is not handed out any more; after 1500 others take it back."""
 _LONELY: Final = 1
 _DRAIN: Final = 2
+_UNKNOWN: Final = 3
 _FLAGS: Final = (b"0", b"1")
 
 
@@ -146,7 +145,7 @@ class QueueConsumer(Member):
             reply = await self._link.call(
                 QUEUE_TAKE,
                 self._keys,
-                (name, room, flags[waits], flags[session.listed], flags[session.drains]),
+                (name, room, flags[waits], flags[session.listed], flags[session.drains], len(session.held)),
                 timeout=self._timeout,
                 again=False,
             )
@@ -164,8 +163,7 @@ class QueueConsumer(Member):
         except NotFound:
             self.lose(session)
             raise NotFound(f"{self._queue!r} was deleted") from None
-        owned, expired, state, hint, handed, now = reply
-        session.clock = (now, sent)
+        owned, expired, state, hint, handed = reply
         session.owned = sent + owned / 1000
         self.problem = None
         if expired:
@@ -174,8 +172,8 @@ class QueueConsumer(Member):
             return (
                 None  # meanwhile `_mend` has found out what it holds: what this call took was unknown, and handed back
             )
-        if time.monotonic() >= session.owned:
-            # This process stood still for so long that others may have this by now.
+        if time.monotonic() >= session.owned or state == _UNKNOWN:
+            # This process stood still for so long that others may have this by now; or it has not heard of what it was given.
             session.unsure = True
             return None
         session.drains = state == _DRAIN
@@ -185,7 +183,7 @@ class QueueConsumer(Member):
             self._size = sum(map(len, handed)) // len(handed)
             taken = self._deliver(session, handed)
             if state == _LONELY:
-                session.lone = next(iter(session.held))  # type: ignore[assignment]
+                session.lone = taken[0].token  # type: ignore[assignment]
             return taken
         if session.drains:
             session.listed = False
@@ -218,40 +216,21 @@ class QueueConsumer(Member):
         self._rung = self._looking
         return self._looking
 
-    def hand(self, when: int, data: bytes) -> None:
-        """The server has given it the element *data* at *when*, in ms of its clock."""
+    def hand(self, data: bytes) -> None:
+        """The server has given it the element *data*."""
         session, waiting = self.session, self._waiting
         if session is None:
             return
         session.listed = False
-        then, sent = session.clock
-        if then + 1000 * (time.monotonic() - sent) - when > LATE:
-            self.missed()  # others may have taken it back
+        if time.monotonic() >= session.owned:  # this process stood still: others may have it by now
+            self.missed()
             return
         session.given += self._deliver(session, (data,))
-        if (
-            waiting.active
-            and waiting.hungry
-            and not waiting.cancelled
-            and not session.unsure
-            and len(session.held) <= self._prefetch
-        ):
-            self._keep(session, data[:6])
-        else:
+        ready = waiting.active and waiting.hungry and not waiting.cancelled and not session.unsure
+        if not ready or len(session.held) > self._prefetch:
             self._refuse(session)
             self._rung = self._looking and not waiting.active  # it is listed no more: it has to ask again
         waiting.wake()
-
-    def _keep(self, session: Session, number: bytes) -> None:
-        """Tell the server that it need not take back what it has given."""
-
-        def kept(call: asyncio.Future[int]) -> None:
-            if call.cancelled() or call.exception() is not None or not call.result():
-                session.unsure = True
-                self.mend_soon(session)
-
-        args = (session.name, number)
-        self._link.call(QUEUE_KEEP, self._keys, args, timeout=self._timeout, again=False).add_done_callback(kept)
 
     def _refuse(self, session: Session) -> None:
         """Hand back what was given and cannot be handed out."""

@@ -33,8 +33,8 @@ class Ringer(Protocol):
         """There may be something to take.  Return whether it is going to look."""
         ...
 
-    def hand(self, when: int, data: bytes) -> None:
-        """The server has given it the element *data* at *when*, in ms of its clock."""
+    def hand(self, data: bytes) -> None:
+        """The server has given it the element *data*."""
         ...
 
     def missed(self) -> None:
@@ -129,13 +129,12 @@ class Bell:
             for member in list(self.members.values()):
                 member.missed()
             return
-        name, given, rest = data.partition(b" ")
+        name, given, element = data.partition(b" ")
         ringer = self.members.get(name)
         if given:
             # What a session is given that was left, or has another name by now, has been handed back by that.
             if ringer is not None:
-                when, _, element = rest.partition(b" ")
-                ringer.hand(int(when), element)
+                ringer.hand(element)
         elif ringer is None:
             self._call_pass(self._process + b"/" + name)
         elif not ringer.ring():

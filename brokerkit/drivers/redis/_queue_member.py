@@ -73,8 +73,8 @@ class Member(ABC):
         """There may be something to take.  Return whether it is going to look."""
 
     @abstractmethod
-    def hand(self, when: int, data: bytes) -> None:
-        """The server has given it the element *data* at *when*, in ms of its clock."""
+    def hand(self, data: bytes) -> None:
+        """The server has given it the element *data*."""
 
     def missed(self) -> None:
         """It may have been given something without hearing of it."""

@@ -24,7 +24,6 @@ class Session:
     """What a consumer is to the server: all that it holds is its own for a lease from the last sign of life on."""
 
     __slots__ = (
-        "clock",
         "drains",
         "flights",
         "given",
@@ -46,8 +45,6 @@ class Session:
         """Names that it had before, if the server may not know the present one yet."""
         self.owned = owned
         """Until when, on this process's monotonic clock, it certainly owns what it holds."""
-        self.clock = (0, 0.0)
-        """A time of the server's clock, in ms, and one of ours that was not after it."""
         self.held: dict[object, Delivery] = {}
         """By `Lease`, the oldest first."""
         self.given: list[Delivery] = []

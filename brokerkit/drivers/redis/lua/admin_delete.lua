@@ -24,7 +24,7 @@ local function remove_queue(Q)
   end
   for _, session in ipairs(redis.call('ZRANGE', Q .. ':n', 0, -1)) do remove(Q .. ':h:' .. session) end
   local idle = redis.call('ZRANGE', Q .. ':w', 0, -1)
-  for _, part in ipairs({':x', ':d', ':n', ':w', ':g', ':y', ':u'}) do remove(Q .. part) end
+  for _, part in ipairs({':x', ':d', ':n', ':w', ':y', ':u'}) do remove(Q .. part) end
   for _, name in ipairs(idle) do  -- they find out when they look
     local process, session = string.match(name, '^(.-)/(.*)$')
     if process then redis.call('SPUBLISH', Q .. ':c:' .. process, session) end

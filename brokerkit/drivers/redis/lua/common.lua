@@ -36,10 +36,10 @@ local function wake(E, count)
 end
 
 -- Give *element*, which has nobody to wait behind, to an idle consumer of queue E, so that it need not ask; return whether there
--- was one.  Until it has said that it keeps it (queue_keep), E:g remembers since when: others take it back before long.
+-- was one.  It must have shown itself lately: what a process is given that stands still waits for the end of its lease.
 local function give(E, element)
   if #element > 8192 then return false end
-  local name = redis.call('ZRANGE', E .. ':w', text(now - 1500), '(' .. text(WOKEN), 'BYSCORE', 'LIMIT', 0, 1)[1]
+  local name = redis.call('ZRANGE', E .. ':w', text(now - 1200), '(' .. text(WOKEN), 'BYSCORE', 'LIMIT', 0, 1)[1]
   if not name then return false end
   local expires = struct.unpack('>I6', element, 9)
   local process, session = string.match(name, '^(.-)/(.*)$')
@@ -49,10 +49,7 @@ local function give(E, element)
   local held, number = E .. ':h:' .. name, string.sub(element, 1, 6)
   redis.call('HSET', held, number, element)
   redis.call('ZREM', E .. ':w', name)
-  if redis.call('SPUBLISH', E .. ':c:' .. process, session .. ' ' .. text(now) .. ' ' .. element) > 0 then
-    redis.call('ZADD', E .. ':g', text(now), name .. ' ' .. number)
-    return true
-  end
+  if redis.call('SPUBLISH', E .. ':c:' .. process, session .. ' ' .. element) > 0 then return true end
   redis.call('HDEL', held, number)
   return false
 end

@@ -18,7 +18,7 @@ local function run(main)
   if ok then return reply end
   local problem = type(reply) == 'table' and reply.err or tostring(reply)
   if not string.find(problem, 'WRONGTYPE', 1, true) then return redis.error_reply(problem) end
-  local types = {[E] = 'hash', [E .. ':x'] = 'list', [E .. ':d'] = 'zset', [E .. ':n'] = 'zset', [E .. ':w'] = 'zset', [E .. ':g'] = 'zset', [E .. ':y'] = 'set'}
+  local types = {[E] = 'hash', [E .. ':x'] = 'list', [E .. ':d'] = 'zset', [E .. ':n'] = 'zset', [E .. ':w'] = 'zset', [E .. ':y'] = 'set'}
   for p = 0, (priorities or 1) - 1 do types[E .. ':r' .. p] = 'list' end
   for key, wanted in pairs(types) do
     local is = redis.call('TYPE', key).ok

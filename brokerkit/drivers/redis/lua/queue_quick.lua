@@ -10,53 +10,45 @@ local quick, quickly = pcall(function()
     local deadline = tonumber(redis.call('ZSCORE', E .. ':n', name) or 0)
     local at = string.format('%.0f', ms)
     if deadline > 1 and deadline <= ms + lease
-      and redis.call('EXISTS', E .. ':x', E .. ':g') == 0
+      and redis.call('EXISTS', E .. ':x') == 0
       and redis.call('ZCARD', E .. ':w') == tonumber(ARGV[4])
       and #redis.call('ZRANGE', E .. ':d', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0
       and (deadline > ms and #redis.call('ZRANGE', E .. ':n', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0)
       and ARGV[5] == '0'
     then
-      local room = tonumber(ARGV[2])
-      local taken = redis.call('LPOP', E .. ':r0', math.min(room, 16))
+      local room, line = tonumber(ARGV[2]), E .. ':r0'
+      local taken = redis.call('LRANGE', line, 0, math.min(room, 16) - 1)
       local size = 0
-      if taken then
-        for i = 1, #taken do size = size + #taken[i] end
-        if #taken == 16 and room > 16 and size <= 65536 then
-          -- Small ones: as many more as make a reply of about 1 MiB, if they are alike.
-          local more = redis.call('LPOP', E .. ':r0', math.min(room - 16, math.floor(1048576 * 16 / size)))
-          for i = 1, more and #more or 0 do
-            size = size + #more[i]
-            taken[16 + i] = more[i]
-          end
+      for i = 1, #taken do size = size + #taken[i] end
+      if #taken == 16 and room > 16 and size <= 65536 then
+        -- Small ones: as many more as make a reply of about 1 MiB, if they are alike.
+        local more = redis.call('LRANGE', line, 16, 15 + math.min(room - 16, math.floor(1048576 * 16 / size)))
+        for i = 1, #more do
+          size = size + #more[i]
+          taken[16 + i] = more[i]
         end
       end
-      if taken then
-        local sub, byte, odd = string.sub, string.byte, size > 1048576 and #taken > 1
-        local pairs_ = {}
-        for i = 1, #taken do
-          local element = taken[i]
-          if byte(element, 15) ~= 177 then odd = true break end
-          local until_ = sub(element, 9, 14)
-          if until_ ~= '\0\0\0\0\0\0' and struct.unpack('>I6', until_) <= ms then odd = true break end
-          pairs_[2 * i - 1] = sub(element, 1, 6)
-          pairs_[2 * i] = element
+      local sub, byte = string.sub, string.byte
+      local plain, pairs_ = #taken > 0 and (size <= 1048576 or #taken == 1), {}
+      for i = 1, plain and #taken or 0 do
+        local element = taken[i]
+        if byte(element, 15) ~= 177 then plain = false break end
+        local until_ = sub(element, 9, 14)
+        if until_ ~= '\0\0\0\0\0\0' and struct.unpack('>I6', until_) <= ms then plain = false break end
+        pairs_[2 * i - 1] = sub(element, 1, 6)
+        pairs_[2 * i] = element
+      end
+      if plain then
+        -- Written first, removed last: what is refused on the way loses nothing.
+        local held = E .. ':h:' .. name
+        for first = 1, #pairs_, 500 do redis.call('HSET', held, unpack(pairs_, first, math.min(first + 499, #pairs_))) end
+        redis.call('LTRIM', line, #taken, -1)
+        if deadline - ms < lease * 0.9 then
+          deadline = ms + lease
+          redis.call('ZADD', E .. ':n', string.format('%.0f', deadline), name)
         end
-        if not odd then
-          local held = E .. ':h:' .. name
-          for first = 1, #pairs_, 500 do redis.call('HSET', held, unpack(pairs_, first, math.min(first + 499, #pairs_))) end
-          if deadline - ms < lease * 0.9 then
-            deadline = ms + lease
-            redis.call('ZADD', E .. ':n', string.format('%.0f', deadline), name)
-          end
-          if ARGV[4] == '1' then redis.call('ZREM', E .. ':w', name) end
-          return {deadline - ms, 0, 0, 0, taken, ms}
-        end
-        -- Something has to be looked at closely: put it back as it was.
-        for last = #taken, 1, -500 do
-          local line = {}
-          for i = last, math.max(1, last - 499), -1 do line[#line + 1] = taken[i] end
-          redis.call('LPUSH', E .. ':r0', unpack(line))
-        end
+        if ARGV[4] == '1' then redis.call('ZREM', E .. ':w', name) end
+        return {deadline - ms, 0, 0, 0, taken}
       end
     end
   end

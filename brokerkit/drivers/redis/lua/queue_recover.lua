@@ -30,9 +30,9 @@ return run(function()
   local elements = {}
   for _, number in ipairs(unknown) do
     elements[#elements + 1] = redis.call('HGET', held, number)
-    redis.call('HDEL', held, number)
   end
   hand_back(elements)
+  in_chunks('HDEL', held, unknown)
   wake(E, math.max(1, #elements))
   local reply = {owned}
   for number, state in pairs(known) do

@@ -2,15 +2,17 @@
 -- flags: allow-oom
 -- uses: queue_quick common queue_base
 -- ARGV: 1 session, 2 how many at most, 3 '1' if it waits where there is none, 4 '1' if it may be listed as waiting, 5 '1' if it
---       was told to drain
--- Returns ms that the session owns what it holds; how many were dropped because they had expired; 0, LONELY or DRAIN; ms after
--- which something may be there without a wake, -1 for never; the elements; the time.
-local LONELY, DRAIN = 1, 2
+--       was told to drain, 6 how many it knows to hold (checked if given)
+-- Returns ms that the session owns what it holds; how many were dropped because they had expired; 0, LONELY, DRAIN or UNKNOWN;
+-- ms after which something may be there without a wake, -1 for never; the elements.
+local LONELY, DRAIN, UNKNOWN = 1, 2, 3
 local NEVER = string.rep('\0', 6)
-local name, room, waits, listed, drains = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1', ARGV[5] == '1'
 local ENOUGH = 1048576  -- bytes in one reply, if it is more than one element
-local FIRST = 16        -- elements that are taken before anything is known of their sizes
+local FIRST = 16        -- elements that are looked at before anything is known of their sizes
+local name, room, waits, listed, drains = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1', ARGV[5] == '1'
+local taken = {}
 local expired, moved, bytes = 0, 0, 0
+local cuts = {}         -- by list: how many elements at its head are done with
 
 -- Somebody else has put *raw* into our list: give it a number, and a frame that says so.
 local function adopt(raw)
@@ -19,45 +21,38 @@ local function adopt(raw)
   return struct.pack('>I6BBI6', number, 0, 0, 0) .. struct.pack('>BBHdH', 177, 8, 0, now / 1000, #id) .. id .. '\4' .. raw
 end
 
--- Add to *taken* what is fit to be handed out of *popped*.
-local function sift(popped, taken)
-  moved = moved + #popped
-  for _, element in ipairs(popped) do
-    if string.byte(element, 15) ~= 177 then element = adopt(element) end
-    local until_ = string.sub(element, 9, 14)
-    if until_ ~= NEVER and struct.unpack('>I6', until_) <= now then
-      expired = expired + 1
-    else
-      taken[#taken + 1] = element
-      bytes = bytes + #element
+-- Take up to *count* elements altogether, from the head of *line* on; those that have expired are dropped.
+local function take_from(line, count)
+  while #taken < count and moved < BATCH + count and bytes < ENOUGH do
+    local at, portion = cuts[line] or 0, FIRST
+    if #taken > 0 then portion = math.max(1, math.floor((ENOUGH - bytes) * #taken / bytes)) end
+    local found = redis.call('LRANGE', line, at, at + math.min(portion, count - #taken) - 1)
+    if #found == 0 then return end
+    for _, element in ipairs(found) do
+      if #taken > 0 and bytes + #element > ENOUGH then return end
+      at, moved = at + 1, moved + 1
+      cuts[line] = at
+      if string.byte(element, 15) ~= 177 then element = adopt(element) end
+      local until_ = string.sub(element, 9, 14)
+      if until_ ~= NEVER and struct.unpack('>I6', until_) <= now then
+        expired = expired + 1
+      else
+        taken[#taken + 1] = element
+        bytes = bytes + #element
+      end
     end
   end
 end
 
--- Return how many of *left* elements to take next.
-local function portion(taken, left)
-  if #taken == 0 then return math.min(left, FIRST) end
-  return math.min(left, math.max(1, math.floor((ENOUGH - bytes) * #taken / bytes)))
-end
-
--- Add to *taken* what is fit to be handed out of *popped*, and put back into *line* what would be too much.
-local function sift_enough(popped, taken, line)
-  local size, last = bytes, #popped
-  for i = 1, #popped do
-    size = size + #popped[i]
-    if size > ENOUGH and i + #taken > 1 then
-      last = i - 1
-      break
-    end
+-- Give what was taken to the session.  Written first, removed last: what is refused on the way loses nothing.
+local function hand_over()
+  local pairs_ = {}
+  for i, element in ipairs(taken) do
+    pairs_[2 * i - 1] = string.sub(element, 1, 6)
+    pairs_[2 * i] = element
   end
-  local back = {}
-  for i = #popped, last + 1, -1 do
-    back[#back + 1] = popped[i]
-    popped[i] = nil
-  end
-  in_chunks('LPUSH', line, back)
-  sift(popped, taken)
-  return #back > 0
+  in_chunks('HSET', E .. ':h:' .. name, pairs_)
+  for line, count in pairs(cuts) do redis.call('LTRIM', line, count, -1) end
 end
 
 -- Let what is due wait in line.
@@ -82,29 +77,11 @@ local function reclaim()
   return #gone == 40
 end
 
--- Hand back what was given to sessions that do not say that they keep it.
-local function take_back()
-  local given = redis.call('ZRANGE', E .. ':g', '-inf', text(now - 1500), 'BYSCORE', 'LIMIT', 0, 100)
-  if #given == 0 then return end
-  local elements = {}
-  for _, entry in ipairs(given) do
-    local held, number = E .. ':h:' .. string.sub(entry, 1, -8), string.sub(entry, -6)
-    elements[#elements + 1] = redis.call('HGET', held, number) or nil
-    redis.call('HDEL', held, number)
-    redis.call('ZREM', E .. ':g', entry)
-  end
-  hand_back(elements)
-end
-
 -- Take one of the *suspects*, of which each comes alone, if the session has its hands free.
-local function take_suspect(suspects, taken)
+local function take_suspect(suspects)
   if redis.call('HLEN', E .. ':h:' .. name) == 0 then
-    while #taken == 0 and moved < BATCH do
-      local popped = redis.call('LPOP', E .. ':x', 1)
-      if not popped then break end
-      suspects = suspects - 1
-      sift(popped, taken)
-    end
+    take_from(E .. ':x', 1)
+    suspects = suspects - (cuts[E .. ':x'] or 0)
     if drains then redis.call('SREM', E .. ':y', name) end
     if suspects == 0 then
       -- Nobody has to drain any more.
@@ -113,8 +90,9 @@ local function take_suspect(suspects, taken)
         redis.call('SPUBLISH', E .. ':c:' .. process, session)
       end
       redis.call('DEL', E .. ':y')
+    else
+      wake(E, suspects)
     end
-    if suspects > 0 then wake(E, suspects) end
     return #taken > 0 and LONELY or 0
   end
   wake(E, suspects)
@@ -124,18 +102,9 @@ local function take_suspect(suspects, taken)
   return DRAIN
 end
 
--- Fill *taken* with up to *count* elements, those of the highest priority first.
-local function fill(taken, count)
-  local command = {'LMPOP', priorities}
-  for p = priorities - 1, 0, -1 do command[#command + 1] = E .. ':r' .. p end
-  command[#command + 1] = 'LEFT'
-  command[#command + 1] = 'COUNT'
-  local last = #command + 1
-  while #taken < count and moved < BATCH + count and bytes < ENOUGH do
-    command[last] = portion(taken, count - #taken)
-    local popped = redis.call(unpack(command))
-    if not popped or sift_enough(popped[2], taken, popped[1]) then return end
-  end
+-- Take up to *count* elements, those of the highest priority first.
+local function fill(count)
+  for p = priorities - 1, 0, -1 do take_from(E .. ':r' .. p, count) end
 end
 
 local function waiting()
@@ -168,12 +137,11 @@ return run(function()
   if owned < lease * 0.9 or owned > lease then owned = renew(name) end
   local more = promote()
   more = reclaim() or more
-  take_back()
 
-  local taken, state = {}, 0
+  local state = 0
   local suspects = redis.call('LLEN', E .. ':x')
   if suspects > 0 then
-    state = take_suspect(suspects, taken)
+    state = take_suspect(suspects)
   elseif drains then
     redis.call('SREM', E .. ':y', name)
   end
@@ -181,31 +149,29 @@ return run(function()
     local others = redis.call('ZCARD', E .. ':w')
     if listed then others = others - 1 end
     if others <= 0 then
-      fill(taken, room)
+      fill(room)
     else
       -- Leave the others their share.
-      local ready = waiting()
-      fill(taken, math.min(room, math.ceil(ready / (others + 1))))
-      ready = ready - moved
+      local ready, before = waiting(), moved
+      fill(math.min(room, math.ceil(ready / (others + 1))))
+      ready = ready - (moved - before)
       if ready > 0 then wake(E, ready) end
     end
   end
+  hand_over()
 
   if #taken > 0 then
-    local pairs_ = {}
-    for i, element in ipairs(taken) do
-      pairs_[2 * i - 1] = string.sub(element, 1, 6)
-      pairs_[2 * i] = element
-    end
-    in_chunks('HSET', E .. ':h:' .. name, pairs_)
     if listed then redis.call('ZREM', E .. ':w', name) end
-    return {owned, expired, state, 0, taken, now}
+    return {owned, expired, state, 0, taken}
   end
   if state == DRAIN then
     if listed then redis.call('ZREM', E .. ':w', name) end
-    return {owned, expired, state, -1, taken, now}
+    return {owned, expired, state, -1, taken}
   end
-  if more or moved >= BATCH then return {owned, expired, 0, 0, taken, now} end
+  -- It was given something and has not heard of it, or some answer is missing.
+  local known = tonumber(ARGV[6])
+  if known and redis.call('HLEN', E .. ':h:' .. name) ~= known then return {owned, expired, UNKNOWN, 0, taken} end
+  if more or moved >= BATCH then return {owned, expired, 0, 0, taken} end
   if waits then redis.call('ZADD', E .. ':w', text(now), name) end
-  return {owned, expired, 0, hint(), taken, now}
+  return {owned, expired, 0, hint(), taken}
 end)
