@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -360,6 +361,38 @@ async def test_many_members_share_evenly_and_each_partition_has_one_owner(server
         for member in members[:3]:
             await member.__aexit__(None, None, None)
         assert not p.lost
+
+
+async def test_a_hundred_members_that_come_at_once_share_without_waiting(server: RedisServer) -> None:
+    many = topic("many", partitions=256)
+    await declare(server, many)
+    async with process(server, session=60) as p:  # nobody looks by itself before the test is over
+        members = [consume(p, many) for _ in range(100)]
+        await asyncio.gather(*(member.__aenter__() for member in members))
+        await even(members, 256)
+        await p.put(many, names(500))
+        taken = await asyncio.gather(*(rest(member, 0.5) for member in members))
+        assert sorted(ids([d for got in taken for d in got])) == names(500)
+        await asyncio.gather(*(member.__aexit__(None, None, None) for member in members))
+        assert not p.lost
+
+
+async def test_members_that_come_and_go_in_any_order_share_evenly(server: RedisServer) -> None:
+    many = topic("many", partitions=13)
+    await declare(server, many)
+    draw = random.Random(7)
+    async with process(server, session=60) as p:
+        members: list[TopicConsumer] = []
+        for _ in range(40):
+            if members and draw.random() < 0.45:
+                await members.pop(draw.randrange(len(members))).__aexit__(None, None, None)
+            else:
+                members.append(consume(p, many))
+                await members[-1].__aenter__()
+            if members:
+                await even(members, 13)
+        for member in members:
+            await member.__aexit__(None, None, None)
 
 
 async def even(members: Sequence[TopicConsumer], partitions: int) -> None:

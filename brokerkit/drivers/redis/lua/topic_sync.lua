@@ -64,34 +64,42 @@ for p = 0, partitions - 1 do
   if not owners[p + 1] then free[#free + 1] = p end
 end
 
-local given, short, surplus = 0, false, 0
-if not leaves then
-  local share = math.floor(partitions / #members)
-  local more = partitions - share * #members
-  if more > 0 then  -- those who have most keep one more, so that the least moves
-    table.sort(members, function(a, b)
-      if count[a] ~= count[b] then return count[a] > count[b] end
-      return a < b
-    end)
-    for place = 1, more do
-      if members[place] == me then share = share + 1 end
+local given, surplus, crowded = 0, 0, false
+if #members > 0 then
+  -- Each gets *least*, and *more* of them one more: those who have most, so that the least moves.
+  local least = math.floor(partitions / #members)
+  local more = partitions - least * #members
+  table.sort(members, function(a, b)
+    if count[a] ~= count[b] then return count[a] > count[b] end
+    return a < b
+  end)
+  local rich, mine = 0, 0
+  for place, member in ipairs(members) do
+    local share = place <= more and least + 1 or least
+    if member == me then
+      mine = share
+    elseif count[member] > least then
+      rich = rich + 1
+      crowded = crowded or count[member] > share
     end
   end
-  local taken = {}
-  while count[me] < share and given < #free do
-    given = given + 1
-    local p = free[given]
-    owners[p + 1] = me .. ':' .. text(redis.call('HINCRBY', G, 'e' .. p, 1))
-    taken[#taken + 1] = 'own' .. p
-    taken[#taken + 1] = owners[p + 1]
-    count[me] = count[me] + 1
+  if not leaves then
+    surplus = math.max(0, count[me] - mine)
+    local share = rich < more and least + 1 or least
+    local taken = {}
+    while count[me] < share and given < #free do
+      given = given + 1
+      local p = free[given]
+      owners[p + 1] = me .. ':' .. text(redis.call('HINCRBY', G, 'e' .. p, 1))
+      taken[#taken + 1] = 'own' .. p
+      taken[#taken + 1] = owners[p + 1]
+      count[me] = count[me] + 1
+    end
+    keep(G, taken)
   end
-  keep(G, taken)
-  short = count[me] < share
-  surplus = math.max(0, count[me] - share)
 end
--- Others look by themselves in time; they are told where somebody waits for it.
-if (freed > 0 and given < #free and #members > 0) or (joined == 1 and short) then
+-- Others look by themselves in time; they are told where this call has left something to take, or somebody with too much.
+if (freed > 0 and given < #free and #members > 0) or (crowded and freed + given + joined > 0) then
   redis.call('SPUBLISH', E .. ':c', 'g ' .. group)
 end
 
