@@ -140,12 +140,13 @@ class QueueConsumer(Member):
         flags, name = _FLAGS, session.name
         if self._size > 8192:
             room = min(room, max(1, ENOUGH // self._size))
+        known = b"" if session.asking else len(session.held)
         sent = time.monotonic()
         try:
             reply = await self._link.call(
                 QUEUE_TAKE,
                 self._keys,
-                (name, room, flags[waits], flags[session.listed], flags[session.drains], len(session.held)),
+                (name, room, flags[waits], flags[session.listed], flags[session.drains], known),
                 timeout=self._timeout,
                 again=False,
             )
@@ -169,9 +170,8 @@ class QueueConsumer(Member):
         if expired:
             self._context.emit(Expired(address=self._queue.name, count=expired))
         if session.lost or session.name != name:
-            return (
-                None  # meanwhile `_mend` has found out what it holds: what this call took was unknown, and handed back
-            )
+            # Meanwhile `_mend` has found out what it holds: what this call took was unknown, and handed back.
+            return None
         if time.monotonic() >= session.owned or state == _UNKNOWN:
             # This process stood still for so long that others may have this by now; or it has not heard of what it was given.
             session.unsure = True

@@ -197,6 +197,7 @@ class Member(ABC):
             if session.lost:
                 return 0
             name = session.name
+            session.asking += 1
             try:
                 reply: Any = await link.call(script, keys, (name, *args), timeout=self._timeout, again=False)
             except Unanswered:
@@ -207,6 +208,8 @@ class Member(ABC):
             except (NotFound, Closed):  # there is no way to settle it any more
                 self.lose(session)
                 return 0
+            finally:
+                session.asking -= 1
             # Of several results the first one tells whether the session lives.
             results: Any = reply if reply.__class__ is int else reply[1:]
             if results or script is QUEUE_RELEASE:

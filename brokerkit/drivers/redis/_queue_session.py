@@ -24,6 +24,7 @@ class Session:
     """What a consumer is to the server: all that it holds is its own for a lease from the last sign of life on."""
 
     __slots__ = (
+        "asking",
         "drains",
         "flights",
         "given",
@@ -47,6 +48,8 @@ class Session:
         """Until when, on this process's monotonic clock, it certainly owns what it holds."""
         self.held: dict[object, Delivery] = {}
         """By `Lease`, the oldest first."""
+        self.asking = 0
+        """Calls under way that change what it holds."""
         self.given: list[Delivery] = []
         """What came without being asked for, and was not handed out yet."""
         self.flights: list[list[bytes]] = []
