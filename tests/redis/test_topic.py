@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from zlib import crc32
 
 import pytest
 
@@ -437,3 +438,33 @@ async def test_copies_are_stored_with_the_position_or_not_at_all(server: RedisSe
         assert await server.command("XLEN", entity(letters.name) + b":l") == 1
     async with process(server) as p:
         assert await left(p, ONE) == ["m00000", "m00002"]
+
+
+async def test_outcomes_are_stored_before_a_suspect_comes_and_before_anything_comes_behind_it(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what ends the process would make the others count a delivery as well, again and again."""
+    monkeypatch.setattr("brokerkit.drivers.redis._topic_commit.EVERY", 60.0)
+    monkeypatch.setattr("brokerkit.drivers.redis._topic_commit.RIDE", 60.0)
+    two = topic("two", partitions=2)
+    await declare(server, two)
+    async with process(server) as r, process(server, session=0.5) as p, consume(p, two) as dying:
+        keys = [next(k for n in range(99) if crc32(k := b"%d" % n) % 2 == p) for p in range(2)]
+        record = Record(two, "innocent", b"", keys[0], timestamp=1.0)
+        await p.outboxes.publish([record], SOON)
+        await done(dying, await take(dying, 1))
+        for id, key in (("suspect", 1), ("another", 0)):
+            record = Record(two, id, b"", keys[key], timestamp=1.0, deliveries=2)
+            await p.outboxes.publish([record], SOON)
+            (suspect,) = await take(dying, 1)
+            assert (suspect.record.id, suspect.deliveries) == (id, 3)
+            notes = await server.command("HMGET", entity("two") + b":g:" + GROUP.encode(), "c0", "c1")
+            bases = [int(note.split()[0].split(b"-")[1]) for note in notes]
+            assert bases == ([1, 0] if id == "suspect" else [1, 1])
+            await done(dying, [suspect])
+        await p.put(two, ["last"])
+        last = await take(dying, 1)
+        p.proxy.kill()
+        async with consume(r, two) as heir:
+            assert [(d.record.id, d.deliveries) for d in await take(heir, 1)] == [(last[0].record.id, 2)]
+            assert not await heir.receive(10, 0.2)

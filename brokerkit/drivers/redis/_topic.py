@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -52,6 +53,22 @@ class TopicConsumer(TopicReader):
     def claims(self) -> Mapping[int, Claim]:
         """The partitions that it has, by number."""
         return self._claims
+
+    @property
+    def cursor(self) -> str | None:
+        """Where an ephemeral reader goes on; None for a group."""
+        if self._group is not None:
+            return None
+        places = [self._claims[number].place() for number in range(len(self._claims))]
+        for delivery in reversed(self._fetched):  # not received yet
+            number = lease_of(delivery).claim.number
+            places[number] = delivery.position.rpartition("@")[2]
+        return f"{self._topic.name}[*]@{','.join(places)}"
+
+    @property
+    def owned_until(self) -> float:
+        """Until when what it holds is certainly its own; an ephemeral reader owns nothing that others might take."""
+        return math.inf if self._membership is None else self._membership.deadline
 
     def reads(self, topic: str, group: str) -> bool:
         """Return whether it is a member of *group*."""

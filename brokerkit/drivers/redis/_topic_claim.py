@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -14,7 +15,10 @@ from ...driver import Delivery, Record
 from ...policy import LONE_DELIVERY
 from .._log import Tracker
 from ._frames import read
+from ._keys import entity
 from ._topic_place import tracker_at
+
+logger = logging.getLogger("brokerkit")
 
 WANTED: Final = 256
 """Most records that were handed out before and are read again in one call."""
@@ -109,6 +113,12 @@ class Claim:
     def ended(self) -> bool:
         """Whether everything before its end was handed out."""
         return self.end is not None and self.tracker.next >= self.end
+
+    def tell_foreign(self, id: bytes) -> None:
+        """Say that the stream has an entry that is none of ours."""
+        key = entity(self.address.name).decode()
+        shown = id.decode("utf-8", "replace")
+        logger.error("%s:%d has an entry %s that brokerkit did not write: it is passed over", key, self.number, shown)
 
     # ------------------------------------------------------------------ positions
 

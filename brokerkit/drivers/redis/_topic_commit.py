@@ -120,6 +120,11 @@ class Commits:
         """Whether a call is under way; no position may be stored beside it."""
         return self._flight is not None
 
+    @property
+    def pending(self) -> bool:
+        """Whether an outcome is not stored yet."""
+        return bool(self._dirty or self._riding or self._jobs or self._flight is not None)
+
     def touch(self, claim: Claim) -> None:
         """Have the position of *claim* stored soon."""
         self._dirty[claim] = None

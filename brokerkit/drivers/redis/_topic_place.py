@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final
 
 from ...address import AnyTopic, Topic
@@ -149,6 +149,15 @@ async def look(
         end, first, position, mark, frame = found[at : at + _PER_PARTITION]
         parts.append((int(end), int(first), tracker_at(position.decode(), mark), frame))
     return now / 1000, parts
+
+
+async def all_ended(link: Link, topic: AnyTopic, source: Source, ends: Sequence[int], own: Container[int]) -> bool:
+    """Return whether a group has come to *ends* in all partitions but its *own*."""
+    _, parts = await look(link, topic, source, oldest=False)
+    return all(
+        tracker.next >= end or number in own
+        for number, (end, (_, _, tracker, _)) in enumerate(zip(ends, parts, strict=True))
+    )
 
 
 def tracker_at(position: str, mark: bytes) -> Tracker:

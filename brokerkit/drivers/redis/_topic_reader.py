@@ -28,7 +28,7 @@ from ._scripts import TOPIC_NOTE, TOPIC_READ
 from ._topic_claim import Claim, Lease, Plan, lease_of
 from ._topic_commit import Commits
 from ._topic_member import PATIENT, Membership
-from ._topic_place import look
+from ._topic_place import all_ended
 
 logger = logging.getLogger("brokerkit")
 
@@ -68,6 +68,8 @@ class TopicReader:
         self._suspect: Claim | None = None
         """Its next record has to come alone, as soon as nothing is in hand."""
         self._lone: Lease | None = None
+        """What came alone, until its outcome is stored."""
+        self._storing = False
         self._overtaken: deque[PositionLost] = deque()
         self._reading: list[Claim] = []
         self._read_at = 0.0
@@ -125,22 +127,6 @@ class TopicReader:
         if len(self._claims) == len(self._ends):
             self._others_ended = True
         return True
-
-    @property
-    def cursor(self) -> str | None:
-        """Where an ephemeral reader goes on; None for a group."""
-        if self._group is not None:
-            return None
-        places = [self._claims[number].place() for number in range(len(self._claims))]
-        for delivery in reversed(self._fetched):  # not received yet
-            number = lease_of(delivery).claim.number
-            places[number] = delivery.position.rpartition("@")[2]
-        return f"{self._topic.name}[*]@{','.join(places)}"
-
-    @property
-    def owned_until(self) -> float:
-        """Until when what it holds is certainly its own; an ephemeral reader owns nothing that others might take."""
-        return math.inf if self._membership is None else self._membership.deadline
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return 1 to *limit* deliveries, or none after *timeout* seconds."""
@@ -231,6 +217,7 @@ class TopicReader:
             or self._reading
             or self._fetched
             or self._suspect is not None
+            or self._lone is not None
             or int(id.partition(b"-")[2]) != tracker.high
             or not tracker.fresh
             or claim.gone
@@ -240,7 +227,6 @@ class TopicReader:
             or not self._link.up
         ):
             return False
-        self._lone = None
         claim.after = b"(" + id
         if not claim.run((id,), (frame,), self._held, self._fetched):
             self._has_to_come_alone(claim)
@@ -274,11 +260,7 @@ class TopicReader:
         if self._ends is None or now - self._looked < END_LOOKS:
             return False
         self._looked = now
-        _, parts = await look(self._link, self._topic, self._source, oldest=False)
-        self._others_ended = all(
-            tracker.next >= end or number in self._claims
-            for number, (end, (_, _, tracker, _)) in enumerate(zip(self._ends, parts, strict=True))
-        )
+        self._others_ended = await all_ended(self._link, self._topic, self._source, self._ends, self._claims)
         return self._others_ended and self._through() and not self._fetched
 
     # ------------------------------------------------------------------ reading
@@ -290,12 +272,14 @@ class TopicReader:
         held, room = self._held, self._room()
         if room <= 0:
             return
-        self._lone = None
         suspect = self._suspect
         if suspect is not None and (suspect.gone or suspect.revoking or suspect.tracker.fresh):
             suspect = self._suspect = None
         if suspect is not None and held:
             return
+        if (suspect is not None or self._lone is not None) and not self._all_stored():
+            return
+        self._lone = None
         reading: list[Claim] = []
         rows: list[tuple[Claim, int, bytes]] = []
         left = room
@@ -313,6 +297,10 @@ class TopicReader:
                 if plan is Plan.LATER:
                     self._suspect = claim
                     break
+                if plan is Plan.ALONE and not self._all_stored():
+                    claim.unplan()
+                    self._suspect = claim
+                    break
                 self._news.pop(claim, None)
                 left -= len(claim.planned)
                 reading.append(claim)
@@ -321,6 +309,25 @@ class TopicReader:
                     break
         if reading:
             self._read(reading, rows, left)
+
+    def _all_stored(self) -> bool:
+        """Return whether all outcomes are stored; else see to it, and read then.
+
+        What comes next, or came last, may be what ends processes: nothing else must count a delivery for that.
+        """
+        if self._commits is None or not self._commits.pending:
+            return True
+        if not self._storing:
+            self._storing = True
+            self._commits.stored().add_done_callback(self._stored)
+        return False
+
+    def _stored(self, answer: asyncio.Future[None]) -> None:
+        self._storing = False
+        if answer.cancelled() or answer.exception() is not None:
+            get_running_loop().call_later(END_LOOKS, self._pump)
+        else:
+            self._pump()
 
     def _ahead(self, claim: Claim) -> int:
         """Return how many fresh records of *claim* may be read; it stands where there may be none for now."""
@@ -379,14 +386,14 @@ class TopicReader:
     def _take_in(self, reading: list[Claim], rows: list[list[Any]]) -> None:
         """Hand out what a read has brought."""
         found = {row[0]: row for row in rows}
-        lost: list[Claim] = []
         for place, claim in enumerate(reading):
             row = found.get(place)
             if claim.gone:
                 continue
             if row is not None and row[1] == b"lost":
                 claim.unplan()
-                lost.append(claim)
+                if self._membership is not None:
+                    self._membership.soon()
             elif claim.planned:
                 self._again(claim, row or [])
             elif row is None:
@@ -397,8 +404,6 @@ class TopicReader:
                 self._news[claim] = None
             elif not claim.revoking:
                 self._follow(claim, row)
-        if lost and self._membership is not None:
-            self._membership.soon()
 
     def _again(self, claim: Claim, row: list[Any]) -> None:
         """Hand out what was handed out before."""
@@ -427,12 +432,7 @@ class TopicReader:
         _, what, finish, last, foreign = row[:5]
         tracker, held, fetched = claim.tracker, self._held, self._fetched
         for id in foreign:
-            logger.error(
-                "%s:%d has an entry %s that brokerkit did not write: it is passed over",
-                self._keys[0].decode(),
-                claim.number,
-                id.decode("utf-8", "replace"),
-            )
+            claim.tell_foreign(id)
         through = True
         if what == b"run":
             through = claim.run(row[5::2], row[6::2], held, fetched)
