@@ -223,8 +223,8 @@ PUBLISHING: tuple[Mutant, ...] = (
         name="readers are not told",
         breaks="a message is there at once",
         file=PUBLISH_TOPIC,
-        old="redis.call('SPUBLISH', E .. ':c:' .. p, #line",
-        new="redis.call('EXISTS', E .. ':c:' .. p, #line",
+        old="tell(E .. ':c:' .. p, #line",
+        new="tostring(E .. ':c:' .. p, #line",
         tests=driver("test_topic_calls", "test_a_record_that_comes_while_a_reader_waits_is_there_at_once[redis]"),
     ),
 )

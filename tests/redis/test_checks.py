@@ -98,7 +98,7 @@ async def test_durability_asked_for_is_durability_got_or_a_refusal(flavor: Flavo
 
 
 async def test_a_user_who_may_not_ask_is_told_what_to_allow() -> None:
-    least = "+hello +client|setname +info ~bk:*"
+    least = "+hello +client|setname +info ~bk:* +spublish &bk:*"
     users = {"blind": "+hello +client|setname", "least": least}
     with (
         RedisServer("redis", appendonly=True, users=users) as old,

@@ -14,7 +14,7 @@ KEYS: Final = ("~bk:*",)
 CHANNELS: Final = ("&bk:*",)
 CONNECTING: Final = ("auth", "client|setname", "hello", "ping", "select")
 """What each connection begins with, and is kept alive by."""
-CALLED: Final = ("config|get", "evalsha", "hmget", "info", "script|load", "ssubscribe", "sunsubscribe", "xlen")
+CALLED: Final = ("config|get", "evalsha", "hmget", "info", "script|load", "spublish", "ssubscribe", "sunsubscribe", "xlen")
 """What the driver itself sends."""
 SCRIPTED: Final = (
     "del", "exists", "get", "hdel", "hexists", "hget", "hincrby", "hkeys", "hlen", "hmget", "hrandfield", "hscan",

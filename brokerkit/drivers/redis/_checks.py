@@ -18,6 +18,8 @@ from ._wire import Wire
 logger = logging.getLogger("brokerkit")
 
 OLDEST: Final = (7, 0)
+PROBE: Final = b"bk:{bk}:c"
+"""A channel that nobody listens to."""
 _SECTIONS: Final = ("server", "memory", "replication", "persistence")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 
@@ -73,6 +75,8 @@ async def _check(wire: Wire, settings: Settings, warned: set[str]) -> Facts:
                 "set appendonly yes in its configuration"
             )
         waitaof = await _check_fsync(wire, server, settings)
+    # Without it everything works, only slowly: better to say so at once.  Since Redis 7 a new user may use no channel.
+    await _ask(wire, ("SPUBLISH", PROBE, b""))
     return Facts(server=server, aof=aof, waitaof=waitaof)
 
 
@@ -154,7 +158,7 @@ def _configured(answer: object) -> str | None:
     return _text(values[0]) if values else None
 
 
-async def _ask(wire: Wire, *commands: tuple[str | int, ...], refused: bool = False) -> list[object]:
+async def _ask(wire: Wire, *commands: tuple[str | int | bytes, ...], refused: bool = False) -> list[object]:
     """Send *commands* at once and return their replies; with *refused*, what the server said no with is a reply too."""
     await wire.send_packed_command([part for command in commands for part in wire.pack_command(*command)])
     replies: list[object] = []

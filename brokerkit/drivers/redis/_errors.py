@@ -118,7 +118,7 @@ def _answered(error: BaseException, text: str, what: str) -> BrokerError:
     if code == "BK":
         ours, _, rest = text.partition(" ")
         return _OURS.get(ours, BrokerError)(rest or f"{what}: {ours}")
-    if code == "NOPERM":
+    if code == "NOPERM" or "user executing the script can't" in text:
         return AuthorizationError(
             f"{what}: {_line(text)}; README, section Redis, has the access list that brokerkit needs"
         )

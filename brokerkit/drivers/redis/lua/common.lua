@@ -14,6 +14,23 @@ local function behind(key)
   end
 end
 
+-- Add an entry to the stream *key* with the id "ms-number"; where somebody else has written into it, go on behind that.
+-- Return the ms it has.
+local function append(key, ms, number, frame)
+  local added = redis.pcall('XADD', key, text(ms) .. '-' .. number, 'f', frame)
+  if type(added) ~= 'table' then return ms end
+  if not string.find(added.err, 'equal or smaller', 1, true) then error(added) end
+  ms = behind(key)
+  redis.call('XADD', key, text(ms) .. '-' .. number, 'f', frame)
+  return ms
+end
+
+-- Tell who listens to *channel*; return how many that were.  Nothing depends on it but speed, and what was stored stays so.
+local function tell(channel, message)
+  local heard = redis.pcall('SPUBLISH', channel, message)
+  return type(heard) == 'number' and heard or 0
+end
+
 -- E:w has the idle consumers by the time since when they wait; this much more is added when one is woken, so that the next
 -- message wakes another.  Whoever was woken a second ago and did not come may be woken again.
 local WOKEN = 1e15
@@ -25,7 +42,7 @@ local function wake(E, count)
     if #idle == 0 then return end
     for _, name in ipairs(idle) do
       local process, session = string.match(name, '^(.-)/(.*)$')
-      if process and redis.call('SPUBLISH', E .. ':c:' .. process, session) > 0 then
+      if process and tell(E .. ':c:' .. process, session) > 0 then
         redis.call('ZADD', E .. ':w', 'XX', text(WOKEN + now), name)
         count = count - 1
       else

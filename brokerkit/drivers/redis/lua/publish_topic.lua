@@ -51,18 +51,13 @@ local fields, reply = {}, {text(partitions)}
 for n, p in ipairs(touched) do
   local offset, ms = tonumber(found[2 * n + 4] or 0), tonumber(found[2 * n + 5] or 0)
   if ms < now then ms = now end
-  local key, front = E .. ':' .. p, text(ms) .. '-'
+  local key = E .. ':' .. p
   reply[#reply + 1] = p .. ' ' .. text(ms) .. ' ' .. text(offset)
   for _, i in ipairs(lines[p]) do
-    local added = redis.pcall('XADD', key, front .. offset, 'f', string.sub(ARGV[i], 5))
-    if type(added) == 'table' then
-      ms = behind(key)
-      front = text(ms) .. '-'
-      redis.call('XADD', key, front .. offset, 'f', string.sub(ARGV[i], 5))
-    end
+    ms = append(key, ms, offset, string.sub(ARGV[i], 5))
     offset = offset + 1
   end
-  lines[p].id = front .. offset - 1
+  lines[p].id = text(ms) .. '-' .. offset - 1
   fields[#fields + 1] = 'o' .. p
   fields[#fields + 1] = text(offset)
   fields[#fields + 1] = 'm' .. p
@@ -85,6 +80,6 @@ for first = 1, #fields, 500 do
 end
 for _, p in ipairs(touched) do
   local line = lines[p]
-  redis.call('SPUBLISH', E .. ':c:' .. p, #line == 1 and news(line.id, string.sub(ARGV[line[1]], 5)) or '')
+  tell(E .. ':c:' .. p, #line == 1 and news(line.id, string.sub(ARGV[line[1]], 5)) or '')
 end
 return reply

@@ -85,13 +85,8 @@ end
 
 local function push_topic(t, blob)
   local part = part_of(t, struct.unpack('>I4', blob) % t.partitions)
-  local id = text(part.ms) .. '-' .. text(part.next)
-  local added = redis.pcall('XADD', part.key, id, 'f', string.sub(blob, 5))
-  if type(added) == 'table' and added.err then
-    part.ms = behind(part.key)
-    id = text(part.ms) .. '-' .. text(part.next)
-    redis.call('XADD', part.key, id, 'f', string.sub(blob, 5))
-  end
+  part.ms = append(part.key, part.ms, part.next, string.sub(blob, 5))
+  local id = text(part.ms) .. '-' .. part.next
   part.next = part.next + 1
   part.news = part.next == part.first + 1 and news(id, string.sub(blob, 5)) or ''
   return part
@@ -100,13 +95,7 @@ end
 local function push(entity, blob)
   if entity.kind == 'q' then return push_queue(entity, blob) end
   if entity.kind == 't' then return push_topic(entity, blob) end
-  local key = entity.key .. ':l'
-  entity.seq = entity.seq + 1
-  local added = redis.pcall('XADD', key, text(entity.seq) .. '-0', 'f', blob)
-  if type(added) == 'table' then
-    entity.seq = behind(key)
-    redis.call('XADD', key, text(entity.seq) .. '-0', 'f', blob)
-  end
+  entity.seq = append(entity.key .. ':l', entity.seq + 1, 0, blob)
   return entity.seq
 end
 
@@ -153,7 +142,7 @@ local function finish_topic(t)
     redis.call('HSET', t.key, unpack(fields, first, math.min(first + CHUNK - 1, #fields)))
   end
   trim(t)
-  for p, part in pairs(t.parts) do redis.call('SPUBLISH', t.key .. ':c:' .. p, part.news) end
+  for p, part in pairs(t.parts) do tell(t.key .. ':c:' .. p, part.news) end
 end
 
 local function finish()
