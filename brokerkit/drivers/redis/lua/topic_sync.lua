@@ -100,7 +100,7 @@ if #members > 0 then
 end
 -- Others look by themselves in time; they are told where this call has left something to take, or somebody with too much.
 if (freed > 0 and given < #free and #members > 0) or (crowded and freed + given + joined > 0) then
-  redis.call('SPUBLISH', E .. ':c', 'g ' .. group)
+  redis.pcall('SPUBLISH', E .. ':c', 'g ' .. group)
 end
 
 local soonest = -1
