@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,6 +23,8 @@ from .policy import MAX_BODY, MAX_DELAY, MAX_HEADER_BYTES, MAX_HEADERS, MAX_ID, 
 
 _NO_HEADERS: Mapping[str, str] = {}
 Declare = Literal["auto", "check", "never"]
+logger = logging.getLogger("brokerkit")
+
 _SETTINGS = {"topic": ("partitions", "retention"), "queue": ("priorities", "dedup", "lease")}
 _COMPARED = {
     "topic": ("type", "codec", "owned", *_SETTINGS["topic"]),
@@ -134,6 +137,21 @@ class Bindings:
             self._match(bound, await self._driver.describe(address))
         elif self._declare == "auto" and not isinstance(address, DeadLetters) and address.owned:
             await self._driver.declare(address)
+            self._warn(bound, await self._driver.describe(address))
+
+    @staticmethod
+    def _warn(bound: Bound, found: Mapping[str, object] | None) -> None:
+        """Warn of settings that exist otherwise: they count, and nothing is altered by itself."""
+        for setting in _SETTINGS[bound.address.kind] if found is not None else ():
+            wanted = getattr(bound.address, setting)
+            if found is not None and setting in found and found[setting] != wanted:
+                logger.warning(
+                    "%r exists with %s=%r, which counts; the program says %r (declare='check' refuses that)",
+                    bound.shown,
+                    setting,
+                    found[setting],
+                    wanted,
+                )
 
     def _match(self, bound: Bound, found: Mapping[str, object] | None) -> None:
         if found is None:

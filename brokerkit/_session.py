@@ -211,13 +211,13 @@ class Session:
         self._notice()
 
     def _bury(self, message: Message[Any], verdict: Die, failures: int, error: BaseException | None = None) -> None:
-        record, letters, now = message._item.record, self.plan.letters, self.env.clock.time()
+        record, letters = message._item.record, self.plan.letters
         self._log_dead(message, verdict, error)
         if letters is None:
             self.settling.add(Settlement(self._delivery(message)))
             self._leave(message)
             return
-        first = self._first_failure(message)
+        first, now = self._first_failure(message), self.env.clock.time()
         publish: tuple[Record, ...] = (
             dead_letter(record, letters, verdict, failures=failures, first_failed=first, now=now),
         )

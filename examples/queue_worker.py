@@ -2,8 +2,8 @@
 
     python examples/queue_worker.py [URL]
 
-Each picture goes to one worker, whichever has its hands free.  A worker that is killed loses nothing: after the queue's lease
-the others get what it held.  Ctrl-C or SIGTERM lets it finish what it has begun.
+Each picture goes to one worker, which takes some ahead: 16, unless prefetch= says otherwise (1 for few and slow ones).
+A worker that is killed loses nothing: after the queue's lease the others get what it held.  Ctrl-C or SIGTERM lets it finish what it has begun.
 """
 
 import asyncio

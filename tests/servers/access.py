@@ -14,7 +14,17 @@ KEYS: Final = ("~bk:*",)
 CHANNELS: Final = ("&bk:*",)
 CONNECTING: Final = ("auth", "client|setname", "hello", "ping", "select")
 """What each connection begins with, and is kept alive by."""
-CALLED: Final = ("config|get", "evalsha", "hmget", "info", "script|load", "spublish", "ssubscribe", "sunsubscribe", "xlen")
+CALLED: Final = (
+    "config|get",
+    "evalsha",
+    "hmget",
+    "info",
+    "script|load",
+    "spublish",
+    "ssubscribe",
+    "sunsubscribe",
+    "xlen",
+)
 """What the driver itself sends."""
 SCRIPTED: Final = (
     "del", "exists", "get", "hdel", "hexists", "hget", "hincrby", "hkeys", "hlen", "hmget", "hrandfield", "hscan",
@@ -36,7 +46,8 @@ def rules(*, newer: bool) -> str:
 
 
 def line() -> str:
-    """Return the line of README that makes such a user on any server."""
-    words = f"ACL SETUSER {USER} on '>password' {rules(newer=False)}"
+    """Return the command of README that makes such a user on any server, as a shell takes it."""
+    quoted = (f"'{word}'" if set(word) & set(">~&|*") else word for word in rules(newer=False).split())
+    words = f"redis-cli ACL SETUSER {USER} on '>password' {' '.join(quoted)}"
     parts = textwrap.wrap(words, width=126, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return " \\\n".join(parts)

@@ -73,7 +73,7 @@ def test_the_user_of_the_tests_may_do_that_and_nothing_else(flavor: Flavor) -> N
 def test_readme_shows_the_line_that_the_tests_run_with(flavor: Flavor) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"\n{access.line()}\n" in text, f"README has to show\n{access.line()}"
-    words = [word.strip("'") for word in access.line().replace("\\\n", " ").split()[3:]]
+    words = [word.strip("'") for word in access.line().replace("\\\n", " ").split()[4:]]
     for name in access.NEWER:
         assert f"`+{name}`" in text
     with RedisServer(flavor) as server:
