@@ -170,13 +170,13 @@ async def test_who_reads_is_told_of_a_deletion(flavor: Flavor) -> None:
             tasks.start_soon(wakes.run)
             while wakes.problem is not None:
                 await asyncio.sleep(0.01)
-            for channel in (b"bk:{emails}:c:process", b"bk:{orders}:c"):
+            for channel in (b"bk:{emails}:c:process", b"bk:{orders}:c", b"bk:{orders}:c:3"):
                 await wakes.subscribe(channel, heard.append)
             await r.server.command("ZADD", "bk:{emails}:w", 1, "process/one")
             await r.admin.seek(Source(TOPIC, GROUP, Start.EARLIEST))
             await r.admin.delete(QUEUE, None)
             await r.admin.delete(TOPIC, None)
-            while not set(heard) >= {b"one", b"g billing", b"0 1 2 3"}:
+            while not set(heard) >= {b"one", b"g billing", b""}:
                 await asyncio.sleep(0.01)
             tasks.cancel_scope.cancel()
 

@@ -40,13 +40,11 @@ end
 
 local function remove_topic(T)
   for _, name in ipairs(redis.call('SMEMBERS', T .. ':gs')) do remove_group(T, name) end
-  local all = {}
   for p = 0, tonumber(redis.call('HGET', T, 'partitions') or 1) - 1 do
     remove(T .. ':' .. p)
-    all[p + 1] = p
+    redis.pcall('SPUBLISH', T .. ':c:' .. p, '')
   end
   remove(T .. ':gs')
-  redis.call('SPUBLISH', T .. ':c', table.concat(all, ' '))
 end
 
 local function remove_entity(key)
