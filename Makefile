@@ -14,7 +14,7 @@ MANY := -n 12 --dist worksteal
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all test-faults check bench mutants promises servers clean lock pytest
+.PHONY: help demo test test-all test-faults check bench mutants promises servers clean lock pytest sample
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ help: ## Show this help
 demo: $(if $(filter redis%,$(URL)),$(VENV)/.redis,$(VENV)/.run) ## Run the example service on real orders; URL=... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
 
-test: check pytest mutants ## Run everything: lint, types, unit, conformance, examples, mutants
+test: check pytest sample ## Run everything: lint, types, unit, conformance, examples, mutants
 
 test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 	@found=; for version in $(VERSIONS); do \
@@ -35,7 +35,7 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 
 pytest: $(VENV)/.dev
 	@rm -f $(RESULTS)
-	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 --dist loadgroup $(addprefix --ignore=,$(WAITING))
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 4 --dist loadgroup $(addprefix --ignore=,$(WAITING))
 	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest $(MANY) $(WAITING)
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 
@@ -47,6 +47,10 @@ promises: $(VENV)/.dev ## Write README's table of promises from a run of the con
 	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 tests/conformance $(addprefix --ignore=,$(WAITING))
 	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest $(MANY) $(WAITING)
 	@$(BIN)/python -m brokerkit.testing.conformance.promises $(RESULTS) README.md
+
+# All of them take minutes: this is the same part of them each time.
+sample: $(VENV)/.dev
+	@$(BIN)/python -m tests.mutants --sample 80 --seed 1
 
 mutants: $(VENV)/.dev ## Plant faults and print which test catches each
 	@$(BIN)/python -m tests.mutants
