@@ -405,7 +405,7 @@ class Link:
             False,
             loop.create_future(),
         )
-        load.future.add_done_callback(_ignore)
+        load.future.add_done_callback(ignore)
         self._waiting.extendleft((call, load))
         if self._wake is not None:
             self._stir()
@@ -465,7 +465,8 @@ def _answer(call: _Call, value: Any) -> None:
         call.future.set_result(value)
 
 
-def _ignore(future: asyncio.Future[Any]) -> None:
+def ignore(future: asyncio.Future[Any]) -> None:
+    """Take note of what a call failed with that nobody waits for."""
     if not future.cancelled():
         future.exception()
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from ...errors import BrokerError, Closed, NotFound
 from ._context import Context
 from ._keys import entity
+from ._link import ignore
 from ._queue_session import Session
 from ._scripts import QUEUE_LEAVE, QUEUE_PASS, QUEUE_RENEW
 
@@ -152,7 +153,7 @@ class Bell:
             self._call_pass(session.name)
 
     def _call_pass(self, name: bytes) -> None:
-        self._link.call(QUEUE_PASS, self._keys, (name,), timeout=self._timeout).add_done_callback(_ignore)
+        self._link.call(QUEUE_PASS, self._keys, (name,), timeout=self._timeout).add_done_callback(ignore)
 
     def _link_changed(self, up: bool) -> None:
         if up:
@@ -280,8 +281,3 @@ class Bell:
 def _resolve(done: asyncio.Future[None] | None) -> None:
     if done is not None and not done.done():
         done.set_result(None)
-
-
-def _ignore(call: asyncio.Future[Any]) -> None:
-    if not call.cancelled():
-        call.exception()

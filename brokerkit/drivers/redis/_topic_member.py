@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from ...address import AnyTopic
 from ...errors import BrokerError, BrokerUnavailable, NotFound
 from ._keys import entity
-from ._link import Argument, Link, Unanswered
+from ._link import Argument, Link, Unanswered, ignore
 from ._scripts import TOPIC_SYNC
 from ._topic_claim import Claim
 
@@ -164,7 +164,7 @@ class Membership:
                 watchers.discard(mended)
                 if loop.time() < until:
                     again = self._link.call(TOPIC_SYNC, self._keys, args, timeout=self._session)
-                    again.add_done_callback(_ignore)
+                    again.add_done_callback(ignore)
 
         watchers.add(mended)
         loop.call_at(until, watchers.discard, mended)
@@ -275,8 +275,3 @@ class Membership:
             self._timer = asyncio.get_running_loop().call_later(min(0.2, self._session / 8), self._send)
         else:
             self._told.fail(failure)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
