@@ -1,7 +1,7 @@
-"""Real servers for the tests: Redis 7 (Debian's) and Valkey 9 (of a wheel), started here and ended by who started them.
+"""Real servers for the tests: Redis 7 (Debian's), Valkey 9 (of a wheel) and Kafka (of Maven), ended by who started them.
 
 `shared` gives a server that all tests of one process use one after the other, each on an empty one; a test that breaks its
-server makes its own `RedisServer`.  ``python -m tests.servers`` is `make servers`.
+server makes its own `RedisServer`.  Kafka is in `kafka`.  ``python -m tests.servers`` is `make servers`.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def require() -> None:
 def _redis() -> str:
     found = shutil.which("redis-server")
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        _install("redis-server")
+        install("redis-server")
         found = shutil.which("redis-server")
     if found is None:
         raise Missing(
@@ -58,13 +58,17 @@ def _redis() -> str:
     return found
 
 
-def _install(package: str) -> None:
-    """Install a package of Debian's; of several processes that want it at once the first does it."""
+def install(package: str, program: str = "") -> None:
+    """Install a package of Debian's that has *program*; of several processes that want it at once the first does it.
+
+    Raises:
+        Missing: it could not be installed.
+    """
     print(f"installing {package} ...", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with (Path(tempfile.gettempdir()) / "brokerkit-apt.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if shutil.which(package):
+        if shutil.which(program or package):
             return
         for command in (["update"], ["install", "--yes", "--no-install-recommends", package]):
             done = subprocess.run(

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import redis
 import redis.asyncio
 
+from . import guard
 from .access import ADMIN, USER, rules
 from .certificates import certificates
 from .ports import free_port
@@ -27,13 +28,6 @@ from .programs import Flavor, program
 
 STARTUP: Final = 20.0
 """Seconds until a server must answer; it does so in some 20 ms."""
-
-_GUARD: Final = """
-exec 3<&0
-(read -r _ <&3 || { kill -9 $$; rm -rf "${0%/log}"; }) >/dev/null 2>&1 &
-exec "$@" 3<&- </dev/null >>"$0" 2>&1
-"""
-"""Becomes the server, and leaves somebody behind who ends it, and removes its folder, when its starter dies in any way."""
 
 
 class RedisServer:
@@ -171,9 +165,7 @@ class RedisServer:
         path = folder / "server.conf"
         path.touch(mode=0o600)
         path.write_text("\n".join(self._lines(port, tls_port)) + "\n", encoding="utf-8")
-        command = ["/bin/sh", "-c", _GUARD, str(folder / "log"), program(self.flavor), str(path)]
-        # A session of its own: Ctrl-C is for the tests, which end the server when they are done.
-        self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, start_new_session=True)
+        self._process = guard.start([program(self.flavor), str(path)], log=folder / "log", folder=folder)
 
     def _lines(self, port: int, tls_port: int) -> list[str]:
         settings = {**self._config, "port": str(port), "dir": str(self.folder)}
@@ -231,10 +223,7 @@ class RedisServer:
             process.wait()
             raise
         finally:
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.write(b"\n")  # the guard may go: there is nothing left to end
-                process.stdin.close()
+            guard.dismiss(process)
 
     # ------------------------------------------------------------------ use
     def url(

@@ -1,0 +1,30 @@
+"""Real Kafka brokers of the versions that the tests are for, run by the Java of this machine from jars that Maven fetches.
+
+`shared_kafka` gives a broker that all processes of a run share; a test that breaks its brokers makes its own `KafkaCluster`.
+"""
+
+from __future__ import annotations
+
+from .cluster import KafkaCluster, prepare
+from .endpoints import Endpoints
+from .programs import VERSIONS, Version
+from .settings import ADMIN, Listener
+from .shared import VARIABLE, Run, running, shared_kafka
+from .wire import Refused, Right, Wire
+
+__all__ = [
+    "ADMIN",
+    "VARIABLE",
+    "VERSIONS",
+    "Endpoints",
+    "KafkaCluster",
+    "Listener",
+    "Refused",
+    "Right",
+    "Run",
+    "Version",
+    "Wire",
+    "prepare",
+    "running",
+    "shared_kafka",
+]
