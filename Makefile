@@ -19,7 +19,7 @@ MANY := -n 12 --dist worksteal
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(if $(filter redis%,$(URL)),$(VENV)/.redis,$(VENV)/.run) ## Run the example service on real orders; URL=... for another broker than memory://
+demo: $(if $(filter redis%,$(URL)),$(VENV)/.redis,$(if $(filter kafka%,$(URL)),$(VENV)/.kafka,$(VENV)/.run)) ## Run the example service on real orders; URL=... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
 
 test: check pytest sample ## Run everything: lint, types, unit, conformance, examples, mutants
@@ -64,7 +64,7 @@ check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 bench: $(VENV)/.bench ## Measure the speed on memory:// and Redis, beside other libraries
 	@$(BIN)/python -m tests.benchmarks
 
-servers: $(VENV)/.dev ## Run a development Redis and print its URL; Ctrl-C ends it
+servers: $(VENV)/.dev ## Run a development Redis and a development Kafka and print their URLs; Ctrl-C ends them
 	@$(BIN)/python -m tests.servers
 
 clean: ## Remove what the targets made
@@ -100,12 +100,16 @@ $(VENV)/.redis: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(call install,brokerkit for Redis,--editable '.[redis]')
 	@touch $(VENV)/.run
 
+$(VENV)/.kafka: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+	@$(call install,brokerkit for Kafka,--editable '.[kafka]')
+	@touch $(VENV)/.run
+
 # A pip older than 25.1 knows no dependency groups.
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(call install,brokerkit and its tools,--editable '.[redis]' --group dev)
-	@touch $(VENV)/.run $(VENV)/.redis
+	@$(call install,brokerkit and its tools,--editable '.[redis,kafka]' --group dev)
+	@touch $(VENV)/.run $(VENV)/.redis $(VENV)/.kafka
 
 # Its servers are those of the tests.
 $(VENV)/.bench: $(VENV)/.dev
-	@$(call install,the benchmarks,--editable '.[bench,redis]')
+	@$(call install,the benchmarks,--editable '.[bench,redis,kafka]')

@@ -70,7 +70,25 @@ REDIS = (
     ("redis",),
 )
 """The same for the modules of this driver; the last one is the package."""
-CLIENTS = {"redis": {"redis", "hiredis"}}
+KAFKA = (
+    ("_errors", "_options"),
+    ("_sasl", "_api"),
+    ("_wire",),
+    ("_cluster",),
+    ("_records", "_offsets", "_create", "_assign"),
+    ("_publish", "_fetch", "_group"),
+    ("_context",),
+    ("_claim",),
+    ("_commit",),
+    ("_reader",),
+    ("_consumer",),
+    ("_browse",),
+    ("_admin",),
+    ("_driver",),
+    ("kafka",),
+)
+DRIVERS = {"redis": REDIS, "kafka": KAFKA}
+CLIENTS = {"redis": {"redis", "hiredis"}, "kafka": {"aiokafka", "kio", "cramjam"}}
 """Which driver's folder imports which client libraries; nobody else does."""
 LONGEST = 500
 
@@ -132,11 +150,17 @@ def test_a_row_imports_only_from_rows_above_it(path: Path) -> None:
         assert {room(name) for name in imports(path)} <= DRIVERS_MAY
 
 
-@pytest.mark.parametrize("path", sources("brokerkit/drivers/redis"), ids=module)
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_every_module_of_a_driver_has_a_row_and_every_row_a_module(driver: str) -> None:
+    found = {module(path).rpartition(".")[2] for path in sources(f"brokerkit/drivers/{driver}")}
+    assert found == {name for row in DRIVERS[driver] for name in row}
+
+
+@pytest.mark.parametrize("path", sources(*(f"brokerkit/drivers/{driver}" for driver in DRIVERS)), ids=module)
 def test_a_module_of_a_driver_imports_only_from_rows_above_it(path: Path) -> None:
-    places = {name: number for number, row in enumerate(REDIS) for name in row}
-    assert {module(other).rpartition(".")[2] for other in sources("brokerkit/drivers/redis")} == set(places)
-    here, package = module(path).rpartition(".")[2], "brokerkit.drivers.redis."
+    driver = path.parent.name
+    places = {name: number for number, row in enumerate(DRIVERS[driver]) for name in row}
+    here, package = module(path).rpartition(".")[2], f"brokerkit.drivers.{driver}."
     used = {name.removeprefix(package) for name in imports(path) if name.startswith(package)}
     below = {name for name in used if places[name] > places[here]}
     assert not below, f"{here} imports {below} from rows below its own"
