@@ -16,6 +16,7 @@ import redis
 
 from . import FLAVORS, Flavor, Missing, RedisServer, programs
 from .certificates import certificates
+from .kafka import Wire
 
 ROOT = Path(__file__).parents[2]
 each = pytest.mark.parametrize("flavor", FLAVORS)
@@ -158,19 +159,27 @@ def alive(number: int) -> bool:
         return False
 
 
-def test_the_development_server_tells_its_url_and_ends_with_ctrl_c() -> None:
+def test_the_development_servers_tell_their_urls_and_end_with_ctrl_c() -> None:
     command = [sys.executable, "-m", "tests.servers"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("Redis 7."), line
-        url = line.split()[-1]
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[0].startswith("Redis 7."), lines
+        url = lines[0].split()[-1]
+        assert lines[1] == f"  make demo URL={url}\n"
         with redis.Redis.from_url(url) as client:
             assert client.set("key", "value")
+        assert lines[2].startswith("Kafka 4."), lines
+        port = int(lines[2].rpartition(":")[2])
+        assert lines[3] == f"  make demo-topics URL=kafka://localhost:{port}\n"
+        with Wire(port) as admin:
+            admin.create("topic")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     with redis.Redis.from_url(url) as client, pytest.raises(redis.ConnectionError):
         client.ping()
+    with pytest.raises(ConnectionRefusedError):
+        Wire(port)
 
 
 def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
