@@ -44,7 +44,7 @@ class Proxy:
         self._left: dict[Direction, int | None] = {"up": None, "down": None}
         self._needles: tuple[bytes, ...] = ()
         self._replies = 0
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._listener: socket.socket | None = None
         self._keeper: socket.socket | None = None
         self._closed = False
@@ -80,9 +80,12 @@ class Proxy:
         with contextlib.suppress(OSError):  # the client has changed its mind
             client, _ = listener.accept()
             self.connections += 1
-            link = _Link(self, client)
+            link = self._link(client)
             self._links.add(link)
             link.update()
+
+    def _link(self, client: socket.socket) -> Link:
+        return Link(self, client)
 
     def refuse(self) -> None:
         """Refuse new connections from now on."""
@@ -142,7 +145,7 @@ class Proxy:
             link.update()
 
 
-class _Link:
+class Link:
     """One connection through the proxy."""
 
     def __init__(self, proxy: Proxy, client: socket.socket) -> None:
@@ -215,7 +218,7 @@ class _End:
 
     peer: _End
 
-    def __init__(self, link: _Link, direction: Direction) -> None:
+    def __init__(self, link: Link, direction: Direction) -> None:
         self.link = link
         self.direction: Direction = direction
         """Where what is read here goes."""

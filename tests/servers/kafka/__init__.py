@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .cluster import KafkaCluster, prepare
 from .endpoints import Endpoints
+from .network import Network
 from .programs import VERSIONS, Version
 from .settings import ADMIN, Listener
 from .shared import VARIABLE, Run, running, shared_kafka
@@ -19,6 +20,7 @@ __all__ = [
     "Endpoints",
     "KafkaCluster",
     "Listener",
+    "Network",
     "Refused",
     "Right",
     "Run",

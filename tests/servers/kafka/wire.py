@@ -190,19 +190,21 @@ class Wire:
             if code not in {0, 3}:
                 raise Refused(f"delete {name}: error {code}")
 
+    def offset(self, topic: str, partition: int, *, end: bool) -> int:
+        """Return the first offset that is there, or the *end*, of a partition that this broker leads."""
+        wanted = struct.pack(">iq", partition, -1 if end else -2)
+        answer = self.ask(LIST_OFFSETS, 1, struct.pack(">i", -1) + array([text(topic) + array([wanted])]))
+        answer.items()
+        answer.text()
+        answer.items()
+        answer.number("i")
+        answer.good(f"{topic} {partition}", message=False)
+        answer.number("q")
+        return answer.number("q")
+
     def offsets(self, topic: str, *, end: bool) -> dict[int, int]:
-        """Return the first offset of each partition that is there, or the *end*; of partitions that this broker leads."""
-        which = -1 if end else -2
-        wanted = [struct.pack(">iq", index, which) for index in self.cluster([topic]).topics[topic]]
-        answer = self.ask(LIST_OFFSETS, 1, struct.pack(">i", -1) + array([text(topic) + array(wanted)]))
-        found: dict[int, int] = {}
-        for _ in answer.items():
-            answer.text()
-            for _ in answer.items():
-                index = answer.number("i")
-                answer.good(f"{topic} {index}", message=False)
-                _, found[index] = answer.number("q"), answer.number("q")
-        return found
+        """Return the same of all partitions; this broker leads them all."""
+        return {index: self.offset(topic, index, end=end) for index in self.cluster([topic]).topics[topic]}
 
     def allow(self, rights: Sequence[Right]) -> None:
         """Give rights; return when this broker knows."""
