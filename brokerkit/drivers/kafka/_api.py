@@ -14,7 +14,7 @@ from kio.index import load_response_from_request
 from kio.schema.request_header.v1.header import RequestHeader as HeaderV1
 from kio.schema.request_header.v2.header import RequestHeader as HeaderV2
 from kio.serial import entity_reader, entity_writer
-from kio.static.primitive import i16
+from kio.static.primitive import i16, i32
 from kio.static.protocol import RequestPayload
 
 from ...errors import ConfigError
@@ -132,7 +132,7 @@ class Request:
         header = kind(
             request_api_key=entity.__api_key__,
             request_api_version=i16(entity.__version__),
-            correlation_id=correlation_id,
+            correlation_id=i32(correlation_id),
             client_id=client_id,
         )
         buffer = io.BytesIO()

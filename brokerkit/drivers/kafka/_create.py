@@ -1,0 +1,101 @@
+"""Creating topics, with the settings of their addresses."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from kio.schema.create_topics.v7 import request as requests
+from kio.schema.errors import ErrorCode
+
+from ...address import Address, AnyTopic, DeadLetters, Queue, Topic
+from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound
+from ...policy import MAX_BODY
+from ._cluster import PAUSE, Cluster, TopicInfo
+from ._errors import Unanswered, of_code
+
+LARGEST: Final = MAX_BODY + 65536
+"""``max.message.bytes`` of a topic: a body of the largest size with its key and headers, where Kafka's default is 1 MiB."""
+LARGEST_COPY: Final = 64 * 1024 * 1024
+"""The same where copies go: what was accepted once, from whatever client, has to be accepted again."""
+AGAIN_PARTITIONS: Final = 4
+"""Partitions of a group's redrive queue."""
+_TRY: Final = 5.0
+"""Seconds that one call to create a topic may take."""
+
+
+def partitions_of(address: Address) -> int:
+    """Return how many partitions the topic of *address* is created with."""
+    if isinstance(address, Topic):
+        topic: AnyTopic = address
+        return topic.partitions
+    return 1 if isinstance(address, DeadLetters) else AGAIN_PARTITIONS
+
+
+def _configs(address: Address) -> dict[str, str]:
+    if isinstance(address, Topic):
+        topic: AnyTopic = address
+        retention = -1 if topic.retention is None else max(1, round(topic.retention * 1000))
+        return {"cleanup.policy": "delete", "retention.ms": str(retention), "max.message.bytes": str(LARGEST)}
+    configs = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+    configs["max.message.bytes"] = str(LARGEST_COPY)
+    if isinstance(address, Queue):
+        configs["message.timestamp.type"] = "LogAppendTime"
+    return configs
+
+
+async def create(cluster: Cluster, address: Address, *, timeout: float) -> TopicInfo:
+    """Create the topic of *address* if it is missing, and return it when all its partitions have leaders.
+
+    Raises:
+        AuthorizationError: topics may not be created.
+        ConfigError: the cluster cannot create it with these settings.
+        BrokerUnavailable: it was not there after *timeout* seconds.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    name = address.name
+    problem: BrokerError | None = None
+    while (left := end - loop.time()) > 0:
+        try:
+            info = await cluster.topic(name, timeout=left, fresh=True)
+            if all(place.leader >= 0 for place in info.partitions):
+                return info
+        except NotFound:
+            problem = await _ask(cluster, address, min(left, _TRY))
+        await asyncio.sleep(PAUSE)
+    raise problem or BrokerUnavailable(f"topic {name} has no leaders after {timeout:g} s")
+
+
+async def _ask(cluster: Cluster, address: Address, timeout: float) -> BrokerError | None:
+    """Ask for the topic; return why it may be missing still, where asking again makes sense."""
+    entity: Any = requests
+    request = entity.CreateTopicsRequest(
+        topics=(
+            entity.CreatableTopic(
+                name=address.name,
+                num_partitions=partitions_of(address),
+                replication_factor=cluster.settings.replication,
+                assignments=(),
+                configs=tuple(
+                    entity.CreatableTopicConfig(name=key, value=value) for key, value in _configs(address).items()
+                ),
+            ),
+        ),
+        timeout=timedelta(seconds=timeout),
+    )
+    try:
+        answer = await cluster.call(None, request, timeout=timeout)
+    except Unanswered as error:
+        return error
+    (result,) = answer.topics
+    code = cast("ErrorCode", result.error_code)
+    if code in {ErrorCode.none, ErrorCode.topic_already_exists}:
+        return None
+    refusal = of_code(int(code), f"CREATE on topic {address.name}")
+    if code.retriable:
+        return refusal
+    if code in {ErrorCode.invalid_replication_factor, ErrorCode.invalid_partitions, ErrorCode.invalid_config}:
+        raise ConfigError(f"{address!r} cannot be created: {result.error_message or refusal}")
+    raise refusal

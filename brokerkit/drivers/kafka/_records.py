@@ -1,0 +1,177 @@
+"""Messages as Kafka records: plain ones, that any client can read and write.
+
+The value is the body, the key is the key, the timestamp is when it was first published, in milliseconds.  Headers are the
+message's own, behind ours: ``bk-id``, and where there is something to tell ``bk-attempts``, ``bk-deliveries``, ``bk-delay``
+and ``bk-time``.  A record that another client has written has none of them, and is called by its position.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final, Protocol, TypeAlias
+
+from aiokafka.partitioner import murmur2 as _murmur2
+
+from ...address import Address
+from ...driver import Record
+from ...policy import MAX_DELAY, MAX_ID
+
+ID: Final = "bk-id"
+ATTEMPTS: Final = "bk-attempts"
+DELIVERIES: Final = "bk-deliveries"
+DELAY: Final = "bk-delay"
+"""Seconds behind the record's timestamp before which it is not delivered: in redrive queues, whose broker sets that."""
+TIME: Final = "bk-time"
+"""When it was first published, in milliseconds: where the broker sets the timestamp."""
+_MOST: Final = 1_000_000
+"""Highest count that is believed."""
+_OURS: Final = frozenset({ID, ATTEMPTS, DELIVERIES, DELAY, TIME})
+_POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(\d{1,18})-(\d{1,19})", re.ASCII)
+
+KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
+
+
+class Native(Protocol):
+    """A record as aiokafka decodes it."""
+
+    @property
+    def offset(self) -> int:
+        """Where it is in its partition."""
+        ...
+
+    @property
+    def timestamp(self) -> int:
+        """When it was published, or stored if the broker says so, in milliseconds."""
+        ...
+
+    @property
+    def key(self) -> bytes | None:
+        """What decides on its partition."""
+        ...
+
+    @property
+    def value(self) -> bytes | None:
+        """The body."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """In order."""
+        ...
+
+
+def milliseconds(timestamp: float) -> int:
+    """Return a point in time as Kafka counts it."""
+    return int(timestamp * 1000 + 0.5)
+
+
+def headers_of(record: Record, *, queue: bool) -> KafkaHeaders:
+    """Return the headers of *record*; a *queue*'s record carries when it was published and when it is due."""
+    ours: KafkaHeaders = [(ID, record.id.encode())]
+    if record.attempts:
+        ours.append((ATTEMPTS, b"%d" % record.attempts))
+    if record.deliveries:
+        ours.append((DELIVERIES, b"%d" % record.deliveries))
+    if queue:
+        ours.append((TIME, b"%d" % milliseconds(record.timestamp)))
+        if record.delay > 0:
+            ours.append((DELAY, f"{record.delay:.3f}".encode()))
+    if record.headers:
+        ours.extend(record.headers)
+    return ours
+
+
+def record_of(address: Address, partition: int, native: Native) -> Record:
+    """Return what *native*, read from *partition*, says."""
+    headers = native.headers
+    timestamp = native.timestamp
+    if len(headers) > 1:
+        return _with_headers(address, partition, native, headers)
+    id = ""
+    own: tuple[tuple[str, bytes], ...] = ()
+    if headers:
+        ((name, value),) = headers
+        if name == ID:
+            id = _text(value)
+        else:
+            own = ((name, value or b""),)
+    if not id:
+        id = position(address.name, partition, timestamp, native.offset)
+    return Record(address, id, native.value, native.key, own, timestamp / 1000)
+
+
+def _with_headers(
+    address: Address, partition: int, native: Native, headers: Sequence[tuple[str, bytes | None]]
+) -> Record:
+    ours: dict[str, bytes | None] = {}
+    own: list[tuple[str, bytes]] = []
+    for name, value in headers:
+        if name in _OURS:
+            ours.setdefault(name, value)
+        else:
+            own.append((name, value or b""))
+    id = _text(ours.get(ID))
+    timestamp = _number(ours[TIME]) if TIME in ours else native.timestamp
+    return Record(
+        address,
+        id or position(address.name, partition, native.timestamp, native.offset),
+        native.value,
+        native.key,
+        tuple(own),
+        timestamp / 1000,
+        attempts=min(_number(ours.get(ATTEMPTS)), _MOST),
+        deliveries=min(_number(ours.get(DELIVERIES)), _MOST),
+    )
+
+
+def due(native: Native) -> float | None:
+    """Return the point in time before which *native* is not delivered; None if that is at once."""
+    for name, value in native.headers:
+        if name == DELAY:
+            try:
+                delay = float(value or b"0")
+            except ValueError:
+                return None
+            return native.timestamp / 1000 + min(delay, MAX_DELAY) if math.isfinite(delay) and delay > 0 else None
+    return None
+
+
+def _text(value: bytes | None) -> str:
+    """Return an id; nothing for one that breaks the rules, as another client may write one."""
+    if not value or len(value) > 4 * MAX_ID:
+        return ""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return ""
+    return text if len(text) <= MAX_ID else ""
+
+
+def _number(value: bytes | None) -> int:
+    return int(value) if value is not None and len(value) <= 15 and value.isdigit() else 0
+
+
+# ---------------------------------------------------------------------- places
+
+
+def position(name: str, partition: int, timestamp: int, offset: int) -> str:
+    """Return the position of a record; the timestamp, in milliseconds, is for `Start.position` in other partitions."""
+    return f"{name}[{partition}]@{timestamp}-{offset}"
+
+
+def parse_position(text: str, name: str) -> tuple[int, int, int] | None:
+    """Return partition, timestamp in milliseconds and offset; None if *text* is no position in *name*."""
+    match = _POSITION.fullmatch(text)
+    if match is None or match[1] != name:
+        return None
+    return int(match[2]), int(match[3]), int(match[4])
+
+
+@lru_cache(maxsize=65536)
+def hash_of(key: bytes) -> int:
+    """Return the number that decides, modulo the number of partitions, where records of *key* go: what Java's client does."""
+    number: Any = _murmur2(key)  # pyright: ignore[reportUnknownVariableType]
+    return int(number) & 0x7FFFFFFF
