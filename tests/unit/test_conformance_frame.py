@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from brokerkit.driver import Capabilities
-from brokerkit.testing.conformance import Harness, Kind, Suite, _runner, needs, promises
+from brokerkit.testing.conformance import Harness, Kind, Suite, _runner, needs, restarts, promises
 from tests.conformance.harness import MemoryHarness
 
 NOT_IN_THIS_RELEASE = {"D8", "T3", "U4"}
@@ -79,8 +79,16 @@ class Sample(Suite):
     async def test_topic(self, system: Harness) -> None:
         return None
 
+    @needs("topic", "queue")
     async def test_both(self, system: Harness) -> None:
         return None
+
+    async def test_neither(self, system: Harness) -> None:
+        assert not system.alone
+
+    @restarts
+    async def test_restart(self, system: Harness) -> None:
+        assert system.alone
 
 
 def plain(name: str, harness: type[Harness] = MemoryHarness) -> Callable[..., None] | None:
@@ -96,6 +104,11 @@ def run(name: str, kind: Kind | None = None, *, seed: int = 2) -> None:
 @pytest.mark.parametrize("kind", ["topic", "queue"])
 def test_a_good_test_passes(kind: Kind) -> None:
     run("test_good", kind)
+
+
+@pytest.mark.parametrize("name", ["test_neither", "test_restart"])
+def test_a_harness_is_told_of_a_restart_before_it_opens(name: str) -> None:
+    run(name)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +157,7 @@ def test_a_failure_tells_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> No
         ("test_delay", [None], [], []),
         ("test_topic", [None], [None], [None]),
         ("test_both", [None], [], [None]),
+        ("test_neither", [None], [None], [None]),
     ],
 )
 def test_a_test_is_made_where_its_needs_are_claimed(

@@ -19,7 +19,8 @@ from ._harness import Harness as Harness
 from ._harness import Kind as Kind
 from ._runner import Suite as Suite
 from ._runner import needs as needs
+from ._runner import restarts as restarts
 from ._runner import seeds as seeds
 from ._runner import suite as suite
 
-__all__ = ["Harness", "Kind", "Suite", "needs", "seeds", "suite"]
+__all__ = ["Harness", "Kind", "Suite", "needs", "restarts", "seeds", "suite"]

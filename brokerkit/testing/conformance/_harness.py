@@ -107,6 +107,8 @@ class Harness:
     # ------------------------------------------------------------------ used by tests
     def __init__(self) -> None:
         self.url = ""
+        self.alone = False
+        """Whether this test restarts the system: one that several tests use at a time is then not to be used."""
         self.events: list[Event] = []
         """What every broker of this test has told."""
 

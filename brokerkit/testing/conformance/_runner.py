@@ -39,9 +39,9 @@ class Suite:
 def needs(*what: str) -> Callable[[F], F]:
     """Generate the test, or all of a class, only where the harness claims all of *what*.
 
-    ``"topic"`` or ``"queue"`` stands for the kind of address that a test without *kind* uses (both, if it has no `needs`);
-    ``"queue.delay"`` for a capability of it; ``"shared"`` alone for a capability of the kind at hand.  What is not claimed
-    must be refused, which is tested in ``capabilities``.  ``"bounded"`` stands for `Harness.bounded`.
+    ``"topic"`` or ``"queue"`` stands for a kind of address that a test without *kind* uses; ``"queue.delay"`` for a
+    capability of it; ``"shared"`` alone for a capability of the kind at hand.  What is not claimed must be refused, which is
+    tested in ``capabilities``.  ``"bounded"`` stands for `Harness.bounded`.
     """
 
     def mark(test: F) -> F:
@@ -59,6 +59,12 @@ def seeds(count: int) -> Callable[[F], F]:
         return test
 
     return mark
+
+
+def restarts(test: F) -> F:
+    """Mark a test that restarts the system, which `Harness.alone` tells the harness."""
+    setattr(test, "restarts", True)  # noqa: B010
+    return test
 
 
 def discover() -> list[type[Suite]]:
@@ -98,8 +104,6 @@ def _kinds(harness: type[Harness], group: type[Suite], test: Test) -> list[Kind 
     """Return on which kinds of address *test* runs: None where it chooses itself, nothing where it does not apply."""
     own = "kind" in inspect.signature(test).parameters
     wanted: tuple[str, ...] = getattr(group, "needs", ()) + getattr(test, "needs", ())
-    if not wanted and not own:
-        wanted = ("topic", "queue")
     claimed = {"topic": harness.topics, "queue": harness.queues}
 
     def claims(what: str, kind: Kind | None) -> bool:
@@ -170,7 +174,9 @@ async def _main(harness: type[Harness], group: type[Suite], test: Test, kind: Ki
     # In virtual time a day costs nothing, and a test that hangs must end as a failure, not as a hang.
     limit = (24 if harness.virtual else 5) * harness.deadline
     async with asyncio.timeout(limit):
-        async with harness() as system:
+        system = harness()
+        system.alone = getattr(test, "restarts", False)
+        async with system:
             await (test(group(), system) if kind is None else test(group(), system, kind))
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert not left, f"tasks left running: {left}"
@@ -219,7 +225,7 @@ def _record(
     line = {
         "column": harness.column,
         "test": f"{group.__name__}.{test.__name__}",
-        "kinds": [kind] if kind else [name for name in claimed if name in _used(group, test)],
+        "kinds": [kind] if kind else [name for name in claimed if claimed[name] and name in _used(group, test)],
         "claims": [
             f"{name}.{field}"
             for name, claim in claimed.items()

@@ -147,14 +147,14 @@ class Closing(Suite):
                     await system.eventually(partial(handled.count, value))
         assert handled == ["a", "b", "c"]
 
-    async def test_closing_a_broker_twice_is_closing_it_once(self, system: Harness) -> None:
+    async def test_closing_a_broker_twice_is_closing_it_once(self, system: Harness, kind: Kind) -> None:
         """Z3: also at the same time, and after a failure."""
         broker = system.connect()
         await broker.__aenter__()
         await asyncio.gather(broker.__aexit__(None, None, None), broker.__aexit__(None, None, None))
         await broker.__aexit__(None, None, None)
         with pytest.raises(Closed):
-            await broker.publish(system.queue(), "v")
+            await broker.publish(system.address(kind), "v")
 
     async def test_a_broker_is_entered_once(self, system: Harness) -> None:
         """Z3: neither twice nor again."""

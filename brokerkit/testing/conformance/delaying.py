@@ -13,7 +13,7 @@ from ...clock import current
 from ...errors import ConfigError
 from ...policy import MAX_DELAY
 from ._harness import Harness
-from ._runner import Suite, needs, seeds
+from ._runner import Suite, needs, restarts, seeds
 
 
 @needs("queue.delay")
@@ -49,6 +49,7 @@ class Delaying(Suite):
             assert system.lease <= system.now() - began <= system.lease + system.quiet
             await message.ack()
 
+    @restarts
     async def test_a_delay_survives_the_death_of_everybody(self, system: Harness) -> None:
         """D3: neither the publisher nor a consumer has to live on for it."""
         queue = system.queue()

@@ -10,7 +10,7 @@ from ...broker import Broker
 from ...message import Message
 from ...policy import Start
 from ._harness import Harness, Kind
-from ._runner import Suite, needs
+from ._runner import Suite, needs, restarts
 
 
 class Groups(Suite):
@@ -131,6 +131,7 @@ class Groups(Suite):
                 left.set()
         assert sorted(seen) == sorted(f"v{n}" for n in range(80))
 
+    @restarts
     async def test_what_a_group_has_done_survives_a_restart(self, system: Harness, kind: Kind) -> None:
         """G5: exactly the unsettled messages come again, also when every second one was acknowledged."""
         address = system.address(kind)

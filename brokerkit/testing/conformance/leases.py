@@ -17,7 +17,7 @@ from ...message import Message
 from ...policy import RetryPolicy
 from ._harness import Harness, Kind
 from ._raw import raw, raw_queue
-from ._runner import Suite, needs
+from ._runner import Suite, needs, restarts
 
 
 class Leases(Suite):
@@ -183,6 +183,7 @@ class Leases(Suite):
         assert runs == Counter(f"v{n}" for n in range(10))
         assert deliveries == {1}
 
+    @restarts
     async def test_the_number_of_attempts_survives_every_owner(self, system: Harness, kind: Kind) -> None:
         """L8: it grows by one with each failure, whether the process restarts, leaves or stays."""
         address = system.address(kind)

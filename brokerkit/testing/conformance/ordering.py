@@ -11,7 +11,7 @@ from ...broker import Broker
 from ...message import Message
 from ...policy import RetryPolicy
 from ._harness import Harness
-from ._runner import Suite, needs
+from ._runner import Suite, needs, restarts
 
 KEYS = [f"k{n}" for n in range(8)]
 
@@ -192,6 +192,7 @@ class Ordering(Suite):
         trace.no_skip(12)
         assert trace.count <= 12 * len(KEYS) + 8 * len(KEYS)
 
+    @restarts
     async def test_the_order_holds_across_a_restart(self, system: Harness) -> None:
         """O6: a service that is stopped drains, so that nothing at all comes again."""
         topic, trace = system.topic(), Trace()

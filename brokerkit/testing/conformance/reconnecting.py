@@ -93,6 +93,7 @@ class Reconnecting(Suite):
             got = await system.take(messages, 1)
             assert got[-1].value == "after"
 
+    @needs("topic")
     async def test_an_ephemeral_reader_goes_on_where_it_was_cut_off(self, system: Harness) -> None:
         """N1: what is published during the outage comes once, in its order, and nothing comes again."""
         topic = system.topic()

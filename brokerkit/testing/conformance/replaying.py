@@ -16,7 +16,7 @@ from ...events import PositionsLost
 from ...message import Message
 from ...policy import Start
 from ._harness import Harness
-from ._runner import Suite, needs
+from ._runner import Suite, needs, restarts
 
 
 def wall() -> datetime:
@@ -124,6 +124,7 @@ class Replaying(Suite):
             assert handled == [f"{prefix}{number}" for prefix in "ab" for number in range(4)]
 
     @needs("topic.replay")
+    @restarts
     async def test_a_position_is_a_text_that_works_after_a_restart(self, system: Harness) -> None:
         """Y3: opaque; it may be stored anywhere and used by another process later."""
         topic = system.topic()

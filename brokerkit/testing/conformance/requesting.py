@@ -315,6 +315,7 @@ class Requesting(Suite):
             with pytest.raises(RemoteError, match="not today"):
                 await asking
 
+    @needs("queue", "topic")
     async def test_a_broker_that_creates_nothing_asks_and_answers(self, system: Harness) -> None:
         """declare="check" and "never": the queue must be there, what carries replies takes care of itself."""
         queue: Queue[Any, Any] = Queue("quotes", str, reply=str)

@@ -15,7 +15,7 @@ from ...events import DeadLettered, Retried
 from ...message import Message
 from ...policy import QUEUE_WAIT, TOPIC_WAIT, RetryPolicy
 from ._harness import Harness, Kind
-from ._runner import Suite, needs, seeds
+from ._runner import Suite, needs, restarts, seeds
 
 
 class Retrying(Suite):
@@ -84,6 +84,7 @@ class Retrying(Suite):
             assert len(set(waits)) == 30, "the waits are not drawn one by one"
             assert max(waits) - min(waits) > 0.5 * unit * 2 ** (attempt - 1)
 
+    @needs("topic", "queue")
     async def test_a_policy_that_waits_too_long_for_a_topic_is_refused(self, system: Harness) -> None:
         """T2: a topic's message holds its key meanwhile, so more than 60 s is ConfigError."""
         handler = _nothing
@@ -153,6 +154,7 @@ class Retrying(Suite):
                 await system.eventually(lambda: self.dead(system, broker, kind, 1))
         assert runs == [1, 2, 3, 4]
 
+    @restarts
     async def test_failed_attempts_survive_restarts_and_crashes(self, system: Harness, kind: Kind) -> None:
         """T6: a message gets its number of runs, no matter in how many processes."""
         address = system.address(kind)

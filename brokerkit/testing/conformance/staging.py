@@ -212,6 +212,7 @@ class Staging(Suite):
             assert await stored(system, admin, out) == ["value"]
             assert not system.seen(DeadLettered)
 
+    @needs("queue.delay", "queue.priority")
     async def test_delay_and_priority_of_what_is_staged_count_from_the_acknowledgement(self, system: Harness) -> None:
         """The delay begins when it is stored, not when it was staged."""
         queue, out = system.queue(), system.queue("out")

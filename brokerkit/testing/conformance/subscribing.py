@@ -207,6 +207,7 @@ class Subscribing(Suite):
             async with broker.subscribe(topic, start=Start.LATEST, until_end=True) as messages:
                 assert [message.value async for message in messages] == []
 
+    @needs("topic", "queue")
     async def test_the_second_kind_of_a_name_is_refused(self, system: Harness) -> None:
         """S7: a name is a topic or a queue, in one process and in the system."""
         topic, queue = system.topic("name"), system.queue("name")
