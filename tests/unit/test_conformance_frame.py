@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from brokerkit.driver import Capabilities
-from brokerkit.testing.conformance import Harness, Kind, Suite, _runner, needs, restarts, promises
+from brokerkit.testing.conformance import Harness, Kind, Suite, _runner, needs, promises, restarts
 from tests.conformance.harness import MemoryHarness
 
 NOT_IN_THIS_RELEASE = {"D8", "T3", "U4"}
