@@ -9,12 +9,14 @@ from .cluster import KafkaCluster, prepare
 from .endpoints import Endpoints
 from .network import Network
 from .programs import VERSIONS, Version
+from .rights import rights
 from .settings import ADMIN, Listener
-from .shared import VARIABLE, Run, running, shared_kafka
+from .shared import PREFIX, VARIABLE, Run, running, shared_kafka
 from .wire import Refused, Right, Wire
 
 __all__ = [
     "ADMIN",
+    "PREFIX",
     "VARIABLE",
     "VERSIONS",
     "Endpoints",
@@ -27,6 +29,7 @@ __all__ = [
     "Version",
     "Wire",
     "prepare",
+    "rights",
     "running",
     "shared_kafka",
 ]

@@ -20,7 +20,10 @@ from typing import Final, Self
 from .cluster import KafkaCluster
 from .endpoints import Endpoints
 from .programs import Version
+from .rights import rights as rights_of
 
+PREFIX: Final = "t."
+"""What the names of all topics begin with that may be used where rights are asked for."""
 VARIABLE: Final = "BROKERKIT_RUN"
 """Names the folder of the run to the processes of it."""
 PATIENCE: Final = 20.0
@@ -79,6 +82,9 @@ def shared_kafka(version: Version = "4.3.1", *, rights: bool = False) -> Endpoin
             cluster = KafkaCluster(version, rights=rights, within=folder)
             try:
                 cluster.start()
+                if rights:
+                    with cluster.endpoints.wire() as admin:
+                        admin.allow(rights_of(PREFIX))
             except BaseException:
                 cluster.stop()
                 raise

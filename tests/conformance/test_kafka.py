@@ -1,0 +1,9 @@
+"""The conformance suite on a real Kafka 4.3: what it says about topics."""
+
+from __future__ import annotations
+
+from brokerkit.testing.conformance import suite
+
+from .kafka_harness import KafkaHarness
+
+globals().update(suite(KafkaHarness))
