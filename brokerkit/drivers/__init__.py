@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -50,7 +49,7 @@ def load(url: str, options: Mapping[str, object], emit: Listener) -> Loaded:
     """Return the driver for *url* with the options of its query and of *options* together.  No I/O.
 
     Raises:
-        ConfigError: the URL or an option makes no sense, or this release has no driver for the scheme.
+        ConfigError: the URL or an option makes no sense, or the scheme's client library is not installed.
         InsecureCredentials: a password on a plaintext connection to another machine.
         InvalidName: the prefix breaks the naming rules.
     """
@@ -95,8 +94,6 @@ def _credentials(url: Url, values: Options) -> None:
 
 def _factory(name: str, scheme: _Scheme) -> DriverFactory:
     module = f"{__name__}.{scheme.module}"
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"this release of brokerkit has no driver for {name}://; it has memory:// and redis://")
     try:
         factory: DriverFactory = getattr(importlib.import_module(module), scheme.factory)
     except ModuleNotFoundError as error:

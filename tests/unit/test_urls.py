@@ -78,19 +78,14 @@ def test_a_memory_url_makes_the_memory_driver() -> None:
     assert load("MEMORY://shop?prefix=staging.", {}, listen).prefix == "staging."
 
 
-@pytest.mark.parametrize("scheme", ["kafka", "kafka+ssl"])
-def test_a_scheme_whose_driver_this_release_lacks_says_so(scheme: str) -> None:
-    text = refused(f"{scheme}://host")
-    assert scheme in text
-    assert "this release" in text
-    assert "memory://" in text
-
-
-def test_a_driver_whose_client_library_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("brokerkit.drivers.redis")]:
+@pytest.mark.parametrize(("backend", "library"), [("redis", "redis"), ("kafka", "aiokafka"), ("kafka", "kio")])
+def test_a_driver_whose_client_library_is_missing_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, backend: str, library: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith((f"brokerkit.drivers.{backend}", f"{library}."))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "redis", None)
-    assert "pip install 'brokerkit[redis]'" in refused("redis://host")
+    monkeypatch.setitem(sys.modules, library, None)
+    assert f"pip install 'brokerkit[{backend}]'" in refused(f"{backend}://host")
 
 
 @pytest.mark.parametrize(
