@@ -16,14 +16,26 @@ MANAGING: Final[Mapping[Resource, tuple[str, ...]]] = {"topic": ("delete",), "gr
 """For `Broker.delete`."""
 
 
-def rights(
-    prefix: str, *, declare: bool = True, manage: bool = True, user: str = USER, groups: str | None = None
-) -> list[Right]:
-    """Return the rights on all topics whose names begin with *prefix*, and on their groups."""
-    tables = [USING, *([DECLARING] if declare else []), *([MANAGING] if manage else [])]
+def rights(prefix: str, *, declare: bool = True, user: str = USER) -> list[Right]:
+    """Return the rights on all topics whose names begin with *prefix*, and on their groups.
+
+    Without *declare* everything has to be there: for ``declare="never"``.
+    """
+    tables = [USING, *([DECLARING, MANAGING] if declare else [])]
     return [
-        Right(user, resource, prefix if resource == "topic" or groups is None else groups, operation, prefixed=True)
+        Right(user, resource, prefix, operation, prefixed=True)
         for table in tables
         for resource, operations in table.items()
         for operation in operations
     ]
+
+
+def commands(prefix: str = "shop.") -> str:
+    """Return the commands of README that give all of that, as a shell takes them."""
+    head = f"kafka-acls.sh --bootstrap-server localhost:9092 --add --allow-principal User:{USER} --resource-pattern-type prefixed"
+    lines = []
+    for resource in ("topic", "group"):
+        named = [right.operation for right in rights(prefix) if right.resource == resource]
+        words = " ".join(f"--operation {name.title().replace('_', '')}" for name in named)
+        lines.append(f"{head} \\\n    --{resource} {prefix} {words}")
+    return "\n".join(lines)
