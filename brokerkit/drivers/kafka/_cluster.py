@@ -82,6 +82,8 @@ class Cluster:
         # Nodes below zero are the addresses of the URL: good for asking what the others are.
         self._first = {-1 - place: host for place, host in enumerate(settings.hosts)}
         self.brokers: dict[int, tuple[str, int]] = {}
+        self.controller: int | None = None
+        """Who creates and deletes topics; with KRaft any broker, which passes it on."""
         self.watchers: set[Callable[[], None]] = set()
         """Called after each look at the cluster."""
         self.problem: BrokerError | None = None
@@ -139,6 +141,11 @@ class Cluster:
             else:
                 return
         raise problem
+
+    @property
+    def connected(self) -> bool:
+        """Whether any connection is open."""
+        return any(line.wire is not None and not line.wire.closed for line in self._lines.values())
 
     # ------------------------------------------------------------------ calls
 
@@ -370,6 +377,7 @@ class Cluster:
             raise
         if answer.brokers:
             self.brokers = {int(broker.node_id): (broker.host, int(broker.port)) for broker in answer.brokers}
+        self.controller = int(answer.controller_id) if answer.controller_id in self.brokers else None
         for topic in answer.topics:
             self._take_in(topic)
         for watcher in tuple(self.watchers):

@@ -86,7 +86,7 @@ async def _ask(cluster: Cluster, address: Address, timeout: float) -> BrokerErro
         timeout=timedelta(seconds=timeout),
     )
     try:
-        answer = await cluster.call(None, request, timeout=timeout)
+        answer = await cluster.call(cluster.controller, request, timeout=timeout)
     except Unanswered as error:
         return error
     (result,) = answer.topics
