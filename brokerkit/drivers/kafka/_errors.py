@@ -111,7 +111,7 @@ _TOLD: Final[Mapping[Code, tuple[Callable[[str], BrokerError], str]]] = {
         "the time of a record is further from the broker's clock than the topic's message.timestamp.*.max.ms allow",
     ),
     Code.unsupported_sasl_mechanism: (AuthenticationError, "the broker does not offer this way to log in"),
-    Code.illegal_sasl_state: (AuthenticationError, "this port wants no user name and password; leave them out"),
+    Code.illegal_sasl_state: (ConfigError, "this port wants no user name and password; leave them out"),
     Code.unsupported_version: (
         ConfigError,
         "the broker does not speak this version; brokerkit needs Kafka 3.1 or newer",

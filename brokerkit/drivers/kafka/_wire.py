@@ -1,0 +1,439 @@
+"""One connection to a broker: frames go out at once, answers come back in order, each with its own deadline.
+
+It is our own, not that of aiokafka, which logs requests with passwords in them, has one timeout for all requests, takes frames
+of any size and waits without end for a peer that does not read when it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib.metadata
+import io
+import re
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from kio.schema.api_versions.v3.request import ApiVersionsRequest
+from kio.schema.errors import ErrorCode as Code
+from kio.schema.metadata.v12.request import MetadataRequest
+from kio.schema.sasl_authenticate.v2.request import SaslAuthenticateRequest
+from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
+
+from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, ConfigError
+from .._url import Secret
+from ._api import OLDEST, Request, Versions, check
+from ._errors import Unanswered, of_code, one_line, translate
+from ._options import MECHANISMS, Settings, address
+from ._sasl import exchange
+
+CLIENT: Final = "brokerkit"
+"""What brokers are told that we are; their logs and quotas show it."""
+LARGEST: Final = 256 * 1024 * 1024
+"""Bytes of an answer; more is no answer of a broker."""
+
+_NO_TLS: Final = "; does this port speak TLS? kafka:// is without"
+
+
+class _Asked:
+    """A request that was sent."""
+
+    __slots__ = ("answer", "number", "request", "timer")
+
+    def __init__(self, number: int, request: Request, answer: asyncio.Future[Any]) -> None:
+        self.number = number
+        self.request = request
+        self.answer = answer
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Wire(asyncio.Protocol):
+    """An open connection; made by `connect`.
+
+    A request that is not answered in time closes it, as answers come in order: those behind would come later still.
+    """
+
+    def __init__(self, place: str, *, certificate: bool = False) -> None:
+        self.place = place
+        """Host and port, for texts."""
+        self.closed = False
+        self.on_close: Callable[[], None] | None = None
+        """Called once, when it is closed, by whomever."""
+        self.versions: Versions = {}
+        """What the broker speaks."""
+        self.expires = float("inf")
+        """The loop's time from which on the broker may close it: log in again by a new one before.  As a rule never."""
+        self._certificate = certificate
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._asked: deque[_Asked] = deque()
+        self._number = 0
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._need = 4
+
+    def __repr__(self) -> str:
+        return f"<Wire {self.place}{' closed' if self.closed else ''}>"
+
+    # ------------------------------------------------------------------ asking
+
+    def send(self, request: Request, timeout: float) -> asyncio.Future[Any]:
+        """Write *request* at once, and return what its answer will be.  Cancelling that leaves the connection usable.
+
+        Raises:
+            BrokerUnavailable: the connection is closed; nothing was sent.
+            Unanswered: (out of the future) no answer came within *timeout* seconds, or the connection broke before.
+        """
+        transport = self._transport
+        if self.closed or transport is None or transport.is_closing():
+            raise BrokerUnavailable(f"the connection to {self.place} is closed")
+        number = self._number = (self._number + 1) & 0x7FFFFFFF
+        header = request.build_request_header(number, CLIENT).encode()
+        body = request.encode()
+        transport.write(b"".join(((len(header) + len(body)).to_bytes(4, "big"), header, body)))
+        asked = _Asked(number, request, self._loop.create_future())
+        asked.timer = self._loop.call_later(timeout, self._late, asked, timeout)
+        self._asked.append(asked)
+        return asked.answer
+
+    def close(self) -> None:
+        """Close it at once, whatever state it is in."""
+        self._end(None, "it was closed")
+
+    def _late(self, asked: _Asked, timeout: float) -> None:
+        if not asked.answer.done():
+            _fail(asked.answer, Unanswered(f"{self.place} did not answer within {timeout:g} s"))
+        self._end(None, f"{self.place} did not answer an earlier request within {timeout:g} s")
+
+    def _end(self, cause: BaseException | None, text: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._transport is not None:
+            # Without waiting for a peer that may not read any more.
+            self._transport.abort()
+        asked, self._asked = self._asked, deque()
+        self._parts.clear()
+        for each in asked:
+            if each.timer is not None:
+                each.timer.cancel()
+            if not each.answer.done():
+                _fail(each.answer, self._lost(cause, text))
+        if self.on_close is not None:
+            callback, self.on_close = self.on_close, None
+            callback()
+
+    def _lost(self, cause: BaseException | None, text: str) -> BrokerError:
+        if isinstance(cause, BrokerError):
+            return _caused(type(cause)(*cause.args), cause.__cause__)
+        if isinstance(cause, ssl.SSLError):
+            return translate(cause, f"the connection to {self.place}", certificate=self._certificate)
+        return _caused(Unanswered(f"the connection to {self.place} is lost: {text}"), cause)
+
+    # ------------------------------------------------------------------ the loop calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self.closed:
+            self._transport.abort()
+            return
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that it is closed."""
+        self._end(exc, "the broker closed it" if exc is None else one_line(str(exc)) or type(exc).__name__)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what comes, and hand out each answer when it is there as a whole."""
+        if self._parts:
+            self._parts.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return
+            data = b"".join(self._parts)
+            self._parts.clear()
+        at, end, need = 0, len(data), 4
+        while end - at >= 4:
+            size = int.from_bytes(data[at : at + 4], "big", signed=True)
+            if not 4 <= size <= LARGEST:
+                self._end(error := self._strange(data[at : at + 4]), str(error))
+                return
+            if end - at < 4 + size:
+                need = 4 + size
+                break
+            self._take(data[at + 4 : at + 4 + size])
+            if self.closed:
+                return
+            at += 4 + size
+        if at < end:
+            self._parts.append(data[at:] if at else data)
+            self._have, self._need = end - at, need
+
+    def _take(self, frame: bytes) -> None:
+        """Hand out an answer."""
+        if not self._asked or self._asked[0].number != int.from_bytes(frame[:4], "big", signed=True):
+            error = BrokerError(f"{self.place} answered what was not asked")
+            self._end(error, str(error))
+            return
+        asked = self._asked.popleft()
+        if asked.timer is not None:
+            asked.timer.cancel()
+        if asked.answer.done():  # cancelled: nobody waits
+            return
+        try:
+            answer = _read(asked.request, frame)
+        except Exception as cause:
+            unreadable = _caused(
+                BrokerError(f"an answer of {self.place} cannot be read: {type(cause).__name__}"), cause
+            )
+            _fail(asked.answer, unreadable)
+            self._end(unreadable, str(unreadable))
+        else:
+            asked.answer.set_result(answer)
+
+    def _strange(self, head: bytes) -> BrokerError:
+        """Return what is wrong with a frame that begins with *head*."""
+        if head[0] in {20, 21, 22} and head[1] == 3:
+            return ConfigError(f"{self.place} speaks TLS; use kafka+ssl://")
+        if head == b"HTTP":
+            return ConfigError(f"{self.place} speaks HTTP: it is no broker of Kafka")
+        return BrokerError(f"{self.place} does not answer as Kafka does")
+
+
+def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
+    answer.set_exception(error)
+    answer.exception()  # nobody may wait for it any more
+
+
+def _read(request: Request, frame: bytes) -> Any:
+    buffer = io.BytesIO(frame)
+    request.parse_response_header(buffer)
+    return request.RESPONSE_TYPE.decode(buffer)
+
+
+# ---------------------------------------------------------------------- connecting
+
+
+async def connect(settings: Settings, host: str, port: int) -> Wire:
+    """Return an open connection, logged in, within ``connect_timeout``.
+
+    Raises:
+        BrokerUnavailable: no broker answered in time, or its certificate was refused.
+        AuthenticationError: it refused the credentials, or wants some.
+        ConfigError: a file cannot be used, the port speaks something else, the broker is too old, it offers no way to log in.
+        InsecureCredentials: a password would travel in plain text.
+    """
+    settings.admit(host)
+    attempt = _Attempt(settings, host, port)
+    failure: BrokerError
+    try:
+        async with asyncio.timeout(settings.connect_timeout):
+            return await attempt.run()
+    except TimeoutError as error:
+        hint = _NO_TLS if settings.tls else ""
+        text = f"no answer within {settings.connect_timeout:g} s" if not error.errno else one_line(str(error))
+        failure = BrokerUnavailable(f"{attempt.what}: {text}{hint}")
+        failure.__cause__ = error
+    except asyncio.CancelledError:
+        attempt.close()
+        raise
+    except Exception as error:
+        failure = translate(error, attempt.what, certificate=bool(settings.cert_file))
+    attempt.close()
+    raise failure  # outside of the except clause: what was caught there is its cause, or no business of the program
+
+
+class _Attempt:
+    """One way from a host and a port to a connection that is logged in."""
+
+    def __init__(self, settings: Settings, host: str, port: int) -> None:
+        self.settings = settings
+        self.host = host
+        self.port = port
+        self.place = address(host, port)
+        self.what = f"connecting to {self.place}"
+        self.wire: Wire | None = None
+
+    def close(self) -> None:
+        """Leave nothing open."""
+        if self.wire is not None:
+            self.wire.close()
+
+    async def run(self) -> Wire:
+        """Connect, ask what is spoken, and log in."""
+        settings = self.settings
+        password = settings.password()
+        wire = await self._open()
+        check(wire.versions, self.place)
+        if password is None:
+            await self._check_open(wire)
+            return wire
+        mechanism = settings.sasl or settings.found.mechanism or MECHANISMS[0]
+        offered = await self._offered(wire, mechanism)
+        if mechanism not in offered:
+            # A broker takes no second choice on the same connection.
+            wire.close()
+            mechanism = self._choice(offered)
+            wire = await self._open()
+            if mechanism not in await self._offered(wire, mechanism):
+                raise ConfigError(f"{self.what}: the broker offers {mechanism} and does not take it")
+        settings.found.mechanism = mechanism
+        await self._log_in(wire, mechanism, password)
+        return wire
+
+    # ------------------------------------------------------------------ steps
+
+    async def _open(self) -> Wire:
+        settings = self.settings
+        context = _context(settings) if settings.tls else None
+
+        def made() -> Wire:
+            self.wire = Wire(self.place, certificate=bool(settings.cert_file))
+            return self.wire
+
+        try:
+            await asyncio.get_running_loop().create_connection(made, self.host, self.port, ssl=context)
+        except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
+            if context is None:
+                raise
+            raise BrokerUnavailable(f"{self.what}: the broker hung up at once{_NO_TLS}") from error
+        wire = self.wire
+        assert wire is not None
+        request = Request(ApiVersionsRequest(client_software_name=CLIENT, client_software_version=_version()))
+        try:
+            answer = await self._ask(wire, request)
+        except Unanswered as error:
+            hint = "does this port speak TLS? then use kafka+ssl://"
+            if settings.tls:
+                hint = "does it want another certificate?" if settings.cert_file else "does it want a cert_file=?"
+            text = f"{self.what}: the broker hung up at once; {hint}"
+            raise BrokerUnavailable(text) from error.__cause__
+        if answer.error_code is not Code.none:
+            raise of_code(int(answer.error_code), self.what)
+        wire.versions = {int(api.api_key): (int(api.min_version), int(api.max_version)) for api in answer.api_keys}
+        return wire
+
+    async def _check_open(self, wire: Wire) -> None:
+        """Refuse a port that wants a password: it answers nothing but questions about logging in."""
+        request = Request(
+            MetadataRequest(topics=(), allow_auto_topic_creation=False, include_topic_authorized_operations=False)
+        )
+        try:
+            await self._ask(wire, request)
+        except Unanswered:
+            with contextlib.suppress(BrokerUnavailable, ConfigError):
+                again = await self._open()
+                offered = await self._offered(again, MECHANISMS[0])
+                raise AuthenticationError(
+                    f"{self.what}: the broker wants a user name and a password (it offers {', '.join(offered)}); "
+                    "put them into the URL, or use password_file"
+                ) from None
+            raise
+
+    async def _offered(self, wire: Wire, mechanism: str) -> tuple[str, ...]:
+        """Propose *mechanism*, and return all that the broker takes."""
+        low, high = wire.versions.get(17, (0, -1))
+        if not low <= 1 <= high:
+            raise ConfigError(f"{self.what}: the broker takes no passwords; leave user name and password out")
+        answer = await self._ask(wire, Request(SaslHandshakeRequest(mechanism=mechanism)))
+        if answer.error_code is Code.illegal_sasl_state:
+            raise ConfigError(
+                f"{self.what}: this port takes no user name and password; leave them out, or take the port that does"
+            )
+        if answer.error_code not in {Code.none, Code.unsupported_sasl_mechanism}:
+            raise of_code(int(answer.error_code), self.what)
+        return tuple(one_line(str(name)) for name in answer.mechanisms)
+
+    def _choice(self, offered: tuple[str, ...]) -> str:
+        """Return the strongest of what is offered and allowed."""
+        told = ", ".join(offered) or "nothing"
+        if self.settings.sasl:
+            raise ConfigError(f"{self.what}: the broker does not offer sasl={self.settings.sasl}, but {told}")
+        for mechanism in MECHANISMS:
+            if mechanism in offered:
+                return mechanism
+        raise ConfigError(f"{self.what}: to log in the broker offers {told}; brokerkit speaks {', '.join(MECHANISMS)}")
+
+    async def _log_in(self, wire: Wire, mechanism: str, password: Secret) -> None:
+        low, high = wire.versions.get(36, (0, -1))
+        if not low <= 2 <= high:
+            raise ConfigError(f"{self.what}: the broker logs in as before Kafka {OLDEST}")
+        username = self.settings.username
+        login = exchange(mechanism, username, password)
+        said: bytes | None = login.begin()
+        loop = asyncio.get_running_loop()
+        lifetime = 0.0
+        while said is not None:
+            try:
+                answer = await self._ask(wire, Request(SaslAuthenticateRequest(auth_bytes=said)))
+            except Unanswered as error:
+                text = f"{self.what}: the broker hung up while user {username} logged in by {mechanism}"
+                raise BrokerUnavailable(text) from error.__cause__
+            if answer.error_code is not Code.none:
+                raise self._refused(mechanism, answer)
+            lifetime = answer.session_lifetime.total_seconds()
+            try:
+                said = await login.go_on(answer.auth_bytes)
+            except AuthenticationError as error:
+                raise AuthenticationError(f"{self.what} as user {username} by {mechanism}: {error}") from None
+        if lifetime > 0:
+            wire.expires = loop.time() + 0.8 * lifetime
+
+    def _refused(self, mechanism: str, answer: Any) -> BrokerError:
+        """Return what a log-in that was refused is."""
+        error = of_code(int(answer.error_code), f"{self.what} as user {self.settings.username} by {mechanism}")
+        if answer.error_code is not Code.sasl_authentication_failed:
+            return error
+        hint = "" if self.settings.sasl else "; does the user exist for another way to log in? then name it in sasl="
+        return _caused(AuthenticationError(f"{error}{hint}"), error.__cause__)
+
+    async def _ask(self, wire: Wire, request: Request) -> Any:
+        return await wire.send(request, self.settings.connect_timeout)
+
+
+@functools.cache
+def _version() -> str:
+    """Return our version as Kafka takes one: it refuses other characters."""
+    try:
+        found = importlib.metadata.version("brokerkit")
+    except importlib.metadata.PackageNotFoundError:  # run from its source
+        found = ""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", found).strip("-.") or "0"
+
+
+def _caused(error: BrokerError, cause: BaseException | None) -> BrokerError:
+    error.__cause__ = cause
+    return error
+
+
+def _context(settings: Settings) -> ssl.SSLContext:
+    """Return how TLS is spoken, with files that are read anew: certificates are renewed under running programs.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    option, path = "ca_file", settings.ca_file
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+        if settings.cert_file:
+            option, path = "cert_file", settings.cert_file
+            if settings.key_file:
+                option, path = "cert_file or key_file", f"{settings.cert_file}, {settings.key_file}"
+            context.load_cert_chain(settings.cert_file, settings.key_file or None, password=_no_passphrase)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(f"{option} ({path}) cannot be used: {reason}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _no_passphrase() -> str:
+    """Refuse keys with a passphrase, for which OpenSSL would ask on the terminal."""
+    raise ValueError("a key with a passphrase")
