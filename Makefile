@@ -9,7 +9,7 @@ ROUNDS := 1
 CONSTRAINTS := tests/constraints.txt
 RESULTS := $(abspath $(VENV))/results.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
-WAITING := tests/conformance/test_redis.py tests/conformance/test_valkey.py
+WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
 MANY := -n 12 --dist worksteal
 
 .DEFAULT_GOAL := help

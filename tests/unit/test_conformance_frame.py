@@ -213,14 +213,16 @@ def test_the_promise_table_names_tests_that_exist() -> None:
         assert set(promise.words) == {column.title for column in promises.COLUMNS}
 
 
+EVERY = ["topic.key_order", "topic.replay", "queue.delay", "queue.priority", "queue.ttl", "queue.dedup"]
+
+
 def write(path: Path, *, leave_out: str = "", fail: str = "", claims: str = "") -> Path:
-    every = ["topic.key_order", "topic.replay", "queue.delay", "queue.priority", "queue.ttl", "queue.dedup"]
     lines = [
         {
             "column": "memory",
             "test": test,
             "kinds": ["topic", "queue"],
-            "claims": [claim for claim in every if claim != claims],
+            "claims": [claim for claim in EVERY if claim != claims],
             "seed": 0,
             "ok": test != fail,
             "error": "broken" if test == fail else "",
@@ -270,6 +272,31 @@ def test_what_is_not_claimed_is_a_dash(tmp_path: Path) -> None:
     text = promises.table(write(tmp_path / "a", claims="queue.ttl"))
     assert f"| ttl (queues) | {promises.NOT_APPLICABLE} |" in text
     assert "| priority (queues) | yes |" in text
+
+
+def test_a_system_without_queues_is_not_asked_about_them(tmp_path: Path) -> None:
+    """But what it is asked has to have run."""
+    column = next(column for column in promises.COLUMNS if column.kinds == ("topic",))
+    claims = [claim for claim in EVERY if claim.startswith("topic.")]
+    asked = [test for promise in promises.PROMISES for test in promise.tests if promises.applies(test, column, claims)]
+    assert "Groups.test_members_share_without_loss_and_without_repeats" in asked
+    assert "Groups.test_every_consumer_gets_a_share" not in asked
+    assert not any(test.startswith(("Expiring", "Delaying", "Deduplicating")) for test in asked)
+    for left_out in ("", asked[0]):
+        lines = [
+            {"column": column.harness, "test": test, "kinds": ["topic"], "claims": claims, "seed": 0, "ok": True}
+            for test in asked
+            if test != left_out
+        ]
+        results = tmp_path / "results.jsonl"
+        results.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+        if left_out:
+            with pytest.raises(promises.Stale, match=rf"{left_out}.* did not run"):
+                promises.table(results)
+        else:
+            text = promises.table(results)
+            assert "| order per key (topics) | yes |" in text
+            assert f"| ttl (queues) | {promises.NOT_APPLICABLE} |" in text
 
 
 def test_a_run_notes_its_outcomes_and_begins_anew_in_each_process(

@@ -87,6 +87,17 @@ def tests(group: type[Suite]) -> dict[str, Test]:
     return {name: test for name, test in vars(group).items() if name.startswith("test_")}
 
 
+def needed(name: str) -> tuple[str, ...]:
+    """Return the `needs` of a test, which is named as in results: with its group."""
+    wanted, _, test = name.partition(".")
+    (group,) = (group for group in discover() if group.__name__ == wanted)
+    return _needs(group, tests(group)[test])
+
+
+def _needs(group: type[Suite], test: Test) -> tuple[str, ...]:
+    return (*getattr(group, "needs", ()), *getattr(test, "needs", ()))
+
+
 def suite(harness: type[Harness]) -> dict[str, type]:
     """Return the test classes for *harness*, to be put into the globals of a test module."""
     made: dict[str, type] = {}
@@ -103,7 +114,7 @@ def suite(harness: type[Harness]) -> dict[str, type]:
 def _kinds(harness: type[Harness], group: type[Suite], test: Test) -> list[Kind | None]:
     """Return on which kinds of address *test* runs: None where it chooses itself, nothing where it does not apply."""
     own = "kind" in inspect.signature(test).parameters
-    wanted: tuple[str, ...] = getattr(group, "needs", ()) + getattr(test, "needs", ())
+    wanted = _needs(group, test)
     claimed = {"topic": harness.topics, "queue": harness.queues}
 
     def claims(what: str, kind: Kind | None) -> bool:
@@ -247,5 +258,4 @@ def _record(
 
 def _used(group: type[Suite], test: Test) -> set[str]:
     """Return the kinds of address that a test without *kind* uses."""
-    wanted = getattr(group, "needs", ()) + getattr(test, "needs", ())
-    return {what.partition(".")[0] for what in wanted} or set(get_args(Kind))
+    return {what.partition(".")[0] for what in _needs(group, test)} or set(get_args(Kind))
