@@ -42,6 +42,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Path) -> None:
         metadata = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
     assert names == wanted()
     assert "Provides-Extra: redis" in metadata
+    assert "Provides-Extra: kafka" in metadata
 
 
 def test_the_archive_of_sources_has_all_to_build_and_to_test(built: Path) -> None:
