@@ -1,0 +1,173 @@
+"""Looking at what is stored, without taking it."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import msgspec
+
+from ...address import Address, AnyTopic
+from ...driver import StoredRecord
+from ...errors import ConfigError
+from ...policy import Start
+from ._cluster import PAUSE, Cluster, TopicInfo
+from ._look import Look, bounds
+from ._offsets import LATEST, offsets_at, resolve
+from ._records import Native, parse_position, position, record_of
+
+_KEPT: Final = 64
+"""Pages of which it is known where the next one begins."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a page ended: by partition, the next offset and the latest time that was shown of it."""
+
+    id: object
+    """That of the topic."""
+    offsets: tuple[int, ...]
+    times: tuple[int, ...]
+
+
+class Places:
+    """Where the latest pages ended, so that the next one goes on exactly there.
+
+    A position alone says that only of its own partition.  In the others what is as late as its record comes next, which
+    repeats a record where the times of publishers disagree; so it is kept what was shown.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Place] = {}
+
+    def get(self, position: str, info: TopicInfo) -> Place | None:
+        """Return where the page ended whose last record is at *position*."""
+        place = self._kept.get(position)
+        return place if place is not None and place.id == info.id else None
+
+    def put(self, position: str, place: Place) -> None:
+        """Keep *place*."""
+        self._kept[position] = place
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+
+
+async def browse_topic(
+    cluster: Cluster,
+    topic: AnyTopic,
+    limit: int,
+    start: Start | None,
+    after: str | None,
+    places: Places,
+    until: float,
+) -> list[StoredRecord]:
+    """Return *limit* records of *topic* from *start* on, behind position *after*, in the order of their times."""
+    if after is not None and parse_position(after, topic.name) is None:
+        raise ConfigError(f"{after[:100]!r} is no position in {topic.name}")
+    info = await cluster.topic(topic.name, timeout=_left(until), fresh=after is None)
+    count = len(info.partitions)
+    begin = [0] * count
+    times = [-1] * count
+    if after is not None:
+        kept = places.get(after, info) or await _behind(cluster, info, after, until)
+        begin = [*kept.offsets, *begin][:count]  # partitions may have been added since
+        times = [*kept.times, *times][:count]
+    if start is not None and start.kind != "earliest":
+        wanted = await resolve(cluster, topic, start, timeout=_left(until))
+        begin = [max(*pair) for pair in zip(begin, wanted, strict=False)]
+        count = len(begin)
+    look = Look(cluster, info, until, records=limit)
+    for number, (first, end) in (await bounds(cluster, info, range(count), timeout=_left(until))).items():
+        look.begin(number, max(begin[number], first), end)
+    found = await _merge(look, range(count), limit, times)
+    stored = [_stored(topic, number, native) for number, native in found]
+    if stored:
+        offsets = tuple(look.at(number) for number in range(count))
+        places.put(stored[-1].position, Place(info.id, offsets, tuple(times)))
+    return stored
+
+
+async def _merge(look: Look, partitions: Collection[int], limit: int, times: list[int]) -> list[tuple[int, Native]]:
+    """Take *limit* records in the order of their times, each partition in its own order.
+
+    Where the times of a partition go back, a record counts as being as late as the one before it: *times* has, by
+    partition, the latest that was seen.
+    """
+    heads: list[tuple[int, int]] = []
+
+    async def push(number: int) -> None:
+        if (native := await look.first(number)) is not None:
+            times[number] = max(times[number], native.timestamp)
+            heapq.heappush(heads, (times[number], number))
+
+    for number in partitions:
+        await push(number)
+    found: list[tuple[int, Native]] = []
+    while heads and len(found) < limit:
+        _, number = heapq.heappop(heads)
+        native = await look.first(number)
+        assert native is not None
+        look.pop(number)
+        found.append((number, native))
+        if len(found) < limit:
+            await push(number)
+    return found
+
+
+async def _behind(cluster: Cluster, info: TopicInfo, after: str, until: float) -> Place:
+    """Return what follows a position of which nothing else is known."""
+    parsed = parse_position(after, info.name)
+    assert parsed is not None
+    partition, when, offset = parsed
+    # Among equal times the lower partition comes first.
+    wanted = {place.index: when + (place.index < partition) for place in info.partitions}
+    ends = await offsets_at(cluster, info, dict.fromkeys(wanted, LATEST), timeout=_left(until))
+    found = await offsets_at(cluster, info, wanted, timeout=_left(until))
+    offsets = [found[number][0] if found[number][0] >= 0 else ends[number][0] for number in sorted(wanted)]
+    if partition < len(offsets):
+        offsets[partition] = offset + 1
+    return Place(info.id, tuple(offsets), (-1,) * len(offsets))
+
+
+async def browse_log(
+    cluster: Cluster,
+    address: Address,
+    limit: int,
+    after: str | None,
+    undone: Mapping[int, tuple[int, Collection[int]]],
+    until: float,
+) -> list[StoredRecord]:
+    """Return *limit* records behind position *after* of a redrive queue, partition after partition.
+
+    *undone* has, by partition, the offset from which on nothing is done, and what is not done below it.
+    """
+    place = (-1, -1)
+    if after is not None:
+        parsed = parse_position(after, address.name)
+        if parsed is None:
+            raise ConfigError(f"{after[:100]!r} is no position in {address.name}")
+        place = (parsed[0], parsed[2])
+    info = await cluster.topic(address.name, timeout=_left(until), fresh=after is None)
+    stored: list[StoredRecord] = []
+    for number, (first, end) in (await bounds(cluster, info, timeout=_left(until))).items():
+        if number < place[0]:
+            continue
+        fresh, rest = undone.get(number, (first, ()))
+        begin = max(first, min(rest, default=fresh), place[1] + 1 if number == place[0] else 0)
+        look = Look(cluster, info, until, records=limit)
+        look.begin(number, begin, end)
+        while len(stored) < limit and (native := await look.first(number)) is not None:
+            look.pop(number)
+            if native.offset >= fresh or native.offset in rest:
+                stored.append(_stored(address, number, native))
+    return stored
+
+
+def _stored(address: Address, number: int, native: Native) -> StoredRecord:
+    record = record_of(address, number, native)
+    return StoredRecord(record, position(address.name, number, native.timestamp, native.offset), record.deliveries)
+
+
+def _left(until: float) -> float:
+    return max(PAUSE, until - asyncio.get_running_loop().time())
