@@ -1,0 +1,375 @@
+"""One partition in the hands of one reader: what it has done with it, and what it hands out next.
+
+Records come out of the log in order, each once.  What was handed out before and is not done comes first: the owner before
+this one has left a note which offsets those are, so reading begins at the lowest of them and passes over the others.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ...address import AnyQueue, AnyTopic, Queue
+from ...driver import Delivery, Record
+from ...policy import LOG_AHEAD, LONE_DELIVERY
+from .._log import Tracker
+from ._records import Native, due, position, record_of
+
+_REREAD = 256
+"""Records that are looked at in one go for what was handed out before."""
+
+
+class Log(Protocol):
+    """Where records come from."""
+
+    def take(self, partition: int, most: int, /) -> Sequence[Native]:
+        """Return up to *most* records, which come no more."""
+        ...
+
+    def next_offset(self, partition: int, /) -> int:
+        """Return where *partition* goes on behind everything that was taken."""
+        ...
+
+    def ready(self) -> Collection[int]:
+        """Return the partitions of which something can be taken."""
+        ...
+
+
+class Lease(msgspec.Struct, eq=False, gc=False):
+    """The token of one delivery.  Each handing out makes a new one, so an older one of the same record proves nothing."""
+
+    claim: Claim
+    offset: int
+    settled: bool = False
+    job: Any = None
+    """The settlement that is under way for it, if it stores copies."""
+    stored: tuple[Record, ...] = ()
+    """Copies that are stored already, by a settlement that has failed at another one."""
+
+
+class Claim:
+    """One partition, as its reader knows it."""
+
+    __slots__ = (
+        "address",
+        "alone",
+        "anew",
+        "back",
+        "end",
+        "gone",
+        "later",
+        "lost",
+        "missing",
+        "ms",
+        "now",
+        "number",
+        "order",
+        "prefix",
+        "queue",
+        "revoking",
+        "standing",
+        "stash",
+        "tracker",
+        "wall",
+    )
+
+    def __init__(
+        self,
+        address: AnyTopic | AnyQueue,
+        number: int,
+        base: int,
+        note: str,
+        now: Callable[[], float],
+        end: int | None = None,
+    ) -> None:
+        """Go on at *base*, with the *note* that its last owner has left there."""
+        tracker = Tracker.decode(base, note)
+        tracker.crashed()
+        self.address = address
+        self.number = number
+        self.tracker = tracker
+        self.now = now
+        self.end = end
+        """Where an ``until_end`` source ends."""
+        self.prefix = f"{address.name}[{number}]@"
+        self.queue = isinstance(address, Queue)
+        """Whether records may be due later."""
+        self.missing = _waiting(tracker)
+        """Offsets that wait and are not read yet, ascending."""
+        self.back: dict[int, Delivery] = {}
+        """Records that wait and are at hand, as they were delivered, or as they will be."""
+        self.order: list[int] = []
+        """Offsets of what is at hand and may be handed out, as a heap."""
+        self.later: list[tuple[float, int]] = []
+        """When which of what is at hand is due, as a heap."""
+        self.stash: deque[Native] = deque()
+        """Records that were taken out of the log and not looked at."""
+        self.ms = 0
+        """The time of the last fresh record."""
+        self.anew = False
+        """Whether it is a partition that nobody has read: what was removed from it is no loss."""
+        self.alone = False
+        """Whether the next record has to come alone."""
+        self.revoking = False
+        """Whether it is about to move: nothing more is handed out."""
+        self.gone = False
+        """Whether it belongs to somebody else by now."""
+        self.lost = False
+        """Whether it was taken away, with what was in hand."""
+        self.standing = False
+        """Whether it waits for its oldest unsettled record."""
+        self.wall = 0
+        """What is too far ahead to be handed out, while it stands."""
+
+    def __repr__(self) -> str:
+        return f"<Claim {self.prefix} {self.tracker!r}>"
+
+    @property
+    def start(self) -> int:
+        """Where reading begins."""
+        return self.missing[0] if self.missing else self.tracker.high
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything before its end was handed out."""
+        return self.end is not None and self.tracker.next >= self.end
+
+    @property
+    def full(self) -> bool:
+        """Whether what stands in the way of `wall` is still unsettled."""
+        tracker = self.tracker
+        return self.wall - tracker.base >= LOG_AHEAD and tracker.base < tracker.high
+
+    @property
+    def ready(self) -> bool:
+        """Whether something is at hand."""
+        return bool(self.order or self.stash)
+
+    def note(self) -> tuple[int, str]:
+        """Return what is stored of it."""
+        return self.tracker.base, self.tracker.encode()
+
+    def overtaken(self, at: int, start: int) -> int:
+        """Pass over what was removed, from *at* up to *start*; return how many records that were not handed out."""
+        tracker, missing = self.tracker, self.missing
+        fresh = max(at, tracker.high)
+        lost = 0
+        while missing and missing[0] < start:
+            lost += self._vanished(missing.popleft())
+        lost += max(0, start - fresh)
+        if start > tracker.high and (tracker.base == tracker.high or start - tracker.base < LOG_AHEAD):
+            tracker.skip(tracker.high, start)
+        return lost
+
+    def _vanished(self, offset: int) -> int:
+        """Count *offset*, which waits, as done: it is no more."""
+        return self.tracker.skip(offset, offset + 1)
+
+    # ------------------------------------------------------------------ handing out
+
+    def hand_out(self, log: Log, most: int, held: dict[object, Delivery], out: deque[Delivery]) -> None:
+        """Hand out up to *most* records; where the next one has to come `alone`, not that one and nothing behind it."""
+        if self.later:
+            self._fall_due()
+        left = most
+        order, missing = self.order, self.missing
+        while left > 0 and (order or missing):
+            if not order or (missing and missing[0] < order[0]):
+                if not self._read_again(log):
+                    return
+                continue
+            if self.deliveries(order[0]) >= LONE_DELIVERY:
+                self.alone = True
+                return
+            out.append(self._again(heapq.heappop(order), held))
+            left -= 1
+        if left > 0:
+            self._go_on(log, left, held, out)
+
+    def hand_out_alone(self, held: dict[object, Delivery]) -> Delivery | None:
+        """Hand out the record that has to come alone, if there is one."""
+        self.alone = False
+        order = self.order
+        if not order or self.deliveries(order[0]) < LONE_DELIVERY:
+            return None
+        return self._again(heapq.heappop(order), held)
+
+    def deliveries(self, offset: int) -> int:
+        """Return the deliveries of a record at hand, the next one included."""
+        return self.tracker.deliveries(offset) + 1 + self.back[offset].record.deliveries
+
+    def hand_back(self, lease: Lease, delivery: Delivery) -> None:
+        """Let *delivery* wait again, uncounted."""
+        if self.tracker.release(lease.offset):
+            self.back[lease.offset] = delivery
+            heapq.heappush(self.order, lease.offset)
+
+    def _again(self, offset: int, held: dict[object, Delivery]) -> Delivery:
+        tracker, known = self.tracker, self.back.pop(offset)
+        record, attempts = known.record, tracker.attempts(offset)
+        if attempts and attempts != record.attempts:
+            record = msgspec.structs.replace(record, attempts=attempts)
+        deliveries = tracker.hand_out(offset) + record.deliveries
+        lease = Lease(self, offset)
+        held[lease] = delivery = Delivery(record, lease, known.position, deliveries, known.native)
+        return delivery
+
+    def _wait(self, native: Native) -> None:
+        """Have a record that waits at hand."""
+        address, offset = self.address, native.offset
+        record = record_of(address, self.number, native)
+        place = position(address.name, self.number, native.timestamp, offset)
+        self.back[offset] = Delivery(record, None, place, 0, native)
+        when = due(native) if self.queue else None
+        if when is None or when <= self.now():
+            heapq.heappush(self.order, offset)
+        else:
+            heapq.heappush(self.later, (when, offset))
+
+    def _fall_due(self) -> None:
+        now, later = self.now(), self.later
+        while later and later[0][0] <= now:
+            _, offset = heapq.heappop(later)
+            heapq.heappush(self.order, offset)
+
+    # ------------------------------------------------------------------ out of the log
+
+    def _take(self, log: Log, most: int) -> Sequence[Native]:
+        stash = self.stash
+        if stash:
+            return [stash.popleft() for _ in range(min(most, len(stash)))]
+        return log.take(self.number, most)
+
+    def _put_back(self, natives: Sequence[Native]) -> None:
+        self.stash.extendleft(reversed(natives))
+
+    def _read_again(self, log: Log) -> bool:
+        """Look for what was handed out before; return whether some of it was found, or found to be no more."""
+        missing = self.missing
+        before = len(missing)
+        natives = self._take(log, _REREAD)
+        for place, native in enumerate(natives):
+            while missing and missing[0] < native.offset:
+                self._vanished(missing.popleft())
+            if missing and missing[0] == native.offset:
+                missing.popleft()
+                self._wait(native)
+            if not missing:
+                self._put_back(natives[place + 1 :])
+                break
+        if not natives:
+            at = log.next_offset(self.number)
+            while missing and missing[0] < at:
+                self._vanished(missing.popleft())
+        return bool(natives) or len(missing) < before
+
+    def _go_on(self, log: Log, most: int, held: dict[object, Delivery], out: deque[Delivery]) -> None:
+        """Hand out what was never handed out."""
+        tracker, end = self.tracker, self.end
+        high = tracker.high
+        most = min(most, tracker.base + LOG_AHEAD - high)
+        if end is not None:
+            most = min(most, end - high)
+        if most <= 0:
+            if (end is None or high < end) and (self.stash or self.number in log.ready()):
+                self._stand(high)
+            return
+        natives = self._take(log, most)
+        if not natives:
+            self._jump(log.next_offset(self.number))
+            return
+        first, last = natives[0].offset, natives[-1].offset
+        if first == high and last - first + 1 == len(natives) and not self.queue:
+            self._run(natives, held, out)
+        else:
+            self._one_by_one(natives, held, out)
+
+    def _run(self, natives: Sequence[Native], held: dict[object, Delivery], out: deque[Delivery]) -> None:
+        """Hand out records whose offsets follow each other."""
+        address, number, prefix = self.address, self.number, self.prefix
+        first = offset = natives[0].offset
+        native = natives[0]
+        for native in natives:
+            record = record_of(address, number, native)
+            if record.deliveries >= LONE_DELIVERY - 1:
+                break
+            lease = Lease(self, offset)
+            place = f"{prefix}{native.timestamp}-{offset}"
+            held[lease] = delivery = Delivery(record, lease, place, 1 + record.deliveries, native)
+            out.append(delivery)
+            offset += 1
+        count = offset - first
+        self.ms = native.timestamp
+        self.tracker.hand_out_run(count)
+        if count < len(natives):
+            self._comes_alone(natives[count])
+            self._put_back(natives[count + 1 :])
+
+    def _comes_alone(self, native: Native) -> None:
+        """Have a fresh record wait until nothing else is in hand."""
+        self.tracker.hand_out(native.offset)
+        self.tracker.release(native.offset)
+        self._wait(native)
+        self.alone = True
+
+    def _one_by_one(self, natives: Sequence[Native], held: dict[object, Delivery], out: deque[Delivery]) -> None:
+        """Hand out records between which others are missing, or that may be due later."""
+        tracker = self.tracker
+        for place, native in enumerate(natives):
+            offset = native.offset
+            if offset < tracker.high:
+                continue  # read again for the sake of one before it
+            if self.end is not None and offset >= self.end:
+                self._jump(offset)
+                return
+            self._jump(offset)
+            if tracker.high < offset:
+                self._stand(offset)
+                self._put_back(natives[place:])
+                return
+            when = due(native) if self.queue else None
+            if when is not None and when > self.now():
+                tracker.hand_out(offset)
+                tracker.release(offset)
+                self._wait(native)
+                self.ms = native.timestamp
+                continue
+            self._run((native,), held, out)
+            if self.alone:
+                self._put_back(natives[place + 1 :])
+                return
+
+    def _jump(self, offset: int) -> None:
+        """Pass over what is before *offset* and was not in the log, if that is not too far ahead."""
+        tracker = self.tracker
+        if self.end is not None:
+            offset = min(offset, self.end)
+        if offset > tracker.high and (tracker.base == tracker.high or offset - tracker.base < LOG_AHEAD):
+            tracker.skip(tracker.high, offset)
+
+    def _stand(self, wall: int) -> None:
+        self.standing = True
+        self.wall = wall
+
+
+def _waiting(tracker: Tracker) -> deque[int]:
+    """Return all offsets that wait, in order."""
+    offsets: deque[int] = deque()
+    if not tracker.fresh:
+        copy = tracker.copy()
+        while not copy.fresh:
+            offset = copy.next
+            copy.hand_out(offset)
+            offsets.append(offset)
+    return offsets
+
+
+def lease_of(delivery: Delivery) -> Lease:
+    """Return the token of one of our own deliveries."""
+    lease = delivery.token
+    assert isinstance(lease, Lease)
+    return lease

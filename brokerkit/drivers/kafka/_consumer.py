@@ -1,0 +1,327 @@
+"""`TopicConsumer`: reads a topic as a member of a group, or ephemerally, which is the same without a position to store.
+
+The private queue of a group, where redriven letters go, is read in the same way, with the queue's own name as the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..._tasks import Hosted
+from ...address import AnyQueue, AnyTopic, Queue, internal
+from ...driver import Revoked, Source
+from ...errors import BrokerError, NotFound
+from ...policy import Start
+from .._log import Tracker
+from ._claim import lease_of
+from ._cluster import PAUSE, TopicInfo
+from ._commit import Commits
+from ._context import Context
+from ._coordinator import committed, store_start
+from ._copies import Copies
+from ._fetch import Fetcher
+from ._group import Group
+from ._offsets import LATEST, cursor, offsets_at, resolve
+from ._owner import Owner
+from ._reader import END_LOOKS
+
+logger = logging.getLogger("brokerkit")
+
+LEAVING: Final = 5.0
+"""Most seconds that leaving waits for the cluster."""
+CUT_OFF: Final = 10.0
+"""Most seconds without an answer of any broker until `receive` says so."""
+_LOOKS: Final = 5
+"""How often a new group's start is looked at again, if others are joining at the same time."""
+
+
+class TopicConsumer(Owner):
+    """A reader of a topic, and its context manager."""
+
+    def __init__(
+        self, context: Context, address: AnyTopic | AnyQueue, source: Source, prefetch: int, revoked: Revoked
+    ) -> None:
+        super().__init__(context, address, source, prefetch, revoked)
+        self._group_id = group_of(source)
+        self._hosted: Hosted | None = None
+        self._entering: anyio.CancelScope | None = None
+        self._io: TaskGroup | None = None
+        """What talks to the cluster, until everything is stored."""
+
+    @property
+    def group_id(self) -> str | None:
+        """What Kafka calls its group."""
+        return self._group_id
+
+    @property
+    def cursor(self) -> str | None:
+        """Where an ephemeral reader goes on; None for a group, and where there is no topic yet."""
+        if self._group_id is not None or not self._claims:
+            return None
+        places = [self._claims[number].tracker.high for number in range(len(self._claims))]
+        for delivery in self._fetched:  # not received yet
+            lease = lease_of(delivery)
+            places[lease.claim.number] = min(places[lease.claim.number], lease.offset)
+        for number, claim in self._claims.items():
+            if claim.order:  # released
+                places[number] = min(places[number], claim.order[0])
+        return cursor(self._name, places, max(claim.ms for claim in self._claims.values()))
+
+    # ------------------------------------------------------------------ life
+
+    async def __aenter__(self) -> Self:
+        """Return when ready, with the start stored."""
+        self._hosted = Hosted(f"brokerkit {self!r}", self._host)
+        ready = False
+        try:
+            await self._hosted.__aenter__()
+            with anyio.CancelScope() as self._entering:
+                await self._enter()
+                ready = True
+            self._entering = None
+            if not ready and self._error is not None:
+                raise self._error
+        except BaseException:
+            self._entered = False
+            await self._hosted.__aexit__(None, None, None)
+            raise
+        self._context.readers[self] = None
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Hand back what is unsettled and leave the group."""
+        self._entered = False
+        self._wake()
+        self._context.readers.pop(self, None)
+        if self._hosted is not None:
+            await self._hosted.__aexit__(None, None, None)
+
+    def fail(self, error: BrokerError) -> None:
+        """Let `receive`, or entering, raise *error*."""
+        super().fail(error)
+        if self._entering is not None:
+            self._entering.cancel()
+
+    async def _host(self, started: asyncio.Future[None]) -> None:
+        """Run what belongs to it."""
+        assert self._hosted is not None
+        try:
+            async with anyio.create_task_group() as self._io:
+                async with anyio.create_task_group() as self._telling:
+                    self._telling.start_soon(self._guard)
+                    started.set_result(None)
+                    await self._hosted.stopping.wait()
+                    self._telling.cancel_scope.cancel()
+                self._telling = None
+                await self._leave()
+                self._io.cancel_scope.cancel()
+        finally:
+            self._io = self._telling = None
+            self._close()
+
+    async def _guard(self) -> None:
+        """Have it said when no broker answers any more."""
+        cluster = self._cluster
+        tick = min(self._session / 2, CUT_OFF) / 5
+        silent = 0
+        while True:
+            await asyncio.sleep(tick)
+            silent = 0 if cluster.problem is None else silent + 1
+            if silent > 5 and cluster.problem is not None:
+                error = type(cluster.problem)(f"no broker answers: {cluster.problem}")
+                error.__cause__ = cluster.problem
+                self.fail(error)
+
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._io is not None:
+            self._io.start_soon(work)
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what talks to the cluster, and say so if it breaks."""
+        try:
+            await work()
+        except BrokerError as error:
+            self.fail(error)
+        except Exception as error:
+            logger.exception("%s: reading has broken", self._name)
+            broken = BrokerError(f"the driver failed: {type(error).__name__}")
+            broken.__cause__ = error
+            self.fail(broken)
+
+    # ------------------------------------------------------------------ entering
+
+    async def _enter(self) -> None:
+        self._entered = True
+        timeout = self._context.settings.timeout
+        try:
+            info = await self._cluster.topic(self._name, timeout=timeout)
+        except NotFound as error:
+            if ".." not in self._name:
+                text = f"{self._address!r} does not exist on {self._cluster.settings.shown}; declare it"
+                raise NotFound(text) from error.__cause__
+            if self._source.until_end:
+                self._ends, self._others_ended = [], True
+            elif self._telling is not None:
+                self._telling.start_soon(self._run, self._appear)
+            return
+        await self._begin(info, self._source.start)
+
+    async def _appear(self) -> None:
+        """Wait until a derived topic is created; everything in it is read."""
+        name, cluster = self._name, self._cluster
+        changed = asyncio.Event()
+        cluster.watchers.add(changed.set)
+        cluster.watch(name)
+        try:
+            while (info := cluster.known(name)) is None:
+                await changed.wait()
+                changed.clear()
+        finally:
+            cluster.watchers.discard(changed.set)
+            cluster.unwatch(name)
+        await self._begin(info, Start.EARLIEST)
+
+    async def _begin(self, info: TopicInfo, start: Start) -> None:
+        """Read the partitions of *info*, or join the group."""
+        if self._source.until_end:
+            everywhere = dict.fromkeys(range(len(info.partitions)), LATEST)
+            found = await offsets_at(self._cluster, info, everywhere, timeout=self._context.settings.timeout)
+            self._ends = [found[number][0] for number in range(len(info.partitions))]
+        self._fetcher = Fetcher(self._cluster, self._name, self)
+        if self._group_id is None:
+            await self._begin_alone(start)
+        else:
+            await self._store_start(self._group_id, info, start)
+            await self._join(self._group_id, self._fetcher)
+
+    async def _begin_alone(self, start: Start) -> None:
+        assert self._fetcher is not None
+        offsets = await resolve(self._cluster, self._topic(), start, timeout=self._context.settings.timeout)
+        for number, offset in enumerate(offsets):
+            self._claim(number, offset, "")
+        self._spawn(self._fetch)
+
+    def _topic(self) -> AnyTopic:
+        address: Any = self._address  # only its name counts
+        topic: AnyTopic = address
+        return topic
+
+    async def _fetch(self) -> None:
+        assert self._fetcher is not None
+        await self._run(self._fetcher.run)
+
+    async def _store_start(self, group: str, info: TopicInfo, start: Start) -> None:
+        """See to it that the group has a position: a new one's start is stored before it joins."""
+        timeout = self._context.settings.timeout
+        for _ in range(_LOOKS):
+            known = await committed(self._cluster, group, self._name, range(len(info.partitions)), timeout)
+            if any(place is not None for place in known.values()):
+                return  # partitions without one were added since: they are read from their beginning
+            offsets = await resolve(self._cluster, self._topic(), start, timeout=timeout)
+            places = {number: (offset, "") for number, offset in enumerate(offsets)}
+            if await store_start(self._cluster, group, self._name, places, timeout):
+                return
+            await asyncio.sleep(PAUSE)
+
+    async def _join(self, group_id: str, fetcher: Fetcher) -> None:
+        context = self._context
+        self._group = group = Group(
+            self._cluster, group_id, self._name, self, session=self._session, instance=context.settings.instance
+        )
+        timeout = context.settings.timeout
+        self._commits = Commits(group, timeout, self._spawn, self._refused)
+        self._copies = Copies(context.outboxes, group, self._held, self._session, timeout, self._spawn, self._copied)
+        self._spawn(self._fetch)
+        self._spawn(self._take_part)
+        await group.join()
+
+    async def _take_part(self) -> None:
+        assert self._group is not None
+        await self._run(self._group.run)
+
+    # ------------------------------------------------------------------ leaving
+
+    async def _leave(self) -> None:
+        """Store what is done, hand back what is not, and leave the group."""
+        group, commits, copies = self._group, self._commits, self._copies
+        if group is None or commits is None or copies is None:
+            return
+        with anyio.move_on_after(min(LEAVING, self._session), shield=True):
+            with anyio.move_on_after(min(LEAVING, self._session) / 2):
+                if under_way := copies.of(list(self._claims.values())):
+                    await asyncio.wait(under_way)
+            self._hand_back(list(self._held.values()))
+            with anyio.move_on_after(min(LEAVING, self._session) / 2):
+                with contextlib.suppress(BrokerError):
+                    await commits.stored()
+            try:
+                await group.leave(timeout=min(LEAVING, self._session) / 2)
+            except BrokerError as error:
+                logger.info("%s: leaving group %s: %s", self._name, self._group_id, error)
+
+    def _close(self) -> None:
+        self._entered = False
+        if self._timer is not None:
+            self._timer.cancel()
+        for claim in self._claims.values():
+            claim.gone = True
+        if self._copies is not None:
+            self._copies.abort()
+        if self._commits is not None:
+            self._commits.close()
+        self._held.clear()
+        self._fetched.clear()
+        self._news.clear()
+        self._wake()
+
+    async def _look_at_others(self) -> bool:
+        """Return whether the other members of the group are at the end."""
+        now = asyncio.get_running_loop().time()
+        ends, group = self._ends, self._group_id
+        if ends is None or group is None or now - self._looked < END_LOOKS:
+            return False
+        self._looked = now
+        others = [number for number in range(len(ends)) if number not in self._claims]
+        try:
+            places = await committed(self._cluster, group, self._name, others, self._context.settings.timeout)
+        except BrokerError as error:
+            logger.info("%s: how far others are is not known: %s", self._name, error)
+            return False
+        for number in others:
+            base, note = places.get(number) or (0, "")
+            if Tracker.decode(base, note).next < ends[number]:
+                return False
+        self._others_ended = self._at_end() and all(n in others or n in self._claims for n in range(len(ends)))
+        return self._others_ended
+
+
+def group_of(source: Source) -> str | None:
+    """Return what Kafka calls the group that reads *source*; None for an ephemeral reader."""
+    name = source.address.name
+    if isinstance(source.address, Queue):
+        return name
+    return None if source.group is None else internal(name, source.group)
+
+
+def trackers(readers: Iterable[object], group_id: str) -> Callable[[], dict[int, Tracker]]:
+    """Return what tells, when it is called, how far those of *readers* are that are members of *group_id*."""
+
+    def own() -> dict[int, Tracker]:
+        return {
+            number: claim.tracker
+            for reader in readers
+            if isinstance(reader, TopicConsumer) and reader.group_id == group_id
+            for number, claim in reader.claims.items()
+        }
+
+    return own

@@ -1,0 +1,166 @@
+"""Settlements that publish: the copies are stored first, then the delivery is done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from ...driver import Delivery, Receipt, Record
+from ...errors import BrokerError, BrokerUnavailable, DeliveryLost
+from ._claim import Claim, Lease
+from ._cluster import PAUSE
+
+logger = logging.getLogger("brokerkit")
+
+MARGIN: Final = 2.0
+"""Most seconds for which a delivery must be owned still when its copies are sent."""
+
+
+class Store(Protocol):
+    """Where copies go."""
+
+    async def publish(self, records: Sequence[Record], timeout: float, /) -> Sequence[Receipt | BrokerError]:
+        """Store *records*; one result each."""
+        ...
+
+
+class Owner(Protocol):
+    """What tells until when a delivery is certainly ours."""
+
+    @property
+    def owned_until(self) -> float:
+        """By the loop's clock."""
+        ...
+
+
+class Job:
+    """One settlement that publishes: concurrent ones of the same delivery wait for the first."""
+
+    __slots__ = ("future", "lease", "records")
+
+    def __init__(self, lease: Lease, records: Sequence[Record]) -> None:
+        self.lease = lease
+        stored = {id(record) for record in lease.stored}
+        self.records = [record for record in records if id(record) not in stored]
+        self.future: asyncio.Future[BrokerError | None] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: BrokerError | None) -> None:
+        """Tell who waits for it."""
+        self.lease.job = None
+        if not self.future.done():
+            self.future.set_result(error)
+
+
+class Copies:
+    """The settlements of one reader that publish."""
+
+    def __init__(
+        self,
+        store: Store,
+        owner: Owner,
+        held: dict[object, Delivery],
+        session: float,
+        timeout: float,
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
+        done: Callable[[Claim], None],
+    ) -> None:
+        self._store = store
+        self._owner = owner
+        self._held = held
+        self._margin = min(MARGIN, session / 4)
+        self._timeout = timeout
+        self._spawn = spawn
+        self._done = done
+        self._jobs: dict[Job, None] = {}
+        self._fresh: list[Job] = []
+
+    def add(self, lease: Lease, records: Sequence[Record]) -> Job:
+        """Have *records* stored and the delivery of *lease* settled."""
+        job = lease.job = Job(lease, records)
+        self._jobs[job] = None
+        if not self._fresh:
+            self._spawn(self._carry_out)
+        self._fresh.append(job)
+        return job
+
+    def of(self, claims: Sequence[Claim]) -> list[asyncio.Future[BrokerError | None]]:
+        """Return what ends with the settlements of *claims* that are under way."""
+        return [job.future for job in self._jobs if job.lease.claim in claims]
+
+    def abort(self) -> None:
+        """Carry nothing out any more: the reader is left."""
+        jobs, self._jobs = self._jobs, {}
+        for job in jobs:
+            job.end(DeliveryLost("the consumer was left before this was settled"))
+
+    async def _carry_out(self) -> None:
+        """Store the copies of all settlements that have come together, in one call."""
+        jobs, self._fresh = self._fresh, []
+        try:
+            await self._store_copies(jobs)
+        except BrokerError as error:
+            for job in jobs:
+                self._end(job, error)
+        except Exception as error:
+            logger.exception("storing copies failed")
+            broken = BrokerError(f"the driver failed: {type(error).__name__}")
+            broken.__cause__ = error
+            for job in jobs:
+                self._end(job, broken)
+        finally:
+            for job in jobs:  # cancelled
+                self._end(job, DeliveryLost("the consumer was left before this was settled"))
+
+    async def _store_copies(self, jobs: list[Job]) -> None:
+        await self._sure(jobs)
+        held = self._held
+        owned: list[Job] = []
+        for job in jobs:
+            if job.lease in held:
+                owned.append(job)
+            else:
+                self._end(job, None if job.lease.settled else DeliveryLost())
+        records = [record for job in owned for record in job.records]
+        results = iter(await self._store.publish(records, self._timeout) if records else ())
+        for job in owned:
+            failure: BrokerError | None = None
+            stored: list[Record] = []
+            for record in job.records:
+                result = next(results)
+                if isinstance(result, BrokerError):
+                    failure = failure or result
+                else:
+                    stored.append(record)
+            lease = job.lease
+            if stored:
+                lease.stored = (*lease.stored, *stored)
+            if failure is None and held.pop(lease, None) is not None:
+                lease.settled = True
+                lease.claim.tracker.done(lease.offset)
+                self._end(job, None)
+                self._done(lease.claim)
+            elif lease in held:
+                self._end(job, failure)
+            else:
+                self._end(job, DeliveryLost(published=bool(lease.stored)))
+
+    async def _sure(self, jobs: Sequence[Job]) -> None:
+        """Return when what is to be settled is certainly ours, or certainly lost.
+
+        Raises:
+            BrokerUnavailable: that cannot be found out now.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._timeout
+        while self._owner.owned_until < loop.time() + self._margin:
+            if not any(job.lease in self._held for job in jobs):
+                return
+            if loop.time() >= end:
+                raise BrokerUnavailable("the group's coordinator does not answer: this may belong to others by now")
+            await asyncio.sleep(PAUSE)
+
+    def _end(self, job: Job, error: BrokerError | None) -> None:
+        if self._jobs.pop(job, self) is None:
+            job.end(error)
