@@ -34,7 +34,8 @@ SMALL: Final[Mapping[str, str]] = {
 QUICK: Final[Mapping[str, str]] = {
     "broker.heartbeat.interval.ms": "250",
     "controlled.shutdown.max.retries": "1",
-    "file.delete.delay.ms": "500",  # of topics that are deleted
+    "controller.quorum.append.linger.ms": "0",
+    "log.segment.delete.delay.ms": "500",  # of topics that are deleted
     "log.retention.check.interval.ms": "500",
     "log.initial.task.delay.ms": "500",
     "group.initial.rebalance.delay.ms": "0",
