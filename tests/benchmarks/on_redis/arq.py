@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from .client import PAGE, Client, Got, Publisher
+from ..on_servers.client import PAGE, Client, Got, Publisher
 from .server import client
 
 NEEDS: Final = ("arq>=0.26", "uvloop>=0.21", "msgspec>=0.22")

@@ -8,37 +8,10 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from .client import CONSUMER, GROUP, PAGE, Client, Got, Publisher
-from .raw import Lists, Streams, dumps
+from ..on_servers.client import GROUP, PAGE, Client, Got, Publisher, dumps
+from ..on_servers.libraries import FastStreamClient, TaskiqClient
+from .raw import CONSUMER, Lists, Streams
 from .server import client
-
-
-class _FastStream(Client):
-    """What its two rows share."""
-
-    peer = True
-
-    def subscribe(self, broker: Any) -> Any:
-        """Return the decorator of handlers."""
-        raise NotImplementedError
-
-    @contextlib.asynccontextmanager
-    async def consumer(self, got: Got) -> AsyncIterator[None]:
-        from faststream.redis import RedisBroker
-
-        silent: Any = None
-        broker: Any = RedisBroker(self.job.url, logger=silent)
-
-        # A dict is what it decodes quickest to.
-        async def handle(value: dict[str, Any]) -> None:
-            got(value)
-
-        self.subscribe(broker)(handle)
-        await broker.start()
-        try:
-            yield
-        finally:
-            await broker.stop()
 
 
 @contextlib.asynccontextmanager
@@ -54,6 +27,16 @@ async def _faststream(url: str, connections: int) -> AsyncIterator[tuple[Any, An
         yield broker, redis
     finally:
         await broker.stop()
+
+
+class _FastStream(FastStreamClient):
+    """What its two rows share."""
+
+    def broker(self) -> Any:
+        from faststream.redis import RedisBroker
+
+        silent: Any = None
+        return RedisBroker(self.job.url, logger=silent)
 
 
 class FastStreamStream(_FastStream, Streams):
@@ -105,62 +88,7 @@ class FastStreamList(_FastStream, Lists):
             )
 
 
-class _Taskiq(Client):
-    """What its two rows share."""
-
-    peer = True
-    least = 200
-
-    def broker(self) -> Any:
-        """Return the broker."""
-        raise NotImplementedError
-
-    def task(self, got: Got) -> tuple[Any, Any]:
-        """Return the broker and its task."""
-        logging.disable(logging.WARNING)
-        broker = self.broker()
-
-        async def handle(value: dict[str, Any]) -> None:
-            got(value)
-
-        return broker, broker.task(task_name="bench")(handle)
-
-    @contextlib.asynccontextmanager
-    async def publisher(self) -> AsyncIterator[Publisher]:
-        broker, task = self.task(lambda value: None)
-        await broker.startup()
-        try:
-            yield Publisher(task.kiq, lambda items: asyncio.gather(*[task.kiq(item) for item in items]))
-        finally:
-            await broker.shutdown()
-
-    @contextlib.asynccontextmanager
-    async def consumer(self, got: Got) -> AsyncIterator[None]:
-        from taskiq.acks import AcknowledgeType
-        from taskiq.receiver import Receiver
-
-        broker, _ = self.task(got)
-        broker.is_worker_process = True
-        await broker.startup()
-        receiver = Receiver(
-            broker,
-            max_async_tasks=self.work.handlers,
-            run_startup=False,
-            ack_type=AcknowledgeType.WHEN_EXECUTED,
-        )
-        finish = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            listening = tasks.create_task(receiver.listen(finish))
-            try:
-                yield
-            finally:
-                finish.set()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(listening, 8)
-                await broker.shutdown()
-
-
-class TaskiqStream(_Taskiq, Streams):
+class TaskiqStream(TaskiqClient, Streams):
     """taskiq on a stream with a group."""
 
     name = "taskiq-stream"
@@ -178,7 +106,7 @@ class TaskiqStream(_Taskiq, Streams):
         )
 
 
-class TaskiqList(_Taskiq, Lists):
+class TaskiqList(TaskiqClient, Lists):
     """taskiq on a list."""
 
     name = "taskiq-list"

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from ..frame import Goal, Row, Work
 from ..job import RATE
+from ..on_servers.ours import OurTopic
 from .arq import Arq, ArqDefault
 from .ours import (
     DeepQueue,
@@ -14,7 +15,6 @@ from .ours import (
     OurQueue,
     OurQueueBytes,
     OurQueueDefault,
-    OurTopic,
     OurTopicBytes,
     ShallowQueue,
     ShallowTopic,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 import orjson
 
 from ..job import Order
-from .client import CONSUMER, GROUP, PAGE, Client, Got, Publisher
+from ..on_servers.client import GROUP, PAGE, Client, Got, Publisher, dumps, reading
 from .server import client
 
-dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
+CONSUMER: Final = "one"
 BLOCK: Final = 100
 """Milliseconds that a read waits, so that a consumer can end."""
 
@@ -60,22 +60,6 @@ async def connected(url: str, connections: int) -> AsyncIterator[Any]:
         some: Any = made
         await asyncio.gather(*[some.ping() for _ in range(connections)])
         yield some
-
-
-@contextlib.asynccontextmanager
-async def reading(loop: Callable[[asyncio.Event], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run *loop* until it ends by itself, after its event was set."""
-    stop = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_until(loop, stop))
-        try:
-            yield
-        finally:
-            stop.set()
-
-
-async def _until(loop: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
-    await loop(stop)
 
 
 class Raw(Streams):

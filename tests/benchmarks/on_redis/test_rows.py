@@ -12,6 +12,7 @@ import pytest
 
 from ..frame import RESULT, Assignment, Part, Row, Work, believe, measure, run_part
 from ..job import Figures
+from ..on_servers.ours import OurTopic
 from ..table import judge
 from . import arq, ours, peers, raw, toys, wire
 from .plan import plan
@@ -61,10 +62,10 @@ HONEST: list[tuple[type[Row], Work]] = [
     ),
     *((row, work) for row in (raw.RawBytes, raw.RawListTyped, raw.RawListBytes) for work in (PUBLISH, MANY)),
     (raw.RawBatchAck, CONSUME),
-    *((row, work) for row in (ours.OurQueue, ours.OurTopic) for work in (PUBLISH, MANY, CONSUME)),
+    *((row, work) for row in (ours.OurQueue, OurTopic) for work in (PUBLISH, MANY, CONSUME)),
     *((row, work) for row in (ours.OurQueueBytes, ours.OurTopicBytes) for work in (PUBLISH, MANY)),
     (ours.OurQueueDefault, CONSUME),
-    (ours.OurTopic, KEYED),
+    (OurTopic, KEYED),
 ]
 
 

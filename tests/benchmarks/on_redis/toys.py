@@ -10,61 +10,11 @@ from typing import Any
 
 from brokerkit import Broker
 
-from .client import CONSUMER, GROUP, Client, Got, Publisher
-from .ours import OurQueue, OurTopic
-from .raw import BLOCK, Raw, RawList
-
-
-class Altering(Client):
-    """Publishes something else than it was asked to."""
-
-    def altered(self, item: Any) -> Sequence[Any]:
-        """Return what is published for *item*."""
-        return [item]
-
-    @contextlib.asynccontextmanager
-    async def publisher(self) -> AsyncIterator[Publisher]:
-        async with super().publisher() as to:
-
-            async def one(item: Any) -> None:
-                for some in self.altered(item):
-                    await to.one(some)
-
-            async def many(items: Sequence[Any]) -> None:
-                await to.many([some for item in items for some in self.altered(item)])
-
-            yield Publisher(one, many)
-
-
-class Loses(Altering):
-    """Never publishes number 7."""
-
-    def altered(self, item: Any) -> Sequence[Any]:
-        return [] if number(item) == 7 else [item]
-
-
-class Doubles(Altering):
-    """Publishes number 7 twice."""
-
-    def altered(self, item: Any) -> Sequence[Any]:
-        return [item, item] if number(item) == 7 else [item]
-
-
-class Keeps(Altering):
-    """Publishes number 8 in place of number 7: the count alone is right."""
-
-    before: Any = None
-
-    def altered(self, item: Any) -> Sequence[Any]:
-        if number(item) == 7:
-            return []
-        return [item, item] if number(item) == 8 else [item]
-
-
-def number(item: Any) -> int:
-    """Return the number of what a publisher is given."""
-    value = item[0] if isinstance(item, tuple) else item
-    return int(value["n"] if isinstance(value, dict) else value.n)
+from ..on_servers.altering import Doubles, Keeps, Loses
+from ..on_servers.client import GROUP, Got, Publisher
+from ..on_servers.ours import OurTopic
+from .ours import OurQueue
+from .raw import BLOCK, CONSUMER, Raw, RawList
 
 
 class RawLoses(Loses, Raw):

@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..job import RATE
-from .client import CONSUMER, GROUP
-from .raw import BLOCK, Streams, dumps
+from ..on_servers.client import GROUP, dumps
+from .raw import BLOCK, CONSUMER, Streams
 
 
 class Wire:

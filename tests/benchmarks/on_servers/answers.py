@@ -1,4 +1,4 @@
-"""What fresh processes find out for the probes on Redis, through brokerkit's public interface."""
+"""What fresh processes find out for the probes on servers, through brokerkit's public interface."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,7 @@ from .client import GROUP, PAGE
 
 KEYS: Final = 1000
 QUEUES: Final = 100
+TOPICS: Final = 16
 PARTITIONS: Final = 128
 PACED: Final = 400
 """Messages at the rate of `paced`, whose way to the handler is timed, before the burst."""
@@ -36,6 +37,8 @@ class Drain(msgspec.Struct):
     doubles: int
     samples: list[float]
     """MiB resident, from before the first message on."""
+    times: list[float]
+    """Seconds from the start to each of the samples behind the first."""
     seconds: float
     unsettled: int
 
@@ -43,6 +46,11 @@ class Drain(msgspec.Struct):
     def grown(self) -> float:
         """MiB beyond those of the connected consumer that had not read anything."""
         return max(self.samples) - self.samples[0]
+
+    @property
+    def rate(self) -> float:
+        """Messages a second, from the first fiftieth on: without connecting."""
+        return self.handled * (len(self.times) - 1) / len(self.times) / (self.times[-1] - self.times[0])
 
 
 class Crowd(msgspec.Struct):
@@ -62,25 +70,30 @@ def answer(question: Ask) -> bytes:
         return msgspec.json.encode(runner.run(work(question)))
 
 
-def queue(number: int = 0) -> Queue[Order]:
-    """Return one of the queues."""
-    return Queue(f"bench-{number}", Order)
-
-
-TOPIC: Final = Topic("bench", Order)
-WIDE: Final = Topic("bench-wide", Order, partitions=PARTITIONS)
+def addresses(kind: str) -> Sequence[Topic[Order] | Queue[Order]]:
+    """Return what is filled and consumed where *kind* is asked for."""
+    if kind == "wide":
+        return [Topic("bench-wide", Order, partitions=PARTITIONS)]
+    if kind == "topics":
+        return [Topic(f"bench-{number}", Order) for number in range(TOPICS)]
+    if kind == "topic":
+        return [Topic("bench", Order)]
+    return [Queue(f"bench-{number}", Order) for number in range(QUEUES if kind == "queues" else 1)]
 
 
 async def _fill(question: Ask) -> float:
-    """Store *n* messages in the queue or the topic."""
+    """Store *n* messages; return how long that took."""
+    (address,) = addresses(question.kind)
     began = time.perf_counter()
     async with brokerkit.connect(question.url) as broker:
         for at in range(0, question.n, PAGE):
             values = [order(number, KEYS) for number in range(at, min(at + PAGE, question.n))]
-            if question.kind == "topic":
-                receipts = await broker.publish_many(TOPIC, [TOPIC.outgoing(value, key=value.user) for value in values])
+            if isinstance(address, Topic):
+                receipts = await broker.publish_many(
+                    address, [address.outgoing(value, key=value.user) for value in values]
+                )
             else:
-                receipts = await broker.publish_many(queue(), values)
+                receipts = await broker.publish_many(address, values)
             for receipt in receipts:
                 if isinstance(receipt, brokerkit.BrokerError):
                     raise receipt
@@ -89,9 +102,9 @@ async def _fill(question: Ask) -> float:
 
 async def _drain(question: Ask) -> Drain:
     n = question.n
-    found = Drain(handled=0, doubles=0, samples=[], seconds=0.0, unsettled=0)
+    found = Drain(handled=0, doubles=0, samples=[], times=[], seconds=0.0, unsettled=0)
     seen, reached, step = bytearray(n), asyncio.Event(), max(1, n // 50)
-    service = Service(GROUP)
+    service, began = Service(GROUP), 0.0
 
     async def handle(message: Message[Order]) -> None:
         number = message.value.n
@@ -100,12 +113,14 @@ async def _drain(question: Ask) -> Drain:
         seen[number] = 1
         if not found.handled % step:
             found.samples.append(resident())
+            found.times.append(time.perf_counter() - began)
             if found.handled == n:
                 reached.set()
 
-    _subscribe(service, question.kind)(handle)
+    (address,) = addresses(question.kind)
+    _subscribe(service, address)(handle)
     async with brokerkit.connect(question.url) as broker:
-        await _backlog(broker, question.kind)
+        await _backlog(broker, address)
         found.samples.append(resident())
         began = time.perf_counter()
         async with service.running(broker):
@@ -113,8 +128,7 @@ async def _drain(question: Ask) -> Drain:
                 await asyncio.wait_for(reached.wait(), 200)
             found.seconds = time.perf_counter() - began
             await asyncio.sleep(0.25)
-        backlog = await _backlog(broker, question.kind)
-        found.unsettled = _unsettled(backlog)
+        found.unsettled = _unsettled(await _backlog(broker, address))
     return found
 
 
@@ -122,16 +136,14 @@ def _unsettled(backlog: Backlog) -> int:
     return (backlog.waiting or 0) + (backlog.in_flight or 0) + (backlog.delayed or 0) + (backlog.dead or 0)
 
 
-async def _backlog(broker: Broker, kind: str) -> Backlog:
-    if kind in {"topic", "wide"}:
-        return await broker.backlog(TOPIC if kind == "topic" else WIDE, GROUP)
-    return await broker.backlog(queue())
+async def _backlog(broker: Broker, address: Topic[Order] | Queue[Order]) -> Backlog:
+    return await (broker.backlog(address, GROUP) if isinstance(address, Topic) else broker.backlog(address))
 
 
-def _subscribe(service: Service[Any], kind: str, concurrency: int = HANDLERS) -> Callable[[Any], Any]:
-    if kind in {"topic", "wide"}:
-        return service.subscribe(TOPIC if kind == "topic" else WIDE, concurrency=concurrency)
-    return service.subscribe(queue(), concurrency=concurrency)
+def _subscribe(service: Service[Any], address: Topic[Order] | Queue[Order], concurrency: int = HANDLERS) -> Any:
+    if isinstance(address, Topic):
+        return service.subscribe(address, concurrency=concurrency)
+    return service.subscribe(address, concurrency=concurrency)
 
 
 async def _idle(question: Ask) -> float:
@@ -141,8 +153,9 @@ async def _idle(question: Ask) -> float:
     async def handle(message: Message[Order]) -> None:
         raise AssertionError("nothing was published")
 
-    _subscribe(service, "topic")(handle)
-    _subscribe(service, "queue")(handle)
+    for kind in question.kind.split():
+        for address in addresses(kind):
+            _subscribe(service, address)(handle)
     async with brokerkit.connect(question.url) as broker, service.running(broker):
         await asyncio.sleep(1)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -151,7 +164,7 @@ async def _idle(question: Ask) -> float:
 
 
 async def _crowd(question: Ask) -> Crowd:
-    """Run *n* consumers, each with a broker of its own, or one broker with *n* queues, until the input ends."""
+    """Run *n* consumers, each with a broker of its own, or one broker where there are many addresses, until the input ends."""
     found = Crowd(seen=[], delays=[], busy=0)
     busy: set[int] = set()
 
@@ -166,10 +179,10 @@ async def _crowd(question: Ask) -> Crowd:
         return handle
 
     async with contextlib.AsyncExitStack() as stack:
-        if question.kind == "queues":
+        if len(addresses(question.kind)) > 1:
             service = Service(GROUP)
-            for number in range(question.n):
-                service.subscribe(queue(number), concurrency=10)(handler(number))
+            for number, address in enumerate(addresses(question.kind)):
+                _subscribe(service, address, 10)(handler(number))
             broker = await stack.enter_async_context(brokerkit.connect(question.url))
             await stack.enter_async_context(service.running(broker))
         else:
@@ -183,27 +196,26 @@ async def _crowd(question: Ask) -> Crowd:
 @contextlib.asynccontextmanager
 async def _member(question: Ask, handle: Any) -> AsyncIterator[None]:
     service = Service(GROUP)
-    _subscribe(service, question.kind, 10)(handle)
+    (address,) = addresses(question.kind)
+    _subscribe(service, address, 10)(handle)
     async with brokerkit.connect(question.url) as broker, service.running(broker):
         yield
 
 
 async def _feed(question: Ask) -> float:
     """Publish `PACED` messages slowly and *n* at once; return how long those take until all are handled."""
-    n, kind = question.n, question.kind
-    queues = [queue(number) for number in range(QUEUES if kind == "queues" else 1)]
+    n, to = question.n, addresses(question.kind)
     async with brokerkit.connect(question.url) as broker:
 
         async def one(value: Order) -> None:
-            if kind == "wide":
-                await broker.publish(WIDE, value, key=value.user)
+            address = to[value.n % len(to)]
+            if isinstance(address, Topic):
+                await broker.publish(address, value, key=value.user)
             else:
-                await broker.publish(queues[value.n % len(queues)], value)
+                await broker.publish(address, value)
 
         async def backlog() -> int:
-            if kind == "wide":
-                return _unsettled(await broker.backlog(WIDE, GROUP))
-            return sum([_unsettled(await broker.backlog(one)) for one in queues])
+            return sum([_unsettled(await _backlog(broker, address)) for address in to])
 
         await paced([order(number, KEYS) for number in range(PACED)], one)
         began = time.perf_counter()

@@ -1,10 +1,12 @@
-"""The frame of all programs on Redis: what is measured is decided here, alike for all of them."""
+"""The frame of all programs on a server: what is measured is decided here, alike for all of them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -14,10 +16,10 @@ from ..frame import Part, Row, Work
 from ..job import Order
 
 GROUP: Final = "bench"
-CONSUMER: Final = "one"
 PAGE: Final = 1000
 """Messages per call where a backlog is filled in or looked at, which is not measured."""
 NUMBER: Final = re.compile(rb'"n": ?(\d+)')
+dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
 Got = Callable[[Any], None]
 
 
@@ -37,7 +39,7 @@ class Client(Row):
 
     @classmethod
     def parts(cls, work: Work) -> frozenset[Part]:
-        """What is published is counted in Redis; what is consumed is stored before, or, for a latency, fed beside."""
+        """What is published is counted in the server; what is consumed is stored before, or, for a latency, fed beside."""
         if work.stores:
             return frozenset({"fill", "run", "audit"} if cls.behind else {"run", "audit"})
         return frozenset({"feed" if work.metric == "latency" else "fill", "run", "audit"})
@@ -58,7 +60,7 @@ class Client(Row):
         """Create what must exist before the first message."""
 
     def found(self) -> Iterator[bytes]:
-        """Yield all stored messages, asked of Redis in plain words."""
+        """Yield all stored messages, asked of the server in plain words."""
         raise NotImplementedError
 
     def pending(self) -> int:
@@ -113,3 +115,19 @@ class Client(Row):
                 self.job.seen.append(int(match[1]) if match else -1)
         else:
             self.job.unsettled = self.pending()
+
+
+@contextlib.asynccontextmanager
+async def reading(loop: Callable[[asyncio.Event], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run *loop* until it ends by itself, after its event was set."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_until(loop, stop))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+async def _until(loop: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
+    await loop(stop)
