@@ -1,4 +1,4 @@
-"""Requests: which versions of Kafka's protocol are spoken, and how they travel on aiokafka's connections.
+"""Requests: which versions of Kafka's protocol are spoken, and how they look as bytes.
 
 One version of each request, spoken by every broker from 3.1 on.  The schemas are Kafka's own, generated (package kio).
 """
@@ -6,15 +6,13 @@ One version of each request, spoken by every broker from 3.1 on.  The schemas ar
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from kio.index import load_response_from_request
-from kio.schema.request_header.v1.header import RequestHeader as HeaderV1
-from kio.schema.request_header.v2.header import RequestHeader as HeaderV2
 from kio.serial import entity_reader, entity_writer
-from kio.static.primitive import i16, i32
 from kio.static.protocol import RequestPayload
 
 from ...errors import ConfigError
@@ -47,6 +45,12 @@ SPOKEN: Final[Mapping[int, tuple[str, int]]] = {
 Versions: TypeAlias = Mapping[int, tuple[int, int]]
 """What a broker speaks: lowest and highest version by API key."""
 
+_CLIENT: Final = b"brokerkit"
+"""What brokers are told that we are; their logs, metrics and quotas show it."""
+_HEAD: Final = struct.Struct(">ihhih")
+_RANGE: Final = struct.Struct(">hhh")
+_CODE: Final = struct.Struct(">h")
+
 
 class Sized(Protocol):
     """What a reader returns: the entity and how many bytes it took."""
@@ -76,88 +80,119 @@ def _writer(kind: type[Any]) -> Callable[[Any, Any], None]:
 
 
 @cache
-def _reader(kind: type[Any]) -> Callable[[bytes, int], Sized]:
-    return cast("Callable[[bytes, int], Sized]", entity_reader(kind))
+def _answer(kind: type[Any]) -> tuple[bool, Callable[[bytes, int], Sized]]:
+    """Return how the answer to a request is read: whether there may be tagged fields before it, and by what."""
+    response: Any = load_response_from_request(kind)
+    return response.__header_schema__.__flexible__, cast("Callable[[bytes, int], Sized]", entity_reader(response))
 
 
-class _Header:
-    """What the connection wants of a header: `encode`, or the number that an answer belongs to."""
+class Asking(Protocol):
+    """A request as a connection takes one."""
 
-    __slots__ = ("correlation_id", "data")
+    @property
+    def name(self) -> str:
+        """What Kafka calls it, for texts."""
+        ...
 
-    def __init__(self, correlation_id: int, data: bytes) -> None:
-        self.correlation_id = correlation_id
-        self.data = data
+    def frame(self, number: int, /) -> bytes:
+        """Return what is sent, with its size before it; the answer carries *number*."""
+        ...
 
-    def encode(self) -> bytes:
-        return self.data
-
-
-class _Answer:
-    """How answers to one kind of request are read."""
-
-    def __init__(self, request: type[Any]) -> None:
-        response: Any = load_response_from_request(request)
-        self.flexible_header: bool = response.__header_schema__.__flexible__
-        self._read = _reader(response)
-
-    def decode(self, frame: io.BytesIO) -> object:
-        return self._read(frame.getvalue(), frame.tell())[0]
+    def read(self, frame: bytes, /) -> Any:
+        """Return the answer in *frame*, which is without its size."""
+        ...
 
 
-_answer = cache(_Answer)
+def framed(key: int, version: int, number: int, body: bytes, *, flexible: bool = True) -> bytes:
+    """Return a request as it is sent."""
+    size = len(body) + len(_CLIENT) + (11 if flexible else 10)
+    head = _HEAD.pack(size, key, version, number, len(_CLIENT))
+    return b"".join((head, _CLIENT, b"\0" if flexible else b"", body))
+
+
+def answer_at(frame: bytes) -> int:
+    """Return where the answer in *frame* begins, behind its number and tagged fields."""
+    return _past_tags(frame, 4)
+
+
+def _past_tags(frame: bytes, at: int) -> int:
+    """Return where tagged fields end, of which none means anything to us."""
+    count, at = _varint(frame, at)
+    for _ in range(count):
+        _, at = _varint(frame, at)
+        size, at = _varint(frame, at)
+        at += size
+    return at
+
+
+def _varint(frame: bytes, at: int) -> tuple[int, int]:
+    """Return a number, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = frame[at]
+        at += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, at
+        shift += 7
 
 
 class Request:
-    """A request as aiokafka's connection wants one: it asks for `prepare`, a header, `encode` and how to read the answer."""
+    """A request that Kafka's schemas describe."""
 
-    __slots__ = ("RESPONSE_TYPE", "_body", "_entity")
+    __slots__ = ("_body", "_kind")
 
     def __init__(self, entity: RequestPayload) -> None:
-        self._entity: Any = entity
-        self.RESPONSE_TYPE = _answer(type(entity))
+        self._kind: Any = type(entity)
         buffer = io.BytesIO()
-        _writer(type(entity))(buffer, entity)
+        _writer(self._kind)(buffer, entity)
         self._body = buffer.getvalue()
 
-    def prepare(self, versions: Versions) -> Request:
-        """Return what is sent; `check` has looked at the versions when the connection was made."""
-        return self
+    def __repr__(self) -> str:
+        return f"<Request {self.name}>"
 
-    def build_request_header(self, correlation_id: int, client_id: str) -> _Header:
-        """Return the header of this very request."""
-        entity = self._entity
-        kind: Any = entity.__header_schema__
-        assert kind is HeaderV2 or kind is HeaderV1
-        header = kind(
-            request_api_key=entity.__api_key__,
-            request_api_version=i16(entity.__version__),
-            correlation_id=i32(correlation_id),
-            client_id=client_id,
-        )
-        buffer = io.BytesIO()
-        _writer(kind)(buffer, header)
-        return _Header(correlation_id, buffer.getvalue())
+    @property
+    def name(self) -> str:
+        """What Kafka calls it."""
+        name: str = self._kind.__name__
+        return name.removesuffix("Request")
 
-    def encode(self) -> bytes:
-        """Return the body."""
-        return self._body
+    def frame(self, number: int, /) -> bytes:
+        """Return what is sent."""
+        kind = self._kind
+        return framed(kind.__api_key__, kind.__version__, number, self._body, flexible=kind.__flexible__)
 
-    def parse_response_header(self, frame: io.BytesIO) -> _Header:
-        """Read the number of the request that *frame* answers."""
-        number = int.from_bytes(frame.read(4), "big", signed=True)
-        if self.RESPONSE_TYPE.flexible_header:
-            for _ in range(_varint(frame)):  # tagged fields
-                _varint(frame)
-                frame.seek(_varint(frame), io.SEEK_CUR)
-        return _Header(number, b"")
+    def read(self, frame: bytes, /) -> Any:
+        """Return the answer, as its schema has it."""
+        flexible, read = _answer(self._kind)
+        return read(frame, answer_at(frame) if flexible else 4)[0]
 
 
-def _varint(frame: io.BytesIO) -> int:
-    number = shift = 0
-    while True:
-        (byte,) = frame.read(1)
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number
-        shift += 7
+class Hello:
+    """The first request: what does the broker speak?  Its answer is an error code and the `Versions`.
+
+    It is read by hand: a later broker may say more about itself than the schemas know, and an old one answers in an older form.
+    """
+
+    __slots__ = ("_body",)
+
+    name = "ApiVersions"
+
+    def __init__(self, version: str) -> None:
+        self._body = b"".join((*(bytes([len(text) + 1]) + text for text in (_CLIENT, version.encode())), b"\0"))
+
+    def frame(self, number: int, /) -> bytes:
+        """Return what is sent."""
+        return framed(18, 3, number, self._body)
+
+    def read(self, frame: bytes, /) -> tuple[int, Versions]:
+        """Return error code and versions; there are none if the code is not 0."""
+        (code,) = _CODE.unpack_from(frame, 4)
+        versions: dict[int, tuple[int, int]] = {}
+        if not code:
+            count, at = _varint(frame, 6)
+            for _ in range(count - 1):
+                key, low, high = _RANGE.unpack_from(frame, at)
+                versions[key] = (low, high)
+                at = _past_tags(frame, at + _RANGE.size)
+        return code, versions

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import importlib.metadata
-import io
 import re
 import socket
 import ssl
@@ -18,7 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from kio.schema.api_versions.v3.request import ApiVersionsRequest
 from kio.schema.errors import ErrorCode as Code
 from kio.schema.metadata.v12.request import MetadataRequest
 from kio.schema.sasl_authenticate.v2.request import SaslAuthenticateRequest
@@ -26,13 +24,11 @@ from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
 
 from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, ConfigError
 from .._url import Secret
-from ._api import OLDEST, Request, Versions, check
+from ._api import OLDEST, Asking, Hello, Request, Versions, check
 from ._errors import Unanswered, of_code, one_line, translate
 from ._options import MECHANISMS, Settings, address
 from ._sasl import exchange
 
-CLIENT: Final = "brokerkit"
-"""What brokers are told that we are; their logs and quotas show it."""
 LARGEST: Final = 256 * 1024 * 1024
 """Bytes of an answer; more is no answer of a broker."""
 
@@ -44,7 +40,7 @@ class _Asked:
 
     __slots__ = ("answer", "number", "request", "timer")
 
-    def __init__(self, number: int, request: Request, answer: asyncio.Future[Any]) -> None:
+    def __init__(self, number: int, request: Asking, answer: asyncio.Future[Any]) -> None:
         self.number = number
         self.request = request
         self.answer = answer
@@ -81,7 +77,7 @@ class Wire(asyncio.Protocol):
 
     # ------------------------------------------------------------------ asking
 
-    def send(self, request: Request, timeout: float) -> asyncio.Future[Any]:
+    def send(self, request: Asking, timeout: float) -> asyncio.Future[Any]:
         """Write *request* at once, and return what its answer will be.  Cancelling that leaves the connection usable.
 
         Raises:
@@ -92,9 +88,7 @@ class Wire(asyncio.Protocol):
         if self.closed or transport is None or transport.is_closing():
             raise BrokerUnavailable(f"the connection to {self.place} is closed")
         number = self._number = (self._number + 1) & 0x7FFFFFFF
-        header = request.build_request_header(number, CLIENT).encode()
-        body = request.encode()
-        transport.write(b"".join(((len(header) + len(body)).to_bytes(4, "big"), header, body)))
+        transport.write(request.frame(number))
         asked = _Asked(number, request, self._loop.create_future())
         asked.timer = self._loop.call_later(timeout, self._late, asked, timeout)
         self._asked.append(asked)
@@ -106,8 +100,8 @@ class Wire(asyncio.Protocol):
 
     def _late(self, asked: _Asked, timeout: float) -> None:
         if not asked.answer.done():
-            _fail(asked.answer, Unanswered(f"{self.place} did not answer within {timeout:g} s"))
-        self._end(None, f"{self.place} did not answer an earlier request within {timeout:g} s")
+            _fail(asked.answer, Unanswered(f"{self.place} did not answer {asked.request.name} within {timeout:g} s"))
+        self._end(None, f"it did not answer {asked.request.name} within {timeout:g} s")
 
     def _end(self, cause: BaseException | None, text: str) -> None:
         if self.closed:
@@ -188,11 +182,10 @@ class Wire(asyncio.Protocol):
         if asked.answer.done():  # cancelled: nobody waits
             return
         try:
-            answer = _read(asked.request, frame)
+            answer = asked.request.read(frame)
         except Exception as cause:
-            unreadable = _caused(
-                BrokerError(f"an answer of {self.place} cannot be read: {type(cause).__name__}"), cause
-            )
+            text = f"the answer of {self.place} to {asked.request.name} cannot be read"
+            unreadable = _caused(BrokerError(f"{text}: {type(cause).__name__}: {one_line(str(cause))}"), cause)
             _fail(asked.answer, unreadable)
             self._end(unreadable, str(unreadable))
         else:
@@ -210,12 +203,6 @@ class Wire(asyncio.Protocol):
 def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
     answer.set_exception(error)
     answer.exception()  # nobody may wait for it any more
-
-
-def _read(request: Request, frame: bytes) -> Any:
-    buffer = io.BytesIO(frame)
-    request.parse_response_header(buffer)
-    return request.RESPONSE_TYPE.decode(buffer)
 
 
 # ---------------------------------------------------------------------- connecting
@@ -306,18 +293,16 @@ class _Attempt:
             raise BrokerUnavailable(f"{self.what}: the broker hung up at once{_NO_TLS}") from error
         wire = self.wire
         assert wire is not None
-        request = Request(ApiVersionsRequest(client_software_name=CLIENT, client_software_version=_version()))
         try:
-            answer = await self._ask(wire, request)
+            code, wire.versions = await self._ask(wire, Hello(_version()))
         except Unanswered as error:
             hint = "does this port speak TLS? then use kafka+ssl://"
             if settings.tls:
                 hint = "does it want another certificate?" if settings.cert_file else "does it want a cert_file=?"
             text = f"{self.what}: the broker hung up at once; {hint}"
             raise BrokerUnavailable(text) from error.__cause__
-        if answer.error_code is not Code.none:
-            raise of_code(int(answer.error_code), self.what)
-        wire.versions = {int(api.api_key): (int(api.min_version), int(api.max_version)) for api in answer.api_keys}
+        if code:
+            raise of_code(code, self.what)
         return wire
 
     async def _check_open(self, wire: Wire) -> None:
@@ -394,7 +379,7 @@ class _Attempt:
         hint = "" if self.settings.sasl else "; does the user exist for another way to log in? then name it in sasl="
         return _caused(AuthenticationError(f"{error}{hint}"), error.__cause__)
 
-    async def _ask(self, wire: Wire, request: Request) -> Any:
+    async def _ask(self, wire: Wire, request: Asking) -> Any:
         return await wire.send(request, self.settings.connect_timeout)
 
 
