@@ -75,7 +75,7 @@ KAFKA = (
     ("_api", "_records", "_sasl"),
     ("_answer", "_assign", "_batch", "_claim", "_wire"),
     ("_cluster", "_commit", "_part"),
-    ("_coordinator", "_copies", "_create", "_offsets", "_outbox", "_remove"),
+    ("_coordinator", "_copies", "_create", "_hands", "_member", "_offsets", "_outbox", "_remove"),
     ("_fetch", "_group", "_look", "_publish"),
     ("_browse", "_context"),
     ("_letters", "_reader"),

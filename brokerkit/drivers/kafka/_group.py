@@ -1,100 +1,49 @@
 """Membership of a consumer group: signs of life, and which partitions are one's own.
 
 A rebalance stops nothing that stays: members keep what they hold while the group shares out anew (see `_assign`).  Three
-things run side by side, each on its own connection or line: the rounds (joining, and learning one's share), the signs of
-life, which go on while a round takes its time, and the reading of positions of what is new.
-
-Who may believe in its partitions is decided by when the broker may give them to others at the earliest:
-
-* *session* seconds after it received the last request of ours, so counted from when that was sent;
-* after a rebalance has begun, as soon as everybody else has come again, or ``2 * session`` seconds later: from then on signs
-  of life help only for so long.
+things run side by side, none of which waits for another's connection: the rounds (joining, and learning one's share), the
+signs of life, which go on while a round takes its time, and reading where to begin in what is new.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import itertools
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, Final
 
 import anyio
 from kio.schema.errors import ErrorCode
-from kio.schema.heartbeat.v4 import request as heartbeat
-from kio.schema.join_group.v7 import request as join_group
-from kio.schema.leave_group.v4 import request as leave_group
-from kio.schema.sync_group.v5 import request as sync_group
 
-from ...errors import (
-    AuthenticationError,
-    BrokerError,
-    BrokerUnavailable,
-    Closed,
-    ConfigError,
-    DeliveryLost,
-)
-from ._assign import PROTOCOL, PROTOCOL_TYPE, Claim, Share, read_claim, read_share, share_out, write_claim, write_share
+from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, Closed, ConfigError, DeliveryLost
+from ._assign import Share, read_claim, read_share, share_out
 from ._cluster import PAUSE, Cluster
-from ._coordinator import ATTEMPT, OFFSETS, ask, commit_codes, commit_error, commit_request, committed, moved
+from ._coordinator import ATTEMPT, OFFSETS, ask, commit_codes, commit_error, committed, moved
 from ._errors import LOST_MEMBER, RETRY, Unanswered, of_code
+from ._hands import Hands, Told
+from ._member import Member
 
 logger = logging.getLogger("brokerkit")
 
 _BEATS: Final = "signs of life"
 """The line of requests that are answered at once."""
+_BEAT: Final = 1.0
+"""Seconds between signs of life; less where the session is short."""
+_PATIENCE: Final = 3.0
+"""Seconds that one may take."""
 _PARKED: Final = 5.0
 """Seconds until a request is made again that the coordinator answers when all others have come; that changes nothing."""
-_PATIENCE: Final = 3.0
-"""Seconds that a sign of life may take."""
 _NAMING: Final = 2.0
-"""The same for asking for a name: it is not given up half-way."""
+"""Seconds that being given a name may take: that is not given up half-way."""
 _SOON: Final = 0.1
-"""Seconds between signs of life while partitions move."""
+"""Seconds between signs of life while partitions move from one member to another."""
 _MOVING: Final = 5.0
 """Seconds after a round that they are expected to."""
-_DENIED: Final = 1.0
-"""Seconds until something is tried again that the user may not do."""
-_LONGEST_PAUSE: Final = 1.0
-
-# The generated schemas have number types of their own, which plain numbers satisfy.
-_heartbeat: Any = heartbeat
-_join_group: Any = join_group
-_leave_group: Any = leave_group
-_sync_group: Any = sync_group
-_LATER: Final = (RETRY | LOST_MEMBER) - {ErrorCode.unknown_topic_or_partition} | {ErrorCode.rebalance_in_progress}
+_LONG: Final = 1.0
+"""Seconds until something is tried again that fails, or is not allowed, at most."""
+_LATER: Final = (RETRY | LOST_MEMBER | {ErrorCode.rebalance_in_progress}) - {ErrorCode.unknown_topic_or_partition}
 """Answers to a commit after which it is sent again, if the partition is still in hand."""
-_instances: set[tuple[str, str]] = set()
-"""Group and name of the static members in this process."""
-
-
-class Told(Protocol):
-    """Who takes part.  None of these may wait."""
-
-    def assigned(self, partitions: Mapping[int, tuple[int, str] | None], /) -> None:
-        """Take *partitions* in hand, each with the position that is stored and its note; None where nothing is."""
-        ...
-
-    def taken(self, partitions: Collection[int], /) -> None:
-        """Finish with *partitions*, for which others wait, and call `Group.let_go`."""
-        ...
-
-    def lost(self, partitions: Collection[int], /) -> None:
-        """Drop *partitions*: they belong to others by now, and no commit of them can succeed."""
-        ...
-
-    def late(self) -> None:
-        """Call `Group.go_on` when the program has heard what is lost.
-
-        Signs of life came too late for a while, or membership was lost: until then nothing is begun.
-        """
-        ...
-
-    def fail(self, error: BrokerError, /) -> None:
-        """Learn that it cannot go on."""
-        ...
 
 
 class _Again(Exception):
@@ -121,27 +70,14 @@ class Group:
         self._told = told
         self._session = session
         self._base = instance
-        self._instance: str | None = None
-        self.owned_until = -math.inf
-        """Until when what it holds is certainly its own, on the loop's clock."""
+        self._member = Member(group, topic)
+        self._hands = Hands(group, session, told)
         self.problem: BrokerError | None = None
         """What keeps it from taking part at the moment."""
-        self.member = ""
-        self.generation = -1
-        self._synced = -1
-        """The generation of the share it holds."""
-        self._held: dict[int, int] = {}
-        """What is in its hands, each with a number of its own: partitions come and go."""
-        self._leaving: set[int] = set()
-        self._unplaced: set[int] = set()
-        """What nobody has been told of yet: where to begin is not known."""
-        self._numbers = itertools.count()
         self._lives = 0
         """How often membership was lost."""
         self._count = -1
-        """How many partitions were known when it joined for the last time."""
-        self._proven = self._calm = -math.inf
-        self._late = False
+        """How many partitions were known when it joined, or shared out, for the last time."""
         self._moving_until = -math.inf
         self._asking = False
         """Whether a round is under way."""
@@ -158,12 +94,17 @@ class Group:
         self._ended.set()
 
     def __repr__(self) -> str:
-        return f"<Group {self._group} generation={self.generation} held={sorted(self._held)}>"
+        return f"<Group {self._group} generation={self._member.generation} held={sorted(self._hands.held)}>"
+
+    @property
+    def owned_until(self) -> float:
+        """Until when what it holds is certainly its own, on the loop's clock."""
+        return self._hands.owned_until
 
     @property
     def held(self) -> frozenset[int]:
-        """What is in its hands by now."""
-        return frozenset(self._held)
+        """What it holds by now, told of or not."""
+        return frozenset(self._hands.held)
 
     # ------------------------------------------------------------------ taking part
 
@@ -177,44 +118,37 @@ class Group:
             AuthorizationError: the group may not be read.
             BrokerUnavailable: nobody answered.
         """
-        self._joining = joining = asyncio.get_running_loop().create_future()
-        self._since = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._joining = loop.create_future()
+        self._since = loop.time()
         self._due.set()
-        await joining
+        await self._joining
 
     async def run(self) -> None:
         """Take part until `leave`, or until `join` or `Told.fail` was told why that cannot be."""
         if self._left:
             return
         self._ended.clear()
-        self._enlist()
+        if self._base:
+            self._member.enlist(self._base)
         self._cluster.watch(self._topic)
         self._cluster.watchers.add(self._looked)
         try:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
-                tasks.start_soon(self._persist, self._live, "signs of life")
-                tasks.start_soon(self._persist, self._place, "positions")
-                await self._persist(self._take_part, "rounds")
-                tasks.cancel_scope.cancel()
+                tasks.start_soon(self._persist, self._live)
+                tasks.start_soon(self._persist, self._place)
+                await self._persist(self._take_part)
         finally:
             self._scope = None
             self._cluster.watchers.discard(self._looked)
             self._cluster.unwatch(self._topic)
             self._cluster.drop(self)
-            if self._instance is not None:
-                _instances.discard((self._group, self._instance))
+            self._member.retire()
             if self._joining is not None and not self._joining.done():
                 self._joining.set_exception(Closed("the consumer was left while it joined"))
             self._ended.set()
             self._changed()
-
-    def _enlist(self) -> None:
-        """Have a name that no other consumer of this process has in the group: the lowest, so that it is found again."""
-        if self._base:
-            names = (f"{self._base}..{number}" for number in itertools.count())
-            self._instance = next(name for name in names if (self._group, name) not in _instances)
-            _instances.add((self._group, self._instance))
 
     async def leave(self, *, timeout: float) -> None:
         """Take part no more, within *timeout* seconds: what is in hand is nobody's.
@@ -222,24 +156,19 @@ class Group:
         A member with a name of its own is missed only when its session has ended.
         """
         self._left = True
+        self._hands.drop()
         if self._scope is not None:
             self._scope.cancel()
-        self.owned_until = self._proven = -math.inf
-        self._drop_all()
         with anyio.move_on_after(timeout):
             await self._ended.wait()
-            if self.member and self._instance is None:
+            if self._member.id and self._member.instance is None:
                 await self._sign_off()
-        self.member, self.generation = "", -1
+        self._member.forget()
 
     async def _sign_off(self) -> None:
-        request = _leave_group.LeaveGroupRequest(
-            group_id=self._group,
-            members=(_leave_group.MemberIdentity(member_id=self.member, group_instance_id=None),),
-        )
         while True:
             try:
-                answer = await ask(self._cluster, self._group, request, timeout=_PATIENCE, line=_BEATS)
+                answer = await ask(self._cluster, self._group, self._member.leave(), timeout=_PATIENCE, line=_BEATS)
             except BrokerUnavailable:
                 pass
             except BrokerError:
@@ -252,109 +181,35 @@ class Group:
 
     def let_go(self, partitions: Collection[int]) -> None:
         """Have nothing to do with *partitions* any more: others may have them."""
-        gone = [partition for partition in partitions if partition in self._held]
-        for partition in gone:
-            del self._held[partition]
-            self._leaving.discard(partition)
-            self._unplaced.discard(partition)
-        if gone:
+        if self._hands.let_go(partitions):
             self._due.set()
 
     def go_on(self) -> None:
         """Begin what is in hand again, after `Told.late`."""
-        self._late = False
-        self.owned_until = self._proven
+        self._hands.go_on()
 
     def _looked(self) -> None:
         """Share out anew when the topic has other partitions than before."""
-        if self._synced >= 0 and self._known() not in {0, self._count}:
+        if self._hands.generation >= 0 and self._known() not in {0, self._count}:
             self._due.set()
 
     def _known(self) -> int:
         info = self._cluster.known(self._topic)
         return 0 if info is None else len(info.partitions)
 
-    # ------------------------------------------------------------------ what is one's own
-
     def _prove(self, sent: float, *, calm: bool) -> None:
-        """Take note that a request *sent* at that time was one of a member.
-
-        *calm*: no rebalance had begun before it was received.
-        """
-        if calm:
-            self._calm = max(self._calm, sent)
-        now = asyncio.get_running_loop().time()
-        until = min(sent + self._session, self._calm + 2 * self._session)
-        if until <= now:
-            return
-        self._proven = max(self._proven, until)
-        self._since = now
-        self._trouble(None)
-        if self._late:
-            return
-        if now >= self.owned_until and len(self._held) > len(self._unplaced):
-            # The program begins nothing any more: it must not go on before it has heard what was lost.
-            self._late = True
-            self._tell(self._told.late)
-        else:
-            self.owned_until = self._proven
+        if self._hands.prove(sent, calm=calm):
+            self._since = asyncio.get_running_loop().time()
+            self._trouble(None)
 
     def _lose(self) -> None:
         """Be no member any more."""
-        lost = self._drop_all()
-        self.member, self.generation = "", -1
+        self._member.forget()
         self._lives += 1
-        self._proven = self._calm = self.owned_until = -math.inf
         self._cluster.drop(self)  # what is asked for there is out of date
         self._due.set()
-        if lost:
-            self._tell(self._told.lost, lost)
-            if not self._late:
-                self._late = True
-                self._tell(self._told.late)
+        self._hands.lose()
         self._changed()
-
-    def _drop_all(self) -> list[int]:
-        """Hold nothing; return what others know that we held."""
-        known = [partition for partition in self._held if partition not in self._unplaced]
-        self._held.clear()
-        self._leaving.clear()
-        self._unplaced.clear()
-        self._synced = -1
-        return known
-
-    def _take(self, share: Share) -> None:
-        """Make *share* our own, and find out what others wait for."""
-        surplus = self._held.keys() - share.partitions - self._leaving
-        gained = share.partitions - self._held.keys()
-        self.let_go(surplus & self._unplaced)
-        surplus &= self._held.keys()
-        self._leaving |= surplus
-        for partition in gained:
-            self._held[partition] = next(self._numbers)
-            self._unplaced.add(partition)
-        loop = asyncio.get_running_loop()
-        self._moving_until = loop.time() + _MOVING if share.moving else -math.inf
-        self._soon.set()
-        self._changed()
-        if surplus:
-            self._tell(self._told.taken, sorted(surplus))
-        if self._unplaced:
-            self._new.set()
-        else:
-            self._has_joined()
-        self._looked()
-
-    def _has_joined(self) -> None:
-        self._joined = True
-        if self._joining is not None and not self._joining.done():
-            self._joining.set_result(None)
-
-    def _tell(self, what: Callable[..., None], *args: object) -> None:
-        try:
-            what(*args)
-        except Exception:
-            logger.exception("group %s: the consumer failed to take note", self._group)
 
     def _changed(self) -> None:
         for waiting in self._changes:
@@ -362,19 +217,15 @@ class Group:
                 waiting.set_result(None)
         self._changes.clear()
 
-    def _trouble(self, error: BrokerError | None) -> None:
-        """Note what keeps it from taking part, and tell the log of each cause once."""
-        if error is not None and self.problem is None:
-            logger.warning("group %s: %s", self._group, error)
-        elif error is None and self.problem is not None:
-            logger.info("group %s: its coordinator answers again", self._group)
-        self.problem = error
+    def _has_joined(self) -> None:
+        self._joined = True
+        if self._joining is not None and not self._joining.done():
+            self._joining.set_result(None)
 
     # ------------------------------------------------------------------ surviving
 
-    async def _persist(self, once: Callable[[], Any], what: str) -> None:
-        """Do *once* again and again, whatever happens, but for what cannot get better."""
-        loop = asyncio.get_running_loop()
+    async def _persist(self, once: Callable[[], Awaitable[None]]) -> None:
+        """Do *once* again and again, whatever happens, until there is no hope."""
         pause = PAUSE
         while True:
             try:
@@ -382,40 +233,46 @@ class Group:
             except _Again:
                 pause, wait = PAUSE, 0.0
             except BrokerError as error:
-                if self._hopeless(error, loop.time() - self._since):
+                if self._hopeless(error):
                     self._give_up(error)
-                    return
                 self._trouble(error)
-                wait = pause if isinstance(error, BrokerUnavailable) else _DENIED
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                wait = pause if isinstance(error, BrokerUnavailable) else _LONG
+                pause = min(2 * pause, _LONG, self._session / 4)
             except Exception as error:
-                logger.exception("group %s: %s failed", self._group, what)
+                logger.exception("group %s: the driver failed", self._group)
                 problem = BrokerError(f"the driver failed: {type(error).__name__}")
                 problem.__cause__ = error
-                if self._hopeless(problem, 0.0):
+                if self._hopeless(problem):
                     self._give_up(problem)
-                    return
-                wait = _LONGEST_PAUSE
+                wait = _LONG
             else:
                 pause, wait = PAUSE, 0.0
             await asyncio.sleep(wait)
 
-    def _hopeless(self, error: BrokerError, tried: float) -> bool:
+    def _hopeless(self, error: BrokerError) -> bool:
         if isinstance(error, (ConfigError, AuthenticationError)):
             return True
         if self._joined:
             return False
-        return not isinstance(error, BrokerUnavailable) or tried >= self._cluster.settings.timeout
+        silent = asyncio.get_running_loop().time() - self._since
+        return not isinstance(error, BrokerUnavailable) or silent >= self._cluster.settings.timeout
 
     def _give_up(self, error: BrokerError) -> None:
-        self.problem = error
-        self.owned_until = self._proven = -math.inf
+        self._hands.drop()
         if self._joining is not None and not self._joining.done():
             self._joining.set_exception(error)
-        else:
-            self._tell(self._told.fail, error)
+        elif not self._left:
+            self._hands.tell(self._told.fail, error)
         if self._scope is not None:
             self._scope.cancel()
+
+    def _trouble(self, error: BrokerError | None) -> None:
+        """Note what keeps it from taking part, and tell the log of the first of several."""
+        if error is not None and self.problem is None:
+            logger.warning("group %s: %s", self._group, error)
+        elif error is None and self.problem is not None:
+            logger.info("group %s: its coordinator answers again", self._group)
+        self.problem = error
 
     # ------------------------------------------------------------------ rounds
 
@@ -435,50 +292,48 @@ class Group:
 
     async def _round(self) -> None:
         """Join, and learn one's share."""
-        lives, sent, answer = self._lives, asyncio.get_running_loop().time(), None
-        if not self.member and self._instance is None:
+        loop, member, lives = asyncio.get_running_loop(), self._member, self._lives
+        sent, answer = loop.time(), None
+        if not member.id and member.instance is None:
             # A name that was given and never heard would keep the group waiting for a session.
             with anyio.CancelScope(shield=True):
                 answer = await self._join(_NAMING)
         if answer is None:
-            sent = asyncio.get_running_loop().time()
+            sent = loop.time()
             answer = await self._join(_PARKED)
         if answer is None or lives != self._lives:
             raise _Again
-        self.member, self.generation = answer.member_id, int(answer.generation_id)
+        member.id, member.generation = answer.member_id, int(answer.generation_id)
         self._prove(sent, calm=True)
         shares = await self._shares(answer) if answer.leader == answer.member_id else {}
-        assignments = tuple(
-            _sync_group.SyncGroupRequestAssignment(member_id=member, assignment=write_share(self._topic, share))
-            for member, share in shares.items()
-        )
-        sent = asyncio.get_running_loop().time()
-        answer = await self._ask(self._sync_request(assignments), _PARKED)
+        sent = loop.time()
+        answer = await self._ask(member.sync(shares), _PARKED)
         if lives != self._lives:
             raise _Again
-        self._check(answer.error_code, self.member)
-        self._synced = self.generation
+        self._check(answer.error_code, member.id)
+        share = read_share(answer.assignment, self._topic)
+        unknown = self._hands.take(share, member.generation)
         self._prove(sent, calm=True)
-        self._take(read_share(answer.assignment, self._topic))
+        self._moving_until = loop.time() + _MOVING if share.moving else -math.inf
+        self._soon.set()
+        self._changed()
+        if self._hands.unplaced:
+            self._new.set()
+        else:
+            self._has_joined()
+        if unknown:
+            self._due.set()
+        self._looked()
 
     async def _join(self, timeout: float) -> Any:
         """Return the answer of who joins; None if it has a name now, and has to come again."""
-        member, self._count = self.member, self._known()
-        claim = Claim(frozenset(self._held), frozenset(self._leaving), self._synced, self._count)
-        request = _join_group.JoinGroupRequest(
-            group_id=self._group,
-            session_timeout=dt.timedelta(seconds=self._session),
-            rebalance_timeout=dt.timedelta(seconds=2 * self._session),
-            member_id=member,
-            group_instance_id=self._instance,
-            protocol_type=PROTOCOL_TYPE,
-            protocols=(_join_group.JoinGroupRequestProtocol(name=PROTOCOL, metadata=write_claim(self._topic, claim)),),
-        )
+        id, self._count = self._member.id, self._known()
+        request = self._member.join(self._hands.claim(self._count), self._session)
         answer = await self._ask(request, timeout)
         if answer.error_code is ErrorCode.member_id_required:
-            self.member = answer.member_id
+            self._member.id = answer.member_id
             return None
-        self._check(answer.error_code, member)
+        self._check(answer.error_code, id)
         return answer
 
     async def _ask(self, request: object, timeout: float) -> Any:
@@ -503,23 +358,12 @@ class Group:
         self._count = self._known()
         return share_out(self._count, claims)
 
-    def _sync_request(self, assignments: tuple[Any, ...] = ()) -> Any:
-        return _sync_group.SyncGroupRequest(
-            group_id=self._group,
-            generation_id=self.generation,
-            member_id=self.member,
-            group_instance_id=self._instance,
-            protocol_type=PROTOCOL_TYPE,
-            protocol_name=PROTOCOL,
-            assignments=assignments,
-        )
-
-    def _check(self, code: ErrorCode, member: str) -> None:
-        """Raise what *code*, the answer to a round's request of *member*, comes to."""
+    def _check(self, code: ErrorCode, id: str) -> None:
+        """Raise what *code*, the answer to a request of member *id*, comes to."""
         if code is ErrorCode.none:
             return
         if code is ErrorCode.unknown_member_id:
-            if member == self.member:
+            if id == self._member.id:
                 self._lose()
             raise _Again
         if code in {ErrorCode.rebalance_in_progress, ErrorCode.illegal_generation}:
@@ -531,52 +375,41 @@ class Group:
 
     async def _live(self) -> None:
         """Give one sign of life, when it is time."""
-        loop = asyncio.get_running_loop()
-        pause = min(1.0, self._session / 4)
-        if loop.time() < self._moving_until:
+        loop, member = asyncio.get_running_loop(), self._member
+        pause = min(_BEAT, self._session / 4)
+        if loop.time() < self._moving_until or self.problem is not None:
             pause = min(pause, _SOON)
         self._soon.clear()
         with anyio.move_on_after(pause):
             await self._soon.wait()
             await asyncio.sleep(min(pause, _SOON))
-        if self.generation < 0:
+        if member.generation < 0:
             return
-        member, generation, turns, sent = self.member, self.generation, self._turns, loop.time()
-        settled = self._synced == generation
+        id, turns, sent = member.id, self._turns, loop.time()
+        settled = self._hands.generation == member.generation
         # A coordinator that has just taken over answers signs of life before it knows anything, but not this.
         sure = settled and not self._asking and sent >= self.owned_until
-        request = self._sync_request() if sure else self._beat_request()
+        request, patience = member.sync() if sure else member.beat(), min(_PATIENCE, self._session / 3)
         try:
-            answer = await ask(
-                self._cluster, self._group, request, timeout=min(_PATIENCE, self._session / 3), line=_BEATS
-            )
+            answer = await ask(self._cluster, self._group, request, timeout=patience, line=_BEATS)
         except BrokerUnavailable:
             self._cluster.drop(self)  # a round that waits there waits in vain
             raise
-        if member != self.member:
-            return
         code = answer.error_code
+        if id != member.id:
+            return
         if code is ErrorCode.none:
             self._prove(sent, calm=settled)
-        elif code is ErrorCode.rebalance_in_progress:
-            self._prove(sent, calm=False)
-            self._come_again(turns)
-        elif code is ErrorCode.illegal_generation:
-            self._come_again(turns)
         elif code is ErrorCode.unknown_member_id:
             self._lose()
+        elif code in {ErrorCode.rebalance_in_progress, ErrorCode.illegal_generation}:
+            if code is ErrorCode.rebalance_in_progress:
+                self._prove(sent, calm=False)
+            self._come_again(turns)
         else:
             if code in RETRY:
                 self._cluster.drop(self)
-            self._check(code, member)
-
-    def _beat_request(self) -> Any:
-        return _heartbeat.HeartbeatRequest(
-            group_id=self._group,
-            generation_id=self.generation,
-            member_id=self.member,
-            group_instance_id=self._instance,
-        )
+            self._check(code, id)
 
     def _come_again(self, turns: int) -> None:
         """Make a round, unless one was under way when that was asked."""
@@ -587,25 +420,20 @@ class Group:
 
     async def _place(self) -> None:
         """Find out where to begin in what is new, and tell."""
+        hands = self._hands
         await self._new.wait()
         self._new.clear()
-        new = {partition: self._held[partition] for partition in self._unplaced}
+        numbers = hands.numbered(hands.unplaced)
         try:
-            found = await committed(self._cluster, self._group, self._topic, new, ATTEMPT)
+            found = await committed(self._cluster, self._group, self._topic, numbers, ATTEMPT)
         except BaseException:
             self._new.set()
             raise
-        mine = {partition: found[partition] for partition, number in new.items() if self._is(partition, number)}
-        self._unplaced -= mine.keys()
-        if mine:
-            self._tell(self._told.assigned, mine)
-        if self._unplaced:
+        hands.placed(found, numbers)
+        if hands.unplaced:
             self._new.set()
-        elif self._synced >= 0:
+        elif hands.generation >= 0:
             self._has_joined()
-
-    def _is(self, partition: int, number: int) -> bool:
-        return self._held.get(partition) == number
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]], *, timeout: float) -> dict[int, BrokerError]:
         """Store *offsets*, each with its note, and return those that failed, with `DeliveryLost` where they are others'.
@@ -614,17 +442,17 @@ class Group:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
-        numbers = {partition: self._held.get(partition, -1) for partition in offsets}
+        numbers = self._hands.numbered(offsets)
         left, failed = dict(offsets), dict[int, BrokerError]()
         problem: BrokerError = BrokerUnavailable(f"group {self._group} has not shared out its partitions in time")
         while True:
-            for partition in [partition for partition in left if not self._is(partition, numbers[partition])]:
+            for partition in [partition for partition in left if not self._hands.has(partition, numbers[partition])]:
                 failed[partition] = DeliveryLost()
                 del left[partition]
             time = end - loop.time()
             if not left or time <= 0:
                 return failed | dict.fromkeys(left, problem)
-            if self._synced != self.generation:
+            if self._hands.generation != self._member.generation:
                 await self._change(time)
                 continue
             try:
@@ -647,17 +475,10 @@ class Group:
 
     async def _commit(self, offsets: Mapping[int, tuple[int, str]], timeout: float) -> dict[int, ErrorCode]:
         """Ask once to store *offsets*, and take note of what the answer says about membership."""
-        member, turns, sent = self.member, self._turns, asyncio.get_running_loop().time()
-        request = commit_request(
-            self._group,
-            self._topic,
-            offsets,
-            generation=self.generation,
-            member=member,
-            instance=self._instance,
-        )
+        id, turns, sent = self._member.id, self._turns, asyncio.get_running_loop().time()
+        request = self._member.commit(offsets)
         codes = commit_codes(await ask(self._cluster, self._group, request, timeout=timeout, line=OFFSETS))
-        if member != self.member:
+        if id != self._member.id:
             return codes
         for code in set(codes.values()):
             if code is ErrorCode.none:
