@@ -79,7 +79,7 @@ async def _delete_some(cluster: Cluster, names: Sequence[str], timeout: float) -
     """Delete topics, and return those for which it has to be asked again, and why."""
     entity: Any = topics_requests
     request = entity.DeleteTopicsRequest(topic_names=tuple(names), timeout=timedelta(seconds=timeout))
-    answer = await cluster.call(None, request, timeout=timeout)
+    answer = await cluster.call(cluster.controller, request, timeout=timeout)
     again: list[str] = []
     problem: BrokerError | None = None
     for result in answer.responses:
