@@ -101,11 +101,6 @@ class Group:
         """Until when what it holds is certainly its own, on the loop's clock."""
         return self._hands.owned_until
 
-    @property
-    def held(self) -> frozenset[int]:
-        """What it holds by now, told of or not."""
-        return frozenset(self._hands.held)
-
     # ------------------------------------------------------------------ taking part
 
     async def join(self) -> None:
