@@ -32,7 +32,8 @@ def frame(number: int, entity: Any) -> bytes:
     buffer.seek(0, io.SEEK_END)
     if entity.__header_schema__.__flexible__:
         buffer.write(b"\0")
-    entity_writer(type(entity))(buffer, entity)
+    kind: Any = type(entity)
+    entity_writer(kind)(buffer, entity)
     return buffer.getvalue()
 
 
@@ -64,6 +65,11 @@ def saying(data: bytes, error: ErrorCode = ErrorCode.none, lifetime: int = 0) ->
             session_lifetime=dt.timedelta(milliseconds=lifetime),
         ),
     )
+
+
+def raw(data: bytes, *, ahead: int = 0) -> Answer:
+    """Answer with bytes that no schema has made, and with a number that is too large by *ahead*."""
+    return lambda number: (number + ahead).to_bytes(4, "big") + data
 
 
 def silence(number: int) -> bytes:

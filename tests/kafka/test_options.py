@@ -136,8 +136,11 @@ def test_a_password_file_is_read_again_each_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["snappy", "lz4", "zstd"])
 def test_a_compression_that_is_not_installed_is_refused_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    def find(module: str) -> object:
+        return None
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
     with pytest.raises(ConfigError, match=f"compression={name} needs cramjam: pip install"):
         read(f"kafka://h?compression={name}")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
+    monkeypatch.setattr(importlib.util, "find_spec", str)
     assert read(f"kafka://h?compression={name}").compression == name

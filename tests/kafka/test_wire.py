@@ -43,6 +43,7 @@ from .liar import (
     Liar,
     hang_up,
     offering,
+    raw,
     saying,
     silence,
     versions,
@@ -370,12 +371,12 @@ async def test_an_attempt_that_is_cancelled_leaves_nothing_open(case: str) -> No
         ({VERSIONS: versions(key_0=(0, 8))}, ConfigError, r"version 9 of Produce \(it speaks 0 to 8\)"),
         ({VERSIONS: versions(key_3=(13, 14))}, ConfigError, r"version 12 of Metadata \(it speaks 13 to 14\)"),
         (
-            {VERSIONS: lambda number: number.to_bytes(4, "big") + b"\0\x23\0\0\0\0"},
+            {VERSIONS: raw(b"\0\x23\0\0\0\0")},
             ConfigError,
             "needs Kafka 3.1 or newer",
         ),
-        ({VERSIONS: lambda number: number.to_bytes(4, "big") + b"\1"}, BrokerError, "cannot be read"),
-        ({VERSIONS: lambda number: (number + 1).to_bytes(4, "big")}, BrokerError, "was not asked"),
+        ({VERSIONS: raw(b"\1")}, BrokerError, "cannot be read"),
+        ({VERSIONS: raw(b"", ahead=1)}, BrokerError, "was not asked"),
     ],
 )
 async def test_a_broker_that_cannot_be_used_is_refused(
@@ -516,7 +517,8 @@ async def test_a_request_is_written_before_anything_is_awaited() -> None:
 @pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 7, 100, 10_000])
 async def test_answers_are_put_together_however_they_arrive(piece: int) -> None:
     wire, transport = wired()
-    answers, data = [], b""
+    answers: list[asyncio.Future[Any]] = []
+    data = b""
     for _ in range(5):
         answers.append(wire.send(question(), 5))
         data += answered(number(transport))
