@@ -36,7 +36,7 @@ def read(text: str, options: Mapping[str, object] = {}) -> Settings:
         ("kafka+ssl://me:pw@h:9093", {"username": "me", "shown": "kafka+ssl://me@h:9093"}),
         ("kafka+ssl://me:pw@h?sasl=PLAIN", {"sasl": "PLAIN"}),
         ("kafka+ssl://h?ca_file=a&cert_file=b&key_file=c", {"ca_file": "a", "cert_file": "b", "key_file": "c"}),
-        ("kafka://h", {"session": 45.0, "connect_timeout": 5.0, "timeout": 10.0, "insecure": False}),
+        ("kafka://h", {"session": 10.0, "connect_timeout": 5.0, "timeout": 10.0, "insecure": False}),
         ("kafka://h", {"replication": -1, "compression": "none", "instance": ""}),
         ("kafka://h?session=6&connect_timeout=1&timeout=3.5", {"session": 6, "connect_timeout": 1, "timeout": 3.5}),
         ("kafka://h?replication=3&compression=gzip&instance=pod-1", {"replication": 3, "instance": "pod-1"}),

@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    session: float = 45.0
+    session: float = 10.0
     """Seconds that a member of a group survives without a sign of life."""
     connect_timeout: float = 5.0
     timeout: float = 10.0
@@ -122,7 +122,7 @@ def settings(url: Url, options: Options) -> Settings:
         ca_file=files["ca_file"],
         cert_file=files["cert_file"],
         key_file=files["key_file"],
-        session=options.seconds("session", 45.0, low=1.0, high=86400.0),
+        session=options.seconds("session", 10.0, low=1.0, high=86400.0),
         connect_timeout=options.seconds("connect_timeout", 5.0, low=0.1, high=3600.0),
         timeout=options.seconds("timeout", 10.0, low=0.1, high=3600.0),
         replication=options.whole("replication", -1, low=-1, high=1000),
