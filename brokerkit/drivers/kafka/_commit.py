@@ -58,6 +58,8 @@ class Commits:
         self._next = 0.0
         """When the next commit that nobody waits for may begin, were there no burst."""
         self._failures = 0
+        self._rested = 0.0
+        """Until when a coordinator that has failed is left alone, while nobody waits for it."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._closed = False
@@ -97,9 +99,7 @@ class Commits:
         if self._busy:
             return
         now = asyncio.get_running_loop().time()
-        wait = self._next - BURST * APART - now
-        if self._failures:
-            wait = max(wait, min(_LONGEST, _AGAIN * 2**self._failures))
+        wait = max(self._next - BURST * APART, self._rested) - now
         if wait <= 0:
             self._next = max(self._next, now) + APART
             self._fly()
@@ -190,6 +190,8 @@ class Commits:
             self._flying = {}
             self.problem = failure
             self._failures = 0 if failure is None else min(8, self._failures + 1)
+            if failure is not None:
+                self._rested = asyncio.get_running_loop().time() + min(_LONGEST, _AGAIN * 2**self._failures)
             self._tell_quiet()
         _tell(waiting, failure)
         if self._closed:
