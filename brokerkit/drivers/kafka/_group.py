@@ -364,7 +364,8 @@ class Group:
         if code in {ErrorCode.rebalance_in_progress, ErrorCode.illegal_generation}:
             raise _Again
         moved(self._cluster, self._group, code)
-        raise of_code(int(code), f"READ on group {self._group}")
+        denied = code is ErrorCode.group_authorization_failed
+        raise of_code(int(code), f"{'READ on' if denied else 'being a member of'} group {self._group}")
 
     # ------------------------------------------------------------------ signs of life
 
