@@ -73,10 +73,10 @@ REDIS = (
 KAFKA = (
     ("_errors", "_options"),
     ("_api", "_records", "_sasl"),
-    ("_answer", "_assign", "_batch", "_claim", "_wire"),
+    ("_answer", "_assign", "_batch", "_claim", "_produce", "_wire"),
     ("_cluster", "_commit", "_part"),
-    ("_coordinator", "_copies", "_create", "_hands", "_member", "_offsets", "_outbox", "_remove"),
-    ("_fetch", "_group", "_look", "_publish"),
+    ("_calls", "_coordinator", "_copies", "_create", "_hands", "_member", "_offsets", "_outbox", "_remove"),
+    ("_fetch", "_group", "_look", "_publish", "_sender"),
     ("_browse", "_context"),
     ("_letters", "_reader"),
     ("_owner",),

@@ -1,18 +1,18 @@
-"""Records on their way to one partition: entries, the batches that they travel in, and the numbers that these bear."""
+"""Records on their way to one partition: calls and their entries, the batches these travel in, and the numbers that those bear."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder  # pyright: ignore[reportMissingTypeStubs]
 
 from ...driver import Receipt, Record
 from ...errors import BrokerError
-from ._records import KafkaHeaders, headers_of, milliseconds
+from ._records import headers_of, milliseconds
 
 Result: TypeAlias = Receipt | BrokerError
 
@@ -34,15 +34,17 @@ class Producer(msgspec.Struct, frozen=True):
     epoch: int
 
 
-class Item:
-    """The records of one call."""
+class Call:
+    """What one call publishes to one topic."""
 
-    __slots__ = ("deadline", "future", "left", "results", "size")
+    __slots__ = ("deadline", "entries", "future", "left", "size")
 
-    def __init__(self, count: int, size: int, deadline: float, future: asyncio.Future[list[Result]]) -> None:
-        self.results: list[Result | None] = [None] * count
-        self.left = count
-        """Records whose result is not known."""
+    def __init__(
+        self, records: Sequence[Record], size: int, deadline: float, future: asyncio.Future[list[Result]]
+    ) -> None:
+        self.entries = [Entry(record, self) for record in records]
+        self.left = len(records)
+        """Entries without a result."""
         self.size = size
         self.deadline = deadline
         self.future = future
@@ -51,23 +53,18 @@ class Item:
 class Entry:
     """One record on its way."""
 
-    __slots__ = ("batch", "body", "headers", "index", "item", "key", "record", "time")
+    __slots__ = ("batch", "call", "record", "result")
 
-    def __init__(self, record: Record, item: Item, index: int, *, queue: bool) -> None:
+    def __init__(self, record: Record, call: Call) -> None:
         self.record = record
-        self.item = item
-        self.index = index
-        """Its place in the call."""
-        self.key = record.key
-        self.body = record.body
-        self.headers: KafkaHeaders = headers_of(record, queue=queue)
-        self.time = milliseconds(record.timestamp)
+        self.call = call
+        self.result: Result | None = None
         self.batch: Batch | None = None
 
     @property
     def open(self) -> bool:
         """Whether somebody waits for its result."""
-        return self.item.results[self.index] is None and not self.item.future.done()
+        return self.result is None and not self.call.future.done()
 
     @property
     def doubtful(self) -> bool:
@@ -80,20 +77,22 @@ class Batch:
 
     __slots__ = ("data", "doubtful", "entries", "producer", "sent", "sequence")
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self.entries = list(entries)
-        for entry in self.entries:
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        for entry in entries:
             entry.batch = self
         self.sent = False
         """Whether it is under way."""
         self.doubtful = False
-        """Whether it was under way before, and nobody knows what has become of it."""
+        """Whether it was under way before, and nobody knows what has become of it: it must not be changed."""
         self.producer: Producer | None = None
         self.sequence = 0
         self.data = b""
 
-    def number(self, producer: Producer, sequence: int, codec: int) -> None:
-        """Make the bytes, which bear *producer* and *sequence*."""
+    def number(self, producer: Producer, sequence: int, codec: int, *, queue: bool) -> bytes:
+        """Return the bytes, which bear *producer* and *sequence*; in doubt those that were sent before."""
+        if self.doubtful or (self.data and self.producer == producer and self.sequence == sequence):
+            return self.data
         self.producer, self.sequence = producer, sequence
         builder = _Builder(
             magic=2,
@@ -106,70 +105,94 @@ class Batch:
         )
         append = builder.append
         for offset, entry in enumerate(self.entries):
-            append(offset, entry.time, entry.key, entry.body, entry.headers)
+            record = entry.record
+            append(offset, milliseconds(record.timestamp), record.key, record.body, headers_of(record, queue=queue))
         self.data = bytes(builder.build())
+        return self.data
 
 
 class Lane:
     """One partition, as its producer sees it."""
 
-    __slots__ = ("batches", "busy", "lost", "not_before", "number", "pending", "producer", "sequence")
+    __slots__ = (
+        "batches",
+        "busy",
+        "cuts",
+        "leader",
+        "lost",
+        "not_before",
+        "number",
+        "pending",
+        "producer",
+        "queue",
+        "sequence",
+        "topic",
+    )
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, topic: str, number: int, *, queue: bool, lost: Producer | None) -> None:
+        self.topic = topic
         self.number = number
+        self.queue = queue
+        self.leader = -1
+        """The node to send to; -1 while there is none."""
         self.pending: deque[Entry] = deque()
         self.batches: deque[Batch] = deque()
         """Cut and not stored, in order; more than one only where a broker has refused one and it was split."""
         self.busy = False
-        """Whether the first batch is under way."""
+        """Whether the first batch is under way, or about to be."""
+        self.cuts = 0
+        """Batches that were cut."""
         self.not_before = 0.0
         self.producer: Producer | None = None
         """None before the first batch, and where the numbers were lost."""
-        self.lost: Producer | None = None
-        """Whose numbers were lost: it must not be used again, or a record might be taken for one that is stored."""
+        self.lost = lost
+        """Who must not be used: a record might be taken for one that was sent under the same number before."""
         self.sequence = 0
 
+    def __repr__(self) -> str:
+        return f"{self.topic}[{self.number}]"
+
     @property
-    def idle(self) -> bool:
-        """Whether nothing is on its way."""
-        return not self.busy and not self.pending and not self.batches
+    def waiting(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self.batches or self.pending)
+
+    def takes(self, producer: Producer | None) -> bool:
+        """Return whether there is somebody to send as, *producer* if nobody was before."""
+        return self.producer is not None or (producer is not None and producer != self.lost)
 
     def lose_numbers(self) -> None:
         """Go on as another producer: what the broker knows of this one is not certain."""
         self.lost = self.producer or self.lost
         self.producer, self.sequence = None, 0
 
-    def stored(self) -> None:
-        """The first batch is stored."""
-        # Numbers begin at zero again behind the largest of 32 bits, as the broker counts.
-        self.sequence = (self.sequence + len(self.batches.popleft().entries)) & 0x7FFFFFFF
-
     def first(self, drop: Callable[[Entry], None]) -> Batch | None:
         """Return the batch to send next, cut from what waits; *drop* is told of entries that nobody waits for."""
         while self.batches:
             batch = self.batches[0]
+            if all(entry.open for entry in batch.entries):
+                return batch
             if batch.doubtful:
                 if any(entry.open for entry in batch.entries):
                     return batch
-                # Nobody wants to know any more whether it is stored.
-                self.batches.popleft()
-                self.lose_numbers()
-            else:
-                kept = [entry for entry in batch.entries if entry.open]
-                if len(kept) < len(batch.entries):
-                    batch.data = b""
-                    for entry in batch.entries:
-                        if not entry.open:
-                            drop(entry)
-                    batch.entries = kept
-                if kept:
-                    return batch
-                self.batches.popleft()
+                self.abandon(drop)
+                continue
+            kept: list[Entry] = []
+            for entry in batch.entries:
+                if entry.open:
+                    kept.append(entry)
+                else:
+                    drop(entry)
+            if kept:
+                batch.entries, batch.data = kept, b""
+                return batch
+            self.batches.popleft()
         entries = self._cut(drop)
         if not entries:
             return None
         batch = Batch(entries)
         self.batches.append(batch)
+        self.cuts += 1
         return batch
 
     def _cut(self, drop: Callable[[Entry], None]) -> list[Entry]:
@@ -181,31 +204,44 @@ class Lane:
             if not entry.open:
                 drop(pending.popleft())
                 continue
-            size += OVERHEAD + len(entry.body or b"") + len(entry.key or b"")
+            record = entry.record
+            size += OVERHEAD + len(record.body or b"") + len(record.key or b"")
             if entries and size > BATCH_BYTES:
                 break
             entries.append(pending.popleft())
         return entries
 
+    def abandon(self, drop: Callable[[Entry], None]) -> None:
+        """Give up the first batch, which may be stored and nobody waits for: its numbers are not used again."""
+        for entry in self.batches.popleft().entries:
+            drop(entry)
+        self.lose_numbers()
+
+    def stored(self) -> None:
+        """The first batch is stored."""
+        # Behind the largest of 32 bits numbers begin at zero again, as the broker counts.
+        self.sequence = (self.sequence + len(self.batches.popleft().entries)) & 0x7FFFFFFF
+
     def split(self) -> None:
         """Make two of the first batch: one record in it was refused."""
-        batch = self.batches.popleft()
-        half = len(batch.entries) // 2
-        self.batches.extendleft((Batch(batch.entries[half:]), Batch(batch.entries[:half])))
+        entries = self.batches.popleft().entries
+        half = len(entries) // 2
+        self.batches.extendleft((Batch(entries[half:]), Batch(entries[:half])))
 
-    def later(self, entry: Entry) -> Iterator[Entry]:
-        """Yield the entries behind *entry* that are of the same call and key."""
-        if entry.key is None:
-            return
-        found = False
-        for other in (*(each for batch in self.batches for each in batch.entries), *self.pending):
-            if other is entry:
-                found = True
-            elif found and other.item is entry.item and other.key == entry.key:
-                yield other
+    def sweep(self, drop: Callable[[Entry], None]) -> None:
+        """Forget entries that nobody waits for, where they wait to be sent."""
+        if not all(entry.open for entry in self.pending):
+            before, self.pending = self.pending, deque()
+            for entry in before:
+                if entry.open:
+                    self.pending.append(entry)
+                else:
+                    drop(entry)
 
     def take_all(self) -> list[Entry]:
         """Take out everything, in order."""
+        if any(batch.sent or batch.doubtful for batch in self.batches):
+            self.lose_numbers()
         entries = [entry for batch in self.batches for entry in batch.entries]
         entries += self.pending
         self.batches.clear()

@@ -37,6 +37,10 @@ _ABSENT: Final = 1.0
 """The same while a topic that somebody waits for does not exist."""
 _LOOK: Final = 3.0
 """Seconds until another broker is asked for metadata: one that is frozen must not keep everybody waiting."""
+_GONE: Final = 0.3
+"""Seconds for which brokers must say that a topic is gone: one alone may know less than others."""
+_LOOKING: Final = "looking"
+"""Metadata is asked for on connections of its own: creating a topic, say, may hold up others for seconds."""
 _COORDINATOR_ERRORS: Final = {ErrorCode.coordinator_not_available, ErrorCode.coordinator_load_in_progress}
 
 
@@ -66,11 +70,10 @@ class TopicInfo(msgspec.Struct, frozen=True):
 class _Line:
     """A connection that is made, or being made."""
 
-    __slots__ = ("failed", "waiting", "wire")
+    __slots__ = ("waiting", "wire")
 
     def __init__(self) -> None:
         self.wire: Wire | None = None
-        self.failed: BrokerError | None = None
         self.waiting: asyncio.Future[Wire] | None = None
 
 
@@ -91,6 +94,8 @@ class Cluster:
         self._lines: dict[tuple[int, object], _Line] = {}
         self._tasks: TaskGroup | None = None
         self._topics: dict[str, TopicInfo | BrokerError] = {}
+        self._missing: dict[str, float] = {}
+        """Since when a broker says that a topic is gone, until that is believed."""
         self._watched: Counter[str] = Counter()
         self._asked: set[str] = set()
         self._waiting: list[asyncio.Future[None]] = []
@@ -120,11 +125,15 @@ class Cluster:
                 self._tasks.cancel_scope.cancel()
         finally:
             self._tasks = None
-            for line in list(self._lines.values()):
+            for line in self._lines.values():
                 if line.wire is not None:
                     line.wire.close()
+                if line.waiting is not None and not line.waiting.done():  # its task has not even begun
+                    line.waiting.set_exception(Closed("the connection is closed"))
+                    line.waiting.exception()
             self._lines.clear()
-            self._answer(Closed("the connection is closed"))
+            waiting, self._waiting = self._waiting, []
+            _tell(waiting, Closed("the connection is closed"))
 
     async def _first_look(self) -> None:
         """Ask each address of the URL until one answers."""
@@ -160,83 +169,93 @@ class Cluster:
         """
         if node is None:
             return await self._call_any(request, timeout)
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        entry = self._lines.get((node, line))
-        if entry is not None and entry.wire is not None and not entry.wire.closed:
-            return await entry.wire.send(Request(request), timeout)
-        wire = await self._connected(node, line, timeout)
-        return await wire.send(Request(request), max(0.001, end - loop.time()))
+        wire = self.wire(node, line)
+        if wire is None:
+            loop = asyncio.get_running_loop()
+            end = loop.time() + timeout
+            wire = await self.open(node, line, timeout=timeout)
+            timeout = max(0.001, end - loop.time())
+        return await wire.send(Request(request), timeout)
 
-    async def _call_any(self, request: Any, timeout: float) -> Any:
+    async def _call_any(self, request: Any, timeout: float, line: object = None) -> Any:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         problem: BrokerError | None = None
-        nodes = self._by_health()
+        nodes = self._by_health(line)
         for node in nodes:
             left = end - loop.time()
             if left <= 0:
                 break
             try:
-                return await self.call(node, request, timeout=left if node == nodes[-1] else min(left, _LOOK))
-            except (AuthenticationError, ConfigError):
-                raise
+                patience = left if node == nodes[-1] else min(left, _LOOK)
+                return await self.call(node, request, timeout=patience, line=line)
             except BrokerUnavailable as error:
                 problem = error
                 self._bad[node] = loop.time()
         raise problem or BrokerUnavailable(f"no broker of {self.settings.shown} answers")
 
-    def _by_health(self) -> list[int]:
+    def _by_health(self, line: object) -> list[int]:
         """Return all nodes, those first that failed longest ago or never, connected ones before others."""
 
         def rank(node: int) -> tuple[float, bool, bool]:
-            line = self._lines.get((node, None))
-            connected = line is not None and line.wire is not None and not line.wire.closed
-            return (self._bad.get(node, 0.0), not connected, node < 0)
+            return (self._bad.get(node, 0.0), self.wire(node, line) is None, node < 0)
 
         return sorted([*self.brokers, *self._first], key=rank)
 
-    async def _connected(self, node: int, line: object, timeout: float) -> Wire:
-        """Return a connection; several callers share the attempt to make one."""
-        tasks = self._tasks
-        if tasks is None:
+    def wire(self, node: int, line: object) -> Wire | None:
+        """Return the connection of *line* to *node*, if it is open."""
+        entry = self._lines.get((node, line))
+        wire = None if entry is None else entry.wire
+        return None if wire is None or wire.closed else wire
+
+    async def open(self, node: int, line: object, *, timeout: float) -> Wire:
+        """Return the connection of *line* to *node*, made if there is none; several callers share the attempt.
+
+        Raises:
+            BrokerUnavailable: there is none within *timeout* seconds.
+            AuthenticationError: the credentials were refused.
+        """
+        wire = self.wire(node, line)
+        if wire is not None:
+            return wire
+        if self._tasks is None:
             raise Closed("the connection is closed")
         entry = self._lines.setdefault((node, line), _Line())
-        if entry.wire is not None and not entry.wire.closed:
-            return entry.wire
         if entry.waiting is None:
             entry.waiting = asyncio.get_running_loop().create_future()
-            tasks.start_soon(self._connect, node, line, entry)
-        try:
-            async with asyncio.timeout(timeout):
-                return await asyncio.shield(entry.waiting)
-        except TimeoutError:
-            raise BrokerUnavailable(f"no connection to {self._shown(node)} in time") from None
+            self._tasks.start_soon(self._connect, node, line, entry, entry.waiting)
+        waiting = entry.waiting
+        await asyncio.wait((waiting,), timeout=timeout)
+        if not waiting.done():
+            raise BrokerUnavailable(f"no connection to {self._shown(node)} in time")
+        error = waiting.exception()
+        if isinstance(error, BrokerError):
+            raise again(error)
+        return waiting.result()
 
-    async def _connect(self, node: int, line: object, entry: _Line) -> None:
-        waiting, entry.waiting = entry.waiting, entry.waiting
-        assert waiting is not None
+    async def _connect(self, node: int, line: object, entry: _Line, waiting: asyncio.Future[Wire]) -> None:
+        failure: BrokerError = Closed("the connection is closed")
+        wire: Wire | None = None
         try:
             host, port = self._where(node)
             wire = await connect(self.settings, host, port)
+            self._bad.pop(node, None)
         except BrokerError as error:
+            failure = error
             self._bad[node] = asyncio.get_running_loop().time()
-            _fail(waiting, error)
-        except BaseException:
-            _fail(waiting, Closed("the connection is closed"))
-            raise
-        else:
-            if self._lines.get((node, line)) is entry and self._tasks is not None:
-                entry.wire = wire
-                self._bad.pop(node, None)
-                if not waiting.done():
-                    waiting.set_result(wire)
-            else:  # dropped meanwhile
-                wire.close()
-                _fail(waiting, BrokerUnavailable(f"the connection to {self._shown(node)} was closed"))
+        except Exception as error:
+            logger.exception("%s: connecting to %s failed", self.settings.shown, self._shown(node))
+            failure = BrokerError(f"the driver failed: {type(error).__name__}")
         finally:
             entry.waiting = None
-            if waiting.done() and not waiting.cancelled():
+            if wire is not None and self._lines.get((node, line)) is entry:
+                entry.wire = wire
+                waiting.set_result(wire)
+            else:
+                if wire is not None:
+                    wire.close()
+                    failure = BrokerUnavailable(f"the connection to {self._shown(node)} was closed")
+                waiting.set_exception(failure)
                 waiting.exception()  # nobody may wait for it any more
 
     def _where(self, node: int) -> tuple[str, int]:
@@ -249,17 +268,9 @@ class Cluster:
         place = self._first.get(node) or self.brokers.get(node)
         return f"broker {node}" if place is None else f"{place[0]}:{place[1]}"
 
-    def drop(self, line: object) -> None:
-        """Close the connections of *line*."""
-        for key in [key for key in self._lines if key[1] is line]:
-            entry = self._lines.pop(key)
-            if entry.wire is not None:
-                entry.wire.close()
-
-    def drop_node(self, node: int) -> None:
-        """Close all connections to *node*: it does not answer."""
-        self._bad[node] = asyncio.get_running_loop().time()
-        for key in [key for key in self._lines if key[0] == node]:
+    def drop(self, line: object, node: int | None = None) -> None:
+        """Close the connections of *line*, or only the one to *node*."""
+        for key in [key for key in self._lines if key[1] is line and node in {None, key[0]}]:
             entry = self._lines.pop(key)
             if entry.wire is not None:
                 entry.wire.close()
@@ -293,14 +304,23 @@ class Cluster:
         """
         info = self._topics.get(name)
         if fresh or not isinstance(info, TopicInfo):
-            self._asked.add(name)
-            await self.refreshed(timeout)
-            info = self._topics.get(name)
-        if info is None:
-            raise BrokerUnavailable(f"nothing is known of topic {name} yet")
+            loop = asyncio.get_running_loop()
+            end = loop.time() + timeout
+            info = None
+            while info is None:
+                if loop.time() >= end:
+                    raise BrokerUnavailable(f"nothing is known of topic {name} yet")
+                self._asked.add(name)
+                await self.refreshed(end - loop.time())
+                info = None if name in self._missing else self._topics.get(name)
         if isinstance(info, BrokerError):
-            raise _again(info)
+            raise again(info)
         return info
+
+    def trouble(self, name: str) -> BrokerError | None:
+        """Return why a topic is not `known`, if it is known why."""
+        info = self._topics.get(name)
+        return info if isinstance(info, BrokerError) else None
 
     def stale(self) -> None:
         """Look at the cluster again soon: something is not as it was."""
@@ -321,7 +341,7 @@ class Cluster:
             async with asyncio.timeout(timeout):
                 await waiting
         except TimeoutError:
-            raise _again(self.problem or BrokerUnavailable(f"no broker of {self.settings.shown} answers")) from None
+            raise again(self.problem or BrokerUnavailable(f"no broker of {self.settings.shown} answers")) from None
         finally:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
@@ -332,33 +352,34 @@ class Cluster:
             with anyio.move_on_after(_ABSENT if absent else _REGULAR):
                 await self._due.wait()
             self._due.clear()
-            waiting, self._waiting = self._waiting, []
             before = self.problem
-            try:
-                await self._look(None, max(_LOOK, self.settings.timeout))
-            except (AuthenticationError, ConfigError) as error:
-                self.problem = error
-                _answer(waiting, error)
-            except BrokerError as error:
-                self.problem = error
-                self._waiting = waiting + self._waiting  # they wait on, until their own time is up
-                self._due.set()
-            except Exception as error:
-                logger.exception("%s: a look at the cluster failed", self.settings.shown)
-                self.problem = BrokerError(f"the driver failed: {type(error).__name__}")
-                _answer(waiting, self.problem)
-            else:
-                self.problem = None
-                _answer(waiting, None)
+            await self._look_for_all()
             if self.problem is not None and before is None:
                 logger.warning("%s: %s", self.settings.shown, self.problem)
             elif self.problem is None and before is not None:
                 logger.info("%s: the cluster answers again", self.settings.shown)
             await asyncio.sleep(PAUSE if self.problem is None else 4 * PAUSE)
 
-    def _answer(self, error: BrokerError) -> None:
+    async def _look_for_all(self) -> None:
+        """Look at the cluster, for those that wait by now."""
         waiting, self._waiting = self._waiting, []
-        _answer(waiting, error)
+        try:
+            await self._look(None, max(_LOOK, self.settings.timeout))
+        except BrokerUnavailable as error:
+            self.problem = error
+            self._due.set()  # they wait on, until their own time is up
+        except BrokerError as error:
+            self.problem = error
+            _tell(waiting, error)
+        except Exception as error:
+            logger.exception("%s: a look at the cluster failed", self.settings.shown)
+            self.problem = BrokerError(f"the driver failed: {type(error).__name__}")
+            _tell(waiting, self.problem)
+        else:
+            self.problem = None
+            _tell(waiting, None)
+        finally:
+            self._waiting = [each for each in waiting if not each.done()] + self._waiting
 
     async def _look(self, node: int | None, timeout: float) -> None:
         """Ask for brokers and topics."""
@@ -371,7 +392,10 @@ class Cluster:
             include_topic_authorized_operations=False,
         )
         try:
-            answer = await self.call(node, request, timeout=timeout)
+            if node is None:
+                answer = await self._call_any(request, timeout, _LOOKING)
+            else:
+                answer = await self.call(node, request, timeout=timeout, line=_LOOKING)
         except BrokerError:
             self._asked |= asked
             raise
@@ -384,21 +408,25 @@ class Cluster:
             watcher()
 
     def _take_in(self, topic: Any) -> None:
-        name = str(topic.name)
-        if topic.error_code in {ErrorCode.none, ErrorCode.leader_not_available} and topic.partitions:
-            places = sorted(topic.partitions, key=lambda place: int(place.partition_index))
-            self._topics[name] = TopicInfo(
-                name,
-                topic.topic_id or uuid.UUID(int=0),
-                tuple(
-                    Partition(int(place.partition_index), int(place.leader_id), int(place.leader_epoch))
-                    for place in places
-                ),
-            )
-        elif topic.error_code is ErrorCode.unknown_topic_or_partition:
+        name, code = str(topic.name), topic.error_code
+        known = self.known(name)
+        if code in {ErrorCode.none, ErrorCode.leader_not_available} and topic.partitions:
+            self._missing.pop(name, None)
+            told = _info(name, topic)
+            if known is not None and known.id == told.id:
+                told = _later(known, told)
+            if told != known:
+                self._topics[name] = told
+        elif code is ErrorCode.unknown_topic_or_partition:
+            now = asyncio.get_running_loop().time()
+            if known is not None and now - self._missing.setdefault(name, now) < _GONE:
+                self._due.set()
+                return
+            self._missing.pop(name, None)
             self._topics[name] = NotFound(f"there is no topic {name} on {self.settings.shown}")
-        elif topic.error_code is not ErrorCode.none and not topic.error_code.retriable:
-            self._topics[name] = of_code(int(topic.error_code), f"DESCRIBE on topic {name}")
+        elif code is not ErrorCode.none and not code.retriable:
+            self._missing.pop(name, None)
+            self._topics[name] = of_code(int(code), f"DESCRIBE on topic {name}")
         # Else it is being made, or moved: what was known of it stays.
 
     # ------------------------------------------------------------------ coordinators
@@ -435,22 +463,33 @@ class Cluster:
         self.stale()
 
 
-def _answer(waiting: list[asyncio.Future[None]], error: BrokerError | None) -> None:
+def _info(name: str, topic: Any) -> TopicInfo:
+    places = sorted(topic.partitions, key=lambda place: int(place.partition_index))
+    partitions = [Partition(int(each.partition_index), int(each.leader_id), int(each.leader_epoch)) for each in places]
+    return TopicInfo(name, topic.topic_id or uuid.UUID(int=0), tuple(partitions))
+
+
+def _later(known: TopicInfo, told: TopicInfo) -> TopicInfo:
+    """Return what is newest of two answers about one topic: a broker may know less than another that was asked before."""
+    partitions = [
+        before if before.epoch > after.epoch else after
+        for before, after in zip(known.partitions, told.partitions, strict=False)
+    ]
+    rest = max(known.partitions, told.partitions, key=len)[len(partitions) :]
+    return TopicInfo(told.name, told.id, (*partitions, *rest))
+
+
+def _tell(waiting: list[asyncio.Future[None]], error: BrokerError | None) -> None:
     for future in waiting:
         if future.done():
             continue
         if error is None:
             future.set_result(None)
         else:
-            future.set_exception(_again(error))
+            future.set_exception(again(error))
 
 
-def _fail(waiting: asyncio.Future[Wire], error: BrokerError) -> None:
-    if not waiting.done():
-        waiting.set_exception(error)
-
-
-def _again(error: BrokerError) -> BrokerError:
+def again(error: BrokerError) -> BrokerError:
     """Return *error* as one that may be raised beside others: an exception keeps the traceback of where it was raised."""
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__

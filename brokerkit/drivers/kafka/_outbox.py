@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from ...address import Address, Queue, Topic
-from ...driver import Record
-from ...errors import BrokerError, NotAttempted
-from ._batch import Entry, Lane, Result
+from ...address import Address, Queue
+from ._batch import Entry, Lane, Producer
 from ._cluster import TopicInfo
 from ._records import hash_of
 
@@ -22,58 +19,68 @@ class Outbox:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.name = address.name
-        self.queue = isinstance(address, Queue)
+        self.derived = ".." in address.name
+        """Whether what is first stored there creates it."""
         self.lanes: list[Lane] = []
         self.info: TopicInfo | None = None
-        self.opening = False
-        """Whether somebody finds out what has become of the topic."""
+        """None while there is no such topic."""
+        self._id: object = None
         self._sticky = 0
         self._run = 0
+        self._cuts = 0
 
-    def adopt(self, info: TopicInfo) -> list[Entry]:
-        """Take note of what the topic is by now; return what can go nowhere, as another topic has its name."""
-        before, self.info = self.info, info
+    def adopt(self, info: TopicInfo, producer: Producer | None) -> list[Entry]:
+        """Take note of what the topic is by now; return what was on its way to another topic of that name.
+
+        *producer* must not be used for a topic that is new: a broker may not have heard yet that it is another one.
+        """
         stranded: list[Entry] = []
-        if before is not None and before.id != info.id:
-            stranded = [entry for lane in self.lanes for entry in lane.take_all()]
-            self.lanes = []
-        self.lanes += [Lane(number) for number in range(len(self.lanes), len(info.partitions))]
+        lost: Producer | None = None
+        if self._id != info.id:
+            stranded = self.take_all()
+            if self._id is not None:
+                lost = producer
+            self._id, self.lanes, self._sticky = info.id, [], 0
+        self.info = info
+        queue = isinstance(self.address, Queue)
+        for number in range(len(self.lanes), len(info.partitions)):
+            self.lanes.append(Lane(self.name, number, queue=queue, lost=lost))
+        for lane in self.lanes:
+            lane.leader = info.leader(lane.number)
         return stranded
+
+    def lose(self) -> None:
+        """Note that there is no such topic.  It may come back as it was: numbers are kept."""
+        self.info = None
+        for lane in self.lanes:
+            lane.leader = -1
+
+    def take_all(self) -> list[Entry]:
+        """Take out all that is on its way."""
+        return [entry for lane in self.lanes for entry in lane.take_all()]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to send."""
+        return any(lane.waiting for lane in self.lanes)
 
     def lane(self, key: bytes | None) -> Lane:
         """Return where a record of *key* goes; without one, where others of this moment go."""
         lanes = self.lanes
         if key is not None:
             return lanes[hash_of(key) % len(lanes)]
+        lane = lanes[self._sticky]
+        if self._run >= _RUN or lane.cuts != self._cuts:  # what it had is on its way
+            lane = self._move_on()
         self._run += 1
-        if self._run > _RUN:
-            self.move_on()
-        return lanes[self._sticky % len(lanes)]
+        return lane
 
-    def move_on(self) -> None:
+    def _move_on(self) -> Lane:
         """Let the next records without a key go to another partition, one that has a leader."""
-        self._run = 0
-        assert self.info is not None
         for _ in self.lanes:
             self._sticky = (self._sticky + 1) % len(self.lanes)
-            if self.info.leader(self._sticky) >= 0:
-                return
-
-
-def failures(records: Sequence[Record], error: BrokerError) -> list[Result]:
-    """Return *error* for each record, but `NotAttempted` for those that would overtake a failed one of their key."""
-    results: list[Result] = []
-    failed: set[bytes] = set()
-    for record in records:
-        if record.key is not None and isinstance(record.address, Topic):
-            if record.key in failed:
-                results.append(overtakes(record))
-                continue
-            failed.add(record.key)
-        results.append(error)
-    return results
-
-
-def overtakes(record: Record) -> NotAttempted:
-    """Return why *record* is not sent."""
-    return NotAttempted(f"an earlier message of the key {record.key!r} was not stored")
+            if self.lanes[self._sticky].leader >= 0:
+                break
+        lane = self.lanes[self._sticky]
+        self._run, self._cuts = 0, lane.cuts
+        return lane

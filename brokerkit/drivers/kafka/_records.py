@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final, Protocol, TypeAlias
-
-from aiokafka.partitioner import murmur2 as _murmur2
+from typing import Final, Protocol, TypeAlias
 
 from ...address import Address
 from ...driver import Record
@@ -170,8 +169,22 @@ def parse_position(text: str, name: str) -> tuple[int, int, int] | None:
     return int(match[2]), int(match[3]), int(match[4])
 
 
-@lru_cache(maxsize=65536)
+_WORDS: Final = struct.Struct("<I")
+_MIX: Final = 0x5BD1E995
+_SEED: Final = 0x9747B28C
+_32_BITS: Final = 0xFFFFFFFF
+
+
+@lru_cache(maxsize=8192)
 def hash_of(key: bytes) -> int:
-    """Return the number that decides, modulo the number of partitions, where records of *key* go: what Java's client does."""
-    number: Any = _murmur2(key)  # pyright: ignore[reportUnknownVariableType]
-    return int(number) & 0x7FFFFFFF
+    """Return the number that decides, modulo the number of partitions, where records of *key* go: murmur2, as Java's client."""
+    whole = len(key) & ~3
+    number = _SEED ^ len(key)
+    for (word,) in _WORDS.iter_unpack(key[:whole]):
+        word = word * _MIX & _32_BITS  # noqa: PLW2901
+        word = (word ^ word >> 24) * _MIX & _32_BITS  # noqa: PLW2901
+        number = number * _MIX & _32_BITS ^ word
+    if whole < len(key):
+        number = (number ^ int.from_bytes(key[whole:], "little")) * _MIX & _32_BITS
+    number = (number ^ number >> 13) * _MIX & _32_BITS
+    return (number ^ number >> 15) & 0x7FFFFFFF

@@ -1,0 +1,174 @@
+"""Calls that wait for what they publish to be stored: their results, in order, and their deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from ...address import Topic
+from ...driver import Record
+from ...errors import BrokerError, BrokerUnavailable, BufferFull, Closed, NotAttempted, PublishUnknown
+from ._batch import OVERHEAD, Call, Entry, Result
+from ._cluster import again
+
+MAX_WAITING: Final = 64 * 1024 * 1024
+"""Bytes that may wait to be stored."""
+_GRAIN: Final = 0.005
+"""Seconds between two looks at deadlines, at least."""
+
+
+class Calls:
+    """All calls of one driver that wait."""
+
+    def __init__(self, shown: str, expired: Callable[[], None]) -> None:
+        self.problem: BrokerError | None = None
+        """Why nothing was stored the last time."""
+        self.closed = False
+        self._shown = shown
+        self._expired = expired
+        """Called when entries have got their results that may wait to be sent still."""
+        self._calls: dict[Call, None] = {}
+        self._bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+
+    def add(self, records: Sequence[Record], deadline: float) -> Call:
+        """Let *records* wait; the call is over at once if there is no room for them."""
+        future: asyncio.Future[list[Result]] = self._loop.create_future()
+        if self.closed:
+            future.set_result(failures(records, Closed("the connection was closed")))
+            return Call((), 0, deadline, future)
+        if self._bytes > MAX_WAITING:
+            text = f"{self._bytes} bytes wait to be published on {self._shown} already"
+            future.set_result(failures(records, BufferFull(text)))
+            return Call((), 0, deadline, future)
+        size = OVERHEAD * len(records)
+        for record in records:
+            if record.body is not None:
+                size += len(record.body)
+        self._bytes += size
+        call = Call(records, size, deadline, future)
+        self._calls[call] = None
+        if deadline < self._timer_at:
+            self._arm(deadline)
+        return call
+
+    async def idle(self) -> None:
+        """Return when nobody waits."""
+        while waiting := [call.future for call in self._calls if not call.future.done()]:
+            await asyncio.wait(waiting)
+
+    def close(self) -> None:
+        """Fail what waits, and what comes."""
+        self.closed = True
+        self.problem = Closed("the connection was closed")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for call in list(self._calls):
+            self._expire(call)
+
+    # ------------------------------------------------------------------ results
+
+    def put(self, entry: Entry, result: Result) -> None:
+        """Give *entry* its result."""
+        if entry.result is not None:
+            return
+        entry.result = result
+        call = entry.call
+        call.left -= 1
+        if not call.left:
+            del self._calls[call]
+            self._bytes -= call.size
+            if not call.future.done():
+                call.future.set_result([entry.result for entry in call.entries if entry.result is not None])
+
+    def drop(self, entry: Entry) -> None:
+        """Nobody waits for *entry*."""
+        self.put(entry, NotAttempted("nobody waits for it"))
+
+    def fail(self, entries: Iterable[Entry], error: BrokerError) -> None:
+        """Let *entries*, in order, fail, and of their calls what would overtake one of them."""
+        failed: dict[Call, tuple[BrokerError, set[bytes]]] = {}
+        for entry in entries:
+            if entry.result is not None:
+                continue
+            call, key = entry.call, entry.record.key
+            if call not in failed:
+                failed[call] = again(error), set()  # each call may raise its own
+            own, keys = failed[call]
+            if entry.doubtful:
+                self.put(entry, _unknown(own))
+            elif key in keys:
+                self.put(entry, overtakes(entry.record))
+            else:
+                self.put(entry, own)
+            if key is not None:
+                keys.add(key)
+        for call, (_, keys) in failed.items():
+            if keys and call.left:
+                for other in call.entries:
+                    if other.result is None and other.record.key in keys and not other.doubtful:
+                        self.put(other, overtakes(other.record))
+
+    # ------------------------------------------------------------------ deadlines
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._late)
+        self._timer_at = when
+
+    def _late(self) -> None:
+        """Fail what is over its deadline, and set the timer for what is next."""
+        now = self._loop.time()
+        self._timer, self._timer_at = None, math.inf
+        nearest = math.inf
+        expired = False
+        for call in list(self._calls):
+            if now < call.deadline:
+                nearest = min(nearest, call.deadline)
+            else:
+                expired = True
+                self._expire(call)
+        if expired:
+            self._expired()
+        if nearest < math.inf:
+            self._arm(max(nearest, now + _GRAIN))
+
+    def _expire(self, call: Call) -> None:
+        """The time of *call* is up."""
+        error = BrokerUnavailable("not stored before the deadline" + (f": {self.problem}" if self.problem else ""))
+        error.__cause__ = self.problem
+        self.fail(call.entries, error)
+
+
+def _unknown(error: BrokerError) -> PublishUnknown:
+    """Return *error* as it is for a record that may be stored."""
+    if isinstance(error, PublishUnknown):
+        return error
+    unknown = PublishUnknown(f"it may be stored: {error}")
+    unknown.__cause__ = error
+    return unknown
+
+
+def failures(records: Sequence[Record], error: BrokerError) -> list[Result]:
+    """Return *error* for each record, but `NotAttempted` for those that would overtake a failed one of their key."""
+    results: list[Result] = []
+    failed: set[bytes] = set()
+    for record in records:
+        if record.key is not None and isinstance(record.address, Topic):
+            if record.key in failed:
+                results.append(overtakes(record))
+                continue
+            failed.add(record.key)
+        results.append(error)
+    return results
+
+
+def overtakes(record: Record) -> NotAttempted:
+    """Return why *record* is not sent."""
+    return NotAttempted(f"an earlier message of the key {record.key!r} was not stored")
