@@ -17,7 +17,7 @@ from .address import Address, AnyQueue, DeadLetters, Outgoing, Queue, Topic, wit
 from .clock import Clock
 from .codecs import BoundCodec, for_type
 from .driver import Capabilities, Driver, Headers, Record
-from .errors import BrokerError, CapabilityError, ConfigError, NotFound, SettingsMismatch, TooLarge
+from .errors import AuthorizationError, BrokerError, CapabilityError, ConfigError, NotFound, SettingsMismatch, TooLarge
 from .message import CONTENT_TYPE
 from .policy import MAX_BODY, MAX_DELAY, MAX_HEADER_BYTES, MAX_HEADERS, MAX_ID, MAX_KEY, seconds
 
@@ -137,7 +137,12 @@ class Bindings:
             self._match(bound, await self._driver.describe(address))
         elif self._declare == "auto" and not isinstance(address, DeadLetters) and address.owned:
             await self._driver.declare(address)
-            self._warn(bound, await self._driver.describe(address))
+            try:
+                found = await self._driver.describe(address)
+            except AuthorizationError as error:
+                logger.warning("%r: whether its settings are those of the program is not known: %s", bound.shown, error)
+            else:
+                self._warn(bound, found)
 
     @staticmethod
     def _warn(bound: Bound, found: Mapping[str, object] | None) -> None:

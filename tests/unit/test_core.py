@@ -6,11 +6,13 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from brokerkit import (
     EVERY_REPLICA,
+    AuthorizationError,
     Batch,
     BrokerUnavailable,
     Closed,
@@ -457,3 +459,26 @@ def test_publishing_in_a_forked_child_says_that_it_must_connect_for_itself() -> 
     """Also in the coroutine that the child has inherited, where asyncio knows no running loop."""
     done = subprocess.run([sys.executable, "-c", FORKING], timeout=30, check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("declare", ["auto", "check"])
+def test_settings_that_may_not_be_read_are_warned_of_or_refused(
+    declare: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with connect("memory://shop") as first:
+            await first.declare(EVENTS)
+            async with connect("memory://shop", declare=declare) as broker:
+
+                async def refuse(*_: object) -> None:
+                    raise AuthorizationError("DESCRIBE_CONFIGS on topic events is not allowed")
+
+                monkeypatch.setattr(broker._driver, "describe", refuse)
+                if declare == "check":
+                    with pytest.raises(AuthorizationError, match="DESCRIBE_CONFIGS"):
+                        await broker.publish(EVENTS, 1)
+                else:
+                    await broker.publish(EVENTS, 1)
+                    assert "DESCRIBE_CONFIGS" in caplog.text
+
+    run(main)
