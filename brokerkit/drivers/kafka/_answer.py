@@ -120,7 +120,7 @@ def split(data: bytes | None, offset: int, aborted: Iterable[Aborted] | None, pl
     head, least = _HEAD.unpack_from, _HEAD.size
     while at + least <= size:
         base, length, leader, form, _, attributes, delta, _, _, producer, _, _, count = head(data, at)
-        if form < _CURRENT:
+        if form != _CURRENT:
             break
         end = at + _BEFORE + length
         if length < least - _BEFORE or delta < 0 or count < 0:
@@ -164,7 +164,11 @@ def _split_old(data: bytes, at: int, offset: int, next: int, batches: list[Batch
     while at + _START.size <= size:
         base, length, _, form = _START.unpack_from(data, at)
         end = at + _BEFORE + length
-        if form >= _CURRENT or end > size:
+        if form == _CURRENT:
+            break
+        if not 0 <= form < _CURRENT:
+            raise damaged(place, next, f"nobody knows its format, {form}")
+        if end > size:
             break
         if length < _OLD_LEAST - _BEFORE:
             raise damaged(place, next, "its head makes no sense")

@@ -27,13 +27,12 @@ from ._records import Native
 logger = logging.getLogger("brokerkit")
 
 PARTITION: Final = 1024 * 1024
-"""Bytes that are asked for of one partition; a single batch may be larger."""
-LOW: Final = PARTITION // 2
-"""Bytes below which more is asked for."""
+"""Bytes that are asked for of one partition, when half as many or more of an earlier answer have been taken; a single batch
+may be larger."""
 ANSWER: Final = 16 * PARTITION
 """Bytes of one answer."""
 HELD: Final = 64 * PARTITION
-"""Bytes at hand altogether above which each partition is asked for less."""
+"""Bytes that many partitions share: each is asked for less."""
 LEAST: Final = 64 * 1024
 """What is asked for at least of a partition, and in one answer of a broker that is slow."""
 BRIEF: Final = 0.05
@@ -83,7 +82,7 @@ class Fetcher:
         self._parts: dict[int, Part] = {}
         """In the order in which they are asked for: only the first of an answer may be larger than it was to be."""
         self._ready: dict[int, None] = {}
-        self._at_hand = 0
+        self._share = PARTITION
         self._info: TopicInfo | None = None
         self._lanes: dict[int, tuple[_Lane, _Lane]] = {}
         self._tasks: TaskGroup | None = None
@@ -99,14 +98,13 @@ class Fetcher:
         """Read *partition* from *offset* on; what was read of it before is forgotten."""
         self.stop(partition)
         part = self._parts[partition] = Part(self._topic, partition, offset)
+        self._share = min(PARTITION, max(LEAST, HELD // len(self._parts)))
         self._place(part)
 
     def stop(self, partition: int) -> None:
         """Do not read *partition* any more."""
-        part = self._parts.pop(partition, None)
+        self._parts.pop(partition, None)
         self._ready.pop(partition, None)
-        if part is not None:
-            self._at_hand -= part.at_hand
 
     def ready(self) -> Sequence[int]:
         """Return the partitions of which something can be taken, first the one from which nothing was taken for longest."""
@@ -126,14 +124,11 @@ class Fetcher:
         part = self._parts.get(partition)
         if part is None or self._ready.pop(partition, self) is self:
             return []
-        before = part.at_hand
         taken = part.take(most)
         if part.ready:
             self._ready[partition] = None
-        if part.at_hand != before:
-            self._at_hand += part.at_hand - before
-            if part.at_hand < LOW and part.asked is None:
-                self._wake(part.node)
+        if part.asked is None and part.at_hand <= self._share >> 1:
+            self._wake(part.node)
         if part.broken is not None:
             self._told.fail(part.broken)
         return taken
@@ -238,7 +233,7 @@ class Fetcher:
         for part in self._parts.values():
             if part.node != node or part.broken is not None:
                 continue
-            if part.asked is not None or part.at_hand >= LOW:
+            if part.asked is not None or part.at_hand > self._share >> 1:
                 every = False
             elif part.until > now:
                 every = False
@@ -253,9 +248,9 @@ class Fetcher:
         """Ask for *parts* and take in the answer; return whether it said anything, and how long to ask for nothing."""
         info = self._info
         assert info is not None
-        size = min(PARTITION, max(LEAST, (HELD - self._at_hand) // len(parts)))
+        share = self._share
         request = fetch_request(
-            info, {part.index: (part.fetch, part.epoch, size) for part in parts}, wait=wait, most=lane.most
+            info, {part.index: (part.fetch, part.epoch, share) for part in parts}, wait=wait, most=lane.most
         )
         token = object()
         for part in parts:
@@ -302,9 +297,7 @@ class Fetcher:
 
     def _keep(self, part: Part, data: bytes, aborted: Any) -> None:
         """Keep what came, and ask for this partition behind all others next time."""
-        before = part.at_hand
         part.keep(data, aborted)
-        self._at_hand += part.at_hand - before
         index = part.index
         if part.ready:
             self._ready.setdefault(index)
@@ -373,7 +366,6 @@ class Fetcher:
         """Go on where the log has become another one: at *end*, if that is known."""
         to = max(end, start) if end >= 0 else max(start, 0)
         at = part.next
-        self._at_hand -= part.at_hand
         self._ready.pop(part.index, None)
         part.go(min(at, to))
         if to < at:
