@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import asynccontextmanager, contextmanager
 
 import confluent_kafka
-from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
 
 from brokerkit.drivers.kafka._cluster import Cluster
 from brokerkit.drivers.kafka._coordinator import ask

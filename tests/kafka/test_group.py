@@ -157,13 +157,15 @@ async def test_a_partition_goes_on_only_when_it_was_let_go(endpoints: Endpoints,
 
 
 async def settled_on(partition: int, *members: Member) -> None:
-    await asyncio.wait_for(
-        asyncio.wait(
-            [asyncio.create_task(one.until(lambda one=one: partition in one.mine)) for one in members],
-            return_when=asyncio.FIRST_COMPLETED,
-        ),
-        SOON,
-    )
+    """Return when one of *members* has *partition*."""
+
+    async def has(one: Member) -> None:
+        await one.until(lambda: partition in one.mine)
+
+    waits = [asyncio.create_task(has(one)) for one in members]
+    assert (await asyncio.wait(waits, timeout=SOON, return_when=asyncio.FIRST_COMPLETED))[0]
+    for wait in waits:
+        wait.cancel()
 
 
 async def test_commits_go_on_during_a_rebalance(endpoints: Endpoints, kafka: Cluster) -> None:

@@ -345,7 +345,8 @@ class Group:
     async def _shares(self, answer: Any) -> dict[str, Share]:
         """Share out, as the leader."""
         claims = {one.member_id: read_claim(one.metadata, self._topic) for one in answer.members}
-        if any(claim is not None and claim.count != self._known() for claim in claims.values()):
+        known = self._known()
+        if not known or any(claim is not None and claim.count != known for claim in claims.values()):
             try:
                 await self._cluster.topic(self._topic, timeout=1.0, fresh=True)
             except BrokerError as error:
