@@ -36,9 +36,9 @@ def made(endpoints: Endpoints, partitions: int = 1, **options: str) -> str:
 
 
 def writer(endpoints: Endpoints, **options: Any) -> confluent_kafka.Producer:
-    """Return another client, that writes."""
-    settings = {key.replace("_", "."): value for key, value in options.items()}
-    return confluent_kafka.Producer({"bootstrap.servers": endpoints.bootstrap(), "linger.ms": 5, **settings})
+    """Return another client, that writes in order."""
+    settings = {"bootstrap.servers": endpoints.bootstrap(), "linger.ms": 5, "enable.idempotence": True}
+    return confluent_kafka.Producer(settings | {key.replace("_", "."): value for key, value in options.items()})
 
 
 def write(
