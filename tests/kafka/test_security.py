@@ -232,7 +232,8 @@ async def kept(errors: list[BaseException], act: Awaitable[object]) -> None:
 def reprs() -> list[str]:
     """Return what everything of brokerkit that lives says of itself."""
     gc.collect()
-    found = [each for each in gc.get_objects() if str(type(each).__module__).startswith("brokerkit.")]
+    every: list[object] = gc.get_objects()
+    found = [each for each in every if str(type(each).__module__).startswith("brokerkit.")]
     held = [vars(each) for each in found if hasattr(each, "__dict__") and not isinstance(each, type)]
     return sorted({repr(each) for each in [*found, *held]})
 
