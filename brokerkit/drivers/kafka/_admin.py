@@ -22,7 +22,7 @@ from ._consumer import group_of, trackers
 from ._context import Context
 from ._coordinator import committed, members, store_start
 from ._create import create
-from ._errors import DENIED, RETRY, of_code
+from ._errors import RETRY, of_code
 from ._letters import TIMEOUT, Letters, gone_log, letters_in
 from ._look import Look, bounds
 from ._offsets import resolve
@@ -79,13 +79,16 @@ class Admin:
             return {}
         topic: AnyTopic = address
         found: dict[str, object] = {"partitions": len(info.partitions)}
-        kept = await self._retention(info, until)
-        if kept is not None:
-            found["retention"] = _retention(topic, kept)
+        if topic.owned:
+            found["retention"] = _retention(topic, await self._kept(info, until))
         return found
 
-    async def _retention(self, info: TopicInfo, until: float) -> int | None:
-        """Return for how many milliseconds records are kept; None where the right to know is missing."""
+    async def _kept(self, info: TopicInfo, until: float) -> int:
+        """Return for how many milliseconds a topic keeps its records.
+
+        Raises:
+            AuthorizationError: its settings may not be read.
+        """
         entity: Any = requests
         request = entity.DescribeConfigsRequest(
             resources=(
@@ -100,9 +103,7 @@ class Admin:
             code = cast("ErrorCode", result.error_code)
             if code is ErrorCode.none:
                 values = {config.name: config.value for config in result.configs}
-                return int(values[_RETENTION]) if values.get(_RETENTION) else None
-            if code in DENIED:
-                return None
+                return int(values.get(_RETENTION) or _FOR_EVER)
             error = of_code(int(code), f"DESCRIBE_CONFIGS on topic {info.name}", result.error_message)
             if code not in RETRY or _clock() > until:
                 raise error

@@ -292,11 +292,14 @@ class Letters:
         results = await self._copy(info, [offset for offset in mine if offset not in taken], to, end)
         gone = tuple(offset for offset, error in results.items() if error is None)
         try:
-            await self._note(Mark(info.id.hex, by, gone=gone), max(end, loop.time() + _HELD / 2))
+            at = await self._note(Mark(info.id.hex, by, gone=gone), max(end, loop.time() + _HELD / 2))
         except BrokerError as error:  # copied, but it cannot be said that they are gone
             results |= dict.fromkeys(gone, error)
         else:
             self._gone.update(gone)
+            self._claims.pop(by, None)
+            if at == self._at:  # nobody else has written meanwhile
+                self._at = at + 1
             await self._cut(info, until)
         return results
 
