@@ -61,7 +61,7 @@ check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 
-bench: $(VENV)/.bench ## Measure the speed on memory:// and Redis, beside other libraries
+bench: $(VENV)/.bench ## Measure the speed on memory://, Redis and Kafka, beside other libraries
 	@$(BIN)/python -m tests.benchmarks
 
 servers: $(VENV)/.dev ## Run a development Redis and a development Kafka and print their URLs; Ctrl-C ends them

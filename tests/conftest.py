@@ -13,7 +13,7 @@ from .servers import kafka
 HERE = Path(__file__).parent
 SERVED = ("benchmarks", "conformance", "faults", "processes", "redis", "servers")
 """The folders whose tests need servers."""
-KAFKA = ("conformance", "faults", "kafka", "processes", "servers")
+KAFKA = ("benchmarks", "conformance", "faults", "kafka", "processes", "servers")
 """The folders whose tests need Kafka."""
 RUN = pytest.StashKey[kafka.Run]()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import uuid
+import secrets
 from typing import Any, ClassVar
 
 from brokerkit.address import AnyTopic
@@ -22,6 +21,7 @@ class KafkaHarness(Harness):
     session = 2.0
     quiet = 0.5
     retention = 1.0
+    deadline = 20.0
     topics = Capabilities(backend="kafka", durable=True, replay=True, key_order=True)
 
     def __init__(self) -> None:
@@ -30,7 +30,8 @@ class KafkaHarness(Harness):
         self.cluster: KafkaCluster | None = None
         """Of this test alone."""
         self.endpoints: Endpoints
-        self.prefix = f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}."
+        self.prefix = f"{PREFIX}{secrets.token_hex(4)}."
+        """Of all names of this test."""
 
     async def open(self) -> str:
         if self.alone:
@@ -41,7 +42,7 @@ class KafkaHarness(Harness):
                 admin.allow(rights(PREFIX))
         else:
             self.endpoints = shared_kafka(self.version, rights=True)
-        return self.endpoints.url("SASL", query=f"session=1&prefix={self.prefix}")
+        return self.endpoints.url("SASL", query="session=1")
 
     async def close(self) -> None:
         for network in self.networks.values():
@@ -57,7 +58,9 @@ class KafkaHarness(Harness):
         network = Network(self.endpoints, "SASL")
         network.accept()
         options.setdefault("on_event", self.events.append)
-        options["options"] = {**self.options(), **options.get("options", {})}
+        given: dict[str, Any] = {**self.options(), **options.get("options", {})}
+        given["prefix"] = self.prefix + given.get("prefix", "")
+        options["options"] = given
         try:
             broker = connect(network.url(query=self.url.partition("?")[2]), **options)
         except BaseException:

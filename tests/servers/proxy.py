@@ -111,6 +111,7 @@ class Proxy:
         self._closed = True
         self.refuse()
         for link in list(self._links):
+            link.client.drain()
             link.hang_up()
 
     def freeze(self) -> None:
@@ -273,6 +274,19 @@ class _End:
             self.peer.put(data)
         self.link.passed(self.direction)
         self.update()
+
+    def drain(self) -> None:
+        """Pass on what has arrived here and was not read yet."""
+        while self.socket is not None and not self.gone and not self.last:
+            try:
+                data = self.socket.recv(_PIECE)
+            except OSError:
+                return
+            if not data:
+                return
+            data = self.link.admit(data, self.direction)
+            if data:
+                self.peer.put(data)
 
     def put(self, data: bytes) -> None:
         """Write *data*, whole at once or as the faults want it."""

@@ -182,6 +182,10 @@ class Harness:
         """Return a topic or a queue of default settings."""
         return self.topic(name or kind, type) if kind == "topic" else self.queue(name or kind, type)
 
+    def target(self, name: str = "out", type: Any = str) -> AnyTopic | AnyQueue:
+        """Return a further address, for what a test publishes on its way: a queue, where there are queues."""
+        return self.address("topic" if self.queues is None else "queue", name, type)
+
     def letters(self, address: AnyTopic | AnyQueue, group: str = "workers") -> DeadLetters[Any]:
         """Return the dead letters of *address* (and *group*)."""
         return address.dead_letters(group) if isinstance(address, Topic) else address.dead_letters

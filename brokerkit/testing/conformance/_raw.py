@@ -62,6 +62,11 @@ def raw_address(system: Harness, kind: Kind, name: str | None = None) -> AnyTopi
     return raw_topic(system, name or kind) if kind == "topic" else raw_queue(system, name or kind)
 
 
+def raw_target(system: Harness, name: str = "out") -> AnyTopic | AnyQueue:
+    """Return `Harness.target` as drivers know it."""
+    return raw_topic(system, name) if system.queues is None else raw_queue(system, name)
+
+
 class Raw:
     """A broker's driver, and the few steps that most tests of it need."""
 
@@ -103,10 +108,14 @@ class Raw:
         """Publish with the harness's deadline."""
         return await self.driver.publish(records, timeout=self.system.deadline)
 
-    async def put(self, address: Address, wanted: Iterable[str], *, key: bytes | None = None) -> list[Receipt]:
-        """Store a record for each id, and fail if one is refused."""
+    async def put(
+        self, address: Address, wanted: Iterable[str], *, key: bytes | None = None, spread: bool = False
+    ) -> list[Receipt]:
+        """Store a record for each id, and fail if one is refused; with *spread* each has its id as key."""
         receipts: list[Receipt] = []
-        for result in await self.publish([self.record(address, id, key=key) for id in wanted]):
+        for result in await self.publish(
+            [self.record(address, id, key=id.encode() if spread else key) for id in wanted]
+        ):
             assert isinstance(result, Receipt), result
             receipts.append(result)
         return receipts

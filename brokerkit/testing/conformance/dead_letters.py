@@ -283,6 +283,7 @@ class DeadLetters(Suite):
             assert len(await system.drain(messages)) == 2
             assert len(await system.browse(broker, letters)) == 3
 
+    @needs("queue")
     async def test_redriving_to_another_queue_moves_letters_there(self, system: Harness, kind: Kind) -> None:
         """Q5: `to=` chooses the queue; the address itself sees nothing."""
         address, other = system.address(kind), system.queue("other")

@@ -182,6 +182,7 @@ class DriverRedrive(Suite):
                 assert {type(mine), type(others)} == {type(None), NotFound}
             assert ids(await r.left(to)) == names(20)
 
+    @needs("queue")
     async def test_a_redrive_to_a_missing_queue_keeps_the_letters(self, system: Harness, kind: Kind) -> None:
         """Driver.redrive: stored there, *then* gone here; a missing queue is the error of the call, no letter is gone."""
         address, missing = raw_address(system, kind), raw_queue(system, "missing")

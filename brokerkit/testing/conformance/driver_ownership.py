@@ -12,7 +12,7 @@ from ...driver import Delivery, Settlement
 from ...errors import ConfigError, DeliveryLost, NotFound
 from ...policy import Start
 from ._harness import Harness, Kind
-from ._raw import ids, names, raw, raw_address, raw_queue, raw_topic, source
+from ._raw import ids, names, raw, raw_address, raw_queue, raw_target, raw_topic, source
 from ._runner import Suite, needs, seeds
 
 
@@ -97,7 +97,7 @@ class DriverRelease(Suite):
 
     async def test_a_zombies_acknowledgement_after_its_release_has_no_effect(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: a delivery that was released is another one's now, even in the same consumer."""
-        address, out = raw_address(system, kind), raw_queue(system, "out")
+        address, out = raw_address(system, kind), raw_target(system)
         async with raw(system, address, out) as r:
             await r.put(address, ["m"])
             async with r.consume(address) as consumer:
@@ -323,7 +323,7 @@ class DriverConsume(Suite):
         topic = raw_topic(system)
         wanted = names(40)
         async with raw(system, topic) as r, raw(system) as other:
-            await r.put(topic, wanted)
+            await r.put(topic, wanted, spread=True)
             revoked: set[str] = set()
             waiting = False
 
@@ -359,7 +359,7 @@ class DriverConsume(Suite):
         topic = raw_topic(system)
         early, late = names(40), names(40, "n")
         async with raw(system, topic) as r, raw(system) as other:
-            await r.put(topic, early)
+            await r.put(topic, early, spread=True)
             moving, moved = asyncio.Event(), asyncio.Event()
             theirs: list[Delivery] = []
 
@@ -378,7 +378,7 @@ class DriverConsume(Suite):
                 mine = await r.take(consumer, 40)
                 joining = asyncio.ensure_future(join())
                 await moving.wait()
-                await r.put(topic, late)
+                await r.put(topic, late, spread=True)
                 mine += await consumer.receive(100, system.quiet / 4)
                 moved.set()
                 await system.settle_down()

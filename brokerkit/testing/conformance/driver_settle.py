@@ -7,7 +7,7 @@ import asyncio
 from ...driver import Receipt, Settlement
 from ...errors import BrokerError, BufferFull, DeliveryLost
 from ._harness import Harness, Kind
-from ._raw import copy, ids, names, raw, raw_address, raw_queue, raw_topic
+from ._raw import copy, ids, names, raw, raw_address, raw_queue, raw_target, raw_topic
 from ._runner import Suite, needs
 
 
@@ -76,7 +76,7 @@ class DriverSettle(Suite):
 
     async def test_one_result_comes_for_each_item_in_order(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: one result per item, in order; None is success."""
-        address, missing = raw_address(system, kind), raw_queue(system, "missing")
+        address, missing = raw_address(system, kind), raw_target(system, "missing")
         async with raw(system, address) as r:
             await r.put(address, names(5))
             async with r.consume(address) as consumer:
@@ -90,7 +90,7 @@ class DriverSettle(Suite):
 
     async def test_each_item_must_stand_alone(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: a failed item leaves its delivery unsettled, and only that."""
-        address, out, missing = raw_address(system, kind), raw_queue(system, "out"), raw_queue(system, "missing")
+        address, out, missing = raw_address(system, kind), raw_target(system), raw_target(system, "missing")
         async with raw(system, address, out) as r:
             await r.put(address, names(4))
             async with r.consume(address) as consumer:
@@ -104,7 +104,7 @@ class DriverSettle(Suite):
     @needs("atomic")
     async def test_a_failed_item_stores_nothing_where_settling_is_atomic(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: stores nothing where Capabilities.atomic, also not the records before the bad one."""
-        address, out, missing = raw_address(system, kind), raw_queue(system, "out"), raw_queue(system, "missing")
+        address, out, missing = raw_address(system, kind), raw_target(system), raw_target(system, "missing")
         async with raw(system, address, out) as r:
             await r.put(address, ["m"])
             async with r.consume(address) as consumer:
@@ -117,7 +117,7 @@ class DriverSettle(Suite):
 
     async def test_a_failed_item_may_be_settled_again(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: a failed item leaves its delivery unsettled, so another outcome can follow."""
-        address, missing = raw_address(system, kind), raw_queue(system, "missing")
+        address, missing = raw_address(system, kind), raw_target(system, "missing")
         async with raw(system, address) as r:
             await r.put(address, ["m"])
             async with r.consume(address) as consumer:
@@ -131,7 +131,7 @@ class DriverSettle(Suite):
         self, system: Harness, kind: Kind
     ) -> None:
         """Consumer.settle, A5: the new owner keeps it, and what the old one publishes with it is not stored."""
-        address, out = raw_address(system, kind), raw_queue(system, "out")
+        address, out = raw_address(system, kind), raw_target(system)
         async with raw(system, address, out) as r, raw(system) as zombie, zombie.consume(address) as old:
             await r.put(address, ["m"])
             (stale,) = await zombie.take(old, 1)
@@ -170,7 +170,7 @@ class DriverSettle(Suite):
 
     async def test_settling_a_delivery_again_must_do_nothing_and_report_none(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle, A2: idempotent, also with records."""
-        address, out = raw_address(system, kind), raw_queue(system, "out")
+        address, out = raw_address(system, kind), raw_target(system)
         async with raw(system, address, out) as r:
             await r.put(address, ["m"])
             async with r.consume(address) as consumer:
@@ -182,7 +182,7 @@ class DriverSettle(Suite):
 
     async def test_a_delivery_twice_in_one_call_is_settled_once(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: settling again does nothing, also within one call."""
-        address, out = raw_address(system, kind), raw_queue(system, "out")
+        address, out = raw_address(system, kind), raw_target(system)
         async with raw(system, address, out) as r:
             await r.put(address, ["m"])
             async with r.consume(address) as consumer:
@@ -219,7 +219,7 @@ class DriverSettle(Suite):
 
     async def test_a_confirmed_settlement_and_its_records_survive_a_crash(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle, A7: with *confirm* the call returns when the acknowledgement itself is stored."""
-        address, out = raw_address(system, kind), raw_queue(system, "out")
+        address, out = raw_address(system, kind), raw_target(system)
         async with raw(system, address, out) as r:
             await r.put(address, ["m"])
             async with raw(system) as dying, dying.consume(address) as consumer:
@@ -242,7 +242,7 @@ class DriverSettle(Suite):
 
     async def test_settle_may_be_called_concurrently(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: methods may be called concurrently; every item counts once."""
-        address, out = raw_address(system, kind), raw_queue(system, "out")
+        address, out = raw_address(system, kind), raw_target(system)
         async with raw(system, address, out) as r:
             await r.put(address, names(40))
             async with r.consume(address) as consumer:
@@ -275,7 +275,7 @@ class DriverSettle(Suite):
 
     async def test_cancelling_settle_leaves_the_consumer_usable(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: a cancelled call has taken effect or not, and the next ones work."""
-        address, out = raw_address(system, kind), raw_queue(system, "out")
+        address, out = raw_address(system, kind), raw_target(system)
         async with raw(system, address, out) as r:
             await r.put(address, names(10))
             async with r.consume(address) as consumer:

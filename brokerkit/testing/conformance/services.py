@@ -257,9 +257,10 @@ class Services(Suite):
         lives: list[str] = []
         service: Service[None] = Service("workers")
 
-        @service.subscribe(system.queue("fine") if kind == "topic" else system.topic("fine"))
         async def first(message: Message[str]) -> None:
             lives.append(message.value)
+
+        service.subscribe(system.target("fine") if kind == "topic" else system.topic("fine"))(first)
 
         async def second(message: Message[str]) -> None:
             lives.append(message.value)
