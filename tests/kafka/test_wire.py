@@ -19,6 +19,8 @@ from kio.schema.errors import ErrorCode
 from kio.schema.find_coordinator.v3.request import FindCoordinatorRequest
 from kio.schema.metadata.v12.request import MetadataRequest
 
+from brokerkit import Topic
+from brokerkit import connect as connect_to
 from brokerkit.drivers._url import Options, parse
 from brokerkit.drivers.kafka._api import SPOKEN, Hello, Request
 from brokerkit.drivers.kafka._errors import Unanswered, code_of
@@ -62,11 +64,11 @@ def kafka() -> Endpoints:
 
 @pytest.fixture(scope="module")
 def limited() -> Iterator[Endpoints]:
-    """A broker without SCRAM-SHA-512, where a log-in is good for a minute."""
+    """A broker without SCRAM-SHA-512, where a log-in is good for a second."""
     with KafkaCluster(
         listeners=("PLAIN", "SASL"),
         mechanisms=("PLAIN", "SCRAM-SHA-256"),
-        config={"connections.max.reauth.ms": "60000"},
+        config={"connections.max.reauth.ms": "1000"},
     ) as cluster:
         yield cluster.endpoints
 
@@ -159,14 +161,38 @@ async def test_a_way_to_log_in_that_is_not_offered_is_named_with_those_that_are(
         await open_wire(read(limited.url("SASL"), sasl="SCRAM-SHA-512"))
 
 
-async def test_one_knows_when_a_log_in_runs_out(kafka: Endpoints, limited: Endpoints) -> None:
-    now = asyncio.get_running_loop().time()
+async def test_a_log_in_that_runs_out_is_left_before(limited: Endpoints) -> None:
+    over = asyncio.Event()
     wire = await open_wire(read(limited.url("SASL")))
-    wire.close()
-    assert now + 40 < wire.expires < now + 60
-    wire = await open_wire(read(kafka.url("SASL")))
-    wire.close()
-    assert wire.expires == float("inf")
+    wire.on_close = over.set
+    begun = time.monotonic()
+    while not wire.closed:
+        assert (await wire.send(metadata(), 5)).brokers
+        await asyncio.sleep(0.05)
+    assert 0.5 < time.monotonic() - begun < 1
+    await asyncio.wait_for(over.wait(), 1)
+
+
+async def test_a_program_does_not_notice_that_log_ins_run_out(
+    limited: Endpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = Topic("wire-reauth", str, partitions=2)
+    sent: list[str] = []
+    got: list[str] = []
+    async with connect_to(limited.url("SASL")) as broker:
+        await broker.declare(topic)
+        async with broker.subscribe(topic, group="billing") as messages:
+            end = time.monotonic() + 3
+            while time.monotonic() < end or len(got) < len(sent):
+                if time.monotonic() < end:
+                    sent.append(f"{len(sent)}")
+                    await broker.publish(topic, sent[-1], key="key", timeout=5)
+                for message in await messages.receive(limit=10, timeout=0.05):
+                    got.append(message.value)
+                    await message.ack(confirm=True)
+                assert time.monotonic() < end + 10
+    assert got == sent
+    assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("mechanism", ["", "PLAIN", "SCRAM-SHA-256"])
@@ -580,6 +606,27 @@ async def test_a_broker_that_never_answers_who_was_cancelled_is_left_all_the_sam
     wire.send(question(), 0.05).cancel()
     await asyncio.wait_for(over.wait(), 5)
     assert wire.closed
+
+
+async def test_who_expires_answers_what_was_asked() -> None:
+    wire, transport = wired()
+    asked = [wire.send(question(), 60) for _ in range(2)]
+    data = answered(number(transport))
+    over = asyncio.Event()
+    wire.on_close = over.set
+    wire.expire(0.02)
+    while not wire.closed:
+        await asyncio.sleep(0.01)
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        wire.send(question(), 5)
+    assert not over.is_set()
+    wire.data_received(answered(1))
+    assert (await asked[0])[1]
+    assert not over.is_set()
+    wire.data_received(data)
+    assert (await asked[1])[1]
+    assert over.is_set()
+    assert transport.aborted == 1
 
 
 async def test_closing_twice_is_closing_once() -> None:

@@ -32,6 +32,8 @@ from ._sasl import exchange
 LARGEST: Final = 256 * 1024 * 1024
 """Bytes of an answer; more is no answer of a broker."""
 
+_EARLY: Final = 0.8
+"""How much of the time that a log-in is good for is used: what was asked just before needs an answer, too."""
 _NO_TLS: Final = "; does this port speak TLS? kafka:// is without"
 
 
@@ -57,17 +59,18 @@ class Wire(asyncio.Protocol):
         self.place = place
         """Host and port, for texts."""
         self.closed = False
+        """Whether it takes no more requests."""
         self.on_close: Callable[[], None] | None = None
-        """Called once, when it is closed, by whomever."""
+        """Called once, when it is over."""
         self.versions: Versions = {}
         """What the broker speaks."""
-        self.expires = float("inf")
-        """The loop's time from which on the broker may close it: log in again by a new one before.  As a rule never."""
         self._certificate = certificate
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._asked: deque[_Asked] = deque()
         self._number = 0
+        self._over = False
+        self._expiry: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._have = 0
         self._need = 4
@@ -98,15 +101,27 @@ class Wire(asyncio.Protocol):
         """Close it at once, whatever state it is in."""
         self._end(None, "it was closed")
 
+    def expire(self, after: float) -> None:
+        """Take no requests from then on: the broker, which has set a limit to log-ins, is about to close it."""
+        self._expiry = self._loop.call_later(after, self._retire)
+
+    def _retire(self) -> None:
+        """Take no more requests, and be over when those that were sent are answered."""
+        self.closed = True
+        if not self._asked:
+            self._end(None, "it was closed")
+
     def _late(self, asked: _Asked, timeout: float) -> None:
         if not asked.answer.done():
             _fail(asked.answer, Unanswered(f"{self.place} did not answer {asked.request.name} within {timeout:g} s"))
         self._end(None, f"it did not answer {asked.request.name} within {timeout:g} s")
 
     def _end(self, cause: BaseException | None, text: str) -> None:
-        if self.closed:
+        if self._over:
             return
-        self.closed = True
+        self.closed = self._over = True
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self._transport is not None:
             # Without waiting for a peer that may not read any more.
             self._transport.abort()
@@ -133,7 +148,7 @@ class Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
-        if self.closed:
+        if self._over:
             self._transport.abort()
             return
         connected = transport.get_extra_info("socket")
@@ -163,7 +178,7 @@ class Wire(asyncio.Protocol):
                 need = 4 + size
                 break
             self._take(data[at + 4 : at + 4 + size])
-            if self.closed:
+            if self._over:
                 return
             at += 4 + size
         if at < end:
@@ -179,8 +194,12 @@ class Wire(asyncio.Protocol):
         asked = self._asked.popleft()
         if asked.timer is not None:
             asked.timer.cancel()
-        if asked.answer.done():  # cancelled: nobody waits
-            return
+        if not asked.answer.done():  # else it was cancelled: nobody waits
+            self._answer(asked, frame)
+        if self.closed and not self._asked:
+            self._end(None, "it was closed")
+
+    def _answer(self, asked: _Asked, frame: bytes) -> None:
         try:
             answer = asked.request.read(frame)
         except Exception as cause:
@@ -353,7 +372,6 @@ class _Attempt:
         username = self.settings.username
         login = exchange(mechanism, username, password)
         said: bytes | None = login.begin()
-        loop = asyncio.get_running_loop()
         lifetime = 0.0
         while said is not None:
             try:
@@ -369,7 +387,7 @@ class _Attempt:
             except AuthenticationError as error:
                 raise AuthenticationError(f"{self.what} as user {username} by {mechanism}: {error}") from None
         if lifetime > 0:
-            wire.expires = loop.time() + 0.8 * lifetime
+            wire.expire(_EARLY * lifetime)
 
     def _refused(self, mechanism: str, answer: Any) -> BrokerError:
         """Return what a log-in that was refused is."""
