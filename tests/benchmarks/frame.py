@@ -60,6 +60,8 @@ class Work:
     yields: bool = False
     """Whether handlers give the loop back once, so that they really overlap."""
     keys: int = KEYS
+    partitions: int = 1
+    """Of the log, where each program can choose."""
     stores: bool = False
     """Whether it ends when all is stored: what `Row.audit` finds in the system is then what counts."""
     yardstick: str = "bare"
@@ -77,7 +79,7 @@ class Row:
     name: ClassVar[str]
     note: ClassVar[str] = ""
     peer: ClassVar[bool] = False
-    """Whether it is another library."""
+    """Whether it is another library that promises what is measured."""
     ordered: ClassVar[bool] = False
     """Whether it promises order per key."""
     least: ClassVar[int] = 500

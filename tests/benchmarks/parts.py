@@ -49,7 +49,24 @@ def redis() -> Bench:
     )
 
 
-BENCHES = {"memory": memory, "redis": redis}
+def kafka() -> Bench:
+    """Return the part on Kafka."""
+    from .on_kafka import server
+    from .on_kafka.plan import plan
+    from .on_kafka.probes import ALL
+
+    libraries = ("aiokafka", "kio", "confluent-kafka", "faststream", "taskiq", "taskiq-aio-kafka")
+    return Bench(
+        name="kafka",
+        backend=server.KAFKA,
+        plan=plan,
+        probes=ALL,
+        libraries=libraries,
+        others=lambda: (server.version(),),
+    )
+
+
+BENCHES = {"memory": memory, "redis": redis, "kafka": kafka}
 
 
 def chosen(

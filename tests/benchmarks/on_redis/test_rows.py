@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from ..frame import RESULT, Assignment, Part, Row, Work, believe, measure, run_part
-from ..job import Figures
+from ..frame import Row, Work, measure
+from ..on_servers.inside import inside
 from ..on_servers.ours import OurTopic
 from ..table import judge
 from . import arq, ours, peers, raw, toys, wire
@@ -35,23 +33,6 @@ def server() -> Iterator[str]:
 def url(server: str) -> str:
     clean(server)
     return server
-
-
-def inside(row: type[Row], work: Work, url: str, n: int = 400, limit: float = 10.0) -> Figures:
-    """Measure *row* in this process: one part after the other."""
-
-    def part(name: Part) -> Figures:
-        out = io.StringIO()
-        run_part(Assignment(row.__module__, row.__qualname__, work, name, n, url, "bench", limit, row.behind), out)
-        return msgspec.json.decode(out.getvalue().rpartition(RESULT)[2], type=Figures)
-
-    if "fill" in row.parts(work):
-        filled = part("fill")
-        assert filled.error is None, filled.error
-    figures = part("run")
-    if figures.error is None:
-        believe(figures, part("audit"), work)
-    return figures
 
 
 HONEST: list[tuple[type[Row], Work]] = [
