@@ -14,6 +14,7 @@ from brokerkit.driver import Delivery, Record
 from brokerkit.drivers._log import Tracker
 from brokerkit.drivers.kafka import _commit
 from brokerkit.drivers.kafka._claim import lease_of
+from brokerkit.drivers.kafka._consumer import TopicConsumer
 from brokerkit.drivers.kafka._coordinator import committed
 from brokerkit.errors import BrokerError, ConfigError, DeliveryLost, NotFound, PositionLost
 from brokerkit.events import PartitionPaused, PartitionResumed
@@ -314,11 +315,11 @@ async def test_two_members_share_and_each_record_comes_once(url: str) -> None:
         async with p.consume(topic, prefetch=20) as one:
             seen: Counter[str] = Counter()
 
-            async def work(consumer: object) -> None:
+            async def work(consumer: TopicConsumer) -> None:
                 while len(seen) < len(wanted):
-                    got = await consumer.receive(10, 0.1)  # type: ignore[attr-defined]
+                    got = await consumer.receive(10, 0.1)
                     seen.update(ids(got))
-                    await done(consumer, got)  # type: ignore[arg-type]
+                    await done(consumer, got)
 
             working = asyncio.ensure_future(work(one))
             async with other.consume(topic, prefetch=20) as two, asyncio.timeout(SOON):

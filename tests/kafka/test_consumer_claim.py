@@ -96,9 +96,9 @@ class Hand:
             del self.held[delivery.token]
             self.claim.hand_back(lease_of(delivery), delivery)
 
-    def heir(self, log: FakeLog, **options: AnyTopic) -> Hand:
+    def heir(self, log: FakeLog) -> Hand:
         """Return what a new owner makes of the note."""
-        return Hand(log, *self.claim.note(), **options)
+        return Hand(log, *self.claim.note(), address=self.claim.address)
 
 
 def test_records_come_out_in_order_each_once() -> None:
@@ -440,7 +440,7 @@ def test_what_waits_for_its_time_is_not_counted_when_its_owner_dies() -> None:
     log = FakeLog()
     log.add(0, ("bk-delay", b"5"), ("bk-time", b"1"))
     log.add(1)
-    heir = hand.heir(log, address=AGAIN)  # type: ignore[arg-type]
+    heir = hand.heir(log)
     assert heir.take() == [1]
     heir.now = 1005.0
     assert heir.take() == [0]

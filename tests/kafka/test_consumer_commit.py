@@ -39,7 +39,7 @@ class FakeGroup:
             await asyncio.sleep(min(self.takes, timeout))
         finally:
             self.under_way -= 1
-        answer = self.answers.popleft() if self.answers else {}
+        answer = self.answers.popleft() if self.answers else dict[int, BrokerError]()
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -116,7 +116,7 @@ async def test_a_busy_reader_stores_at_a_bounded_rate(stage: Stage) -> None:
 @staged
 async def test_only_one_commit_is_under_way(stage: Stage) -> None:
     stage.group.takes = 0.5
-    waiting = []
+    waiting: list[asyncio.Future[None]] = []
     for offset in range(5):
         stage.hand_out()
         stage.settle(offset)

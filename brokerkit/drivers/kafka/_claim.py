@@ -70,6 +70,7 @@ class Claim:
         "order",
         "prefix",
         "queue",
+        "repeats",
         "revoking",
         "standing",
         "stash",
@@ -114,6 +115,8 @@ class Claim:
         """Whether it is a partition that nobody has read: what was removed from it is no loss."""
         self.alone = False
         """Whether the next record has to come alone."""
+        self.repeats = False
+        """Whether something was handed out that was delivered before."""
         self.revoking = False
         """Whether it is about to move: nothing more is handed out."""
         self.gone = False
@@ -214,6 +217,8 @@ class Claim:
         if attempts and attempts != record.attempts:
             record = msgspec.structs.replace(record, attempts=attempts)
         deliveries = tracker.hand_out(offset) + record.deliveries
+        if deliveries > 1:
+            self.repeats = True
         lease = Lease(self, offset)
         held[lease] = delivery = Delivery(record, lease, known.position, deliveries, known.native)
         return delivery
@@ -295,8 +300,10 @@ class Claim:
         native = natives[0]
         for native in natives:
             record = record_of(address, number, native)
-            if record.deliveries >= LONE_DELIVERY - 1:
-                break
+            if record.deliveries:
+                self.repeats = True
+                if record.deliveries >= LONE_DELIVERY - 1:
+                    break
             lease = Lease(self, offset)
             place = f"{prefix}{native.timestamp}-{offset}"
             held[lease] = delivery = Delivery(record, lease, place, 1 + record.deliveries, native)

@@ -209,7 +209,15 @@ class TopicConsumer(Owner):
         offsets = await resolve(self._cluster, self._topic(), start, timeout=self._context.settings.timeout)
         for number, offset in enumerate(offsets):
             self._claim(number, offset, "")
+        self._cluster.watchers.add(self._widened)
         self._spawn(self._fetch)
+
+    def _widened(self) -> None:
+        """Read partitions that were added since, from their beginning."""
+        info = self._cluster.known(self._name)
+        if info is not None and self._entered:
+            for number in range(len(self._claims), len(info.partitions)):
+                self._claim(number, 0, "").anew = True
 
     def _topic(self) -> AnyTopic:
         address: Any = self._address  # only its name counts
@@ -271,6 +279,7 @@ class TopicConsumer(Owner):
 
     def _close(self) -> None:
         self._entered = False
+        self._cluster.watchers.discard(self._widened)
         if self._timer is not None:
             self._timer.cancel()
         for claim in self._claims.values():

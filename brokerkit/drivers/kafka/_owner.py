@@ -168,7 +168,7 @@ class Owner(Reader):
     def _claim(self, number: int, base: int, note: str) -> Claim:
         """Begin to read partition *number*."""
         assert self._fetcher is not None
-        end = None if self._ends is None or number >= len(self._ends) else self._ends[number]
+        end = None if self._ends is None else self._ends[number] if number < len(self._ends) else 0
         claim = self._claims[number] = Claim(self._address, number, base, note, self._clock.time, end)
         self._fetcher.begin(number, claim.start)
         self._news[claim] = None
@@ -303,6 +303,7 @@ class Owner(Reader):
             self._telling.start_soon(self._go_on)
 
     async def _go_on(self) -> None:
+        # What was begun before this, telling the program of what it has lost, has taken its first step: it has heard.
         assert self._group is not None
         logger.warning(
             "%s: group %s heard nothing of this member for %.3g s; it began nothing meanwhile",

@@ -82,8 +82,11 @@ class Reader:
 
     @property
     def problem(self) -> BrokerError | None:
-        """Why nothing comes, if nothing does."""
-        return self._error
+        """Why nothing comes, or is stored, if that is so."""
+        group, commits = self._group, self._commits
+        return (
+            self._error or (None if group is None else group.problem) or (None if commits is None else commits.problem)
+        )
 
     def fail(self, error: BrokerError) -> None:
         """Let `receive` raise *error* from now on."""
@@ -283,7 +286,11 @@ class Reader:
         if commits is None:
             return
         commits.ahead(claims)
-        if any(delivery.deliveries > 1 for delivery in self._fetched):
+        repeats = False
+        for claim in claims:
+            if claim.repeats:
+                claim.repeats, repeats = False, True
+        if repeats:
             self._unnoted = True
             self._store_notes()
 
