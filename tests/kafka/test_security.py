@@ -266,7 +266,7 @@ async def declare(broker: Broker) -> None:
 
 
 async def compare(broker: Broker) -> None:
-    await broker.declare(ORDERS)
+    await broker.publish(ORDERS, "value")
 
 
 async def browse(broker: Broker) -> None:
@@ -318,7 +318,7 @@ async def test_a_missing_right_is_named_with_its_resource(act: Act, lacking: lis
         visitor.create("orders")
         async with anybody(visitor) as publisher:
             await publisher.publish(ORDERS, "value")
-        async with visitor.connect(declare="auto" if act is compare else "never") as broker:
+        async with visitor.connect(declare="check" if act is compare else "never") as broker:
             begun = time.monotonic()
             with pytest.raises(AuthorizationError) as caught:
                 async with asyncio.timeout(PATIENCE):
@@ -346,6 +346,13 @@ async def test_a_right_to_write_that_comes_back_is_used_at_once(visitor: Guest) 
         assert values[0] == "before"
         assert values[-1] == "after"
         assert not {"one", "two"} & set(values)
+
+
+async def healthy(broker: Broker) -> None:
+    """Return when nothing is wrong any more."""
+    async with asyncio.timeout(PATIENCE):
+        while not (await broker.health()).ok:
+            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
@@ -390,14 +397,14 @@ async def test_a_service_goes_on_when_it_may_read_again(
         await asyncio.sleep(2)
         assert sum(network.seen.values()) - before < 80, dict(network.seen)
         assert len(caplog.records) - lines < 20
-        assert not (await broker.health()).ok
+        if resource == "group":  # else there is no consumer at the moment: the service makes another one in a while
+            assert not (await broker.health()).ok
         visitor.allow(right)
         await eventually(lambda: "meanwhile" in done)
         await publisher.publish(ORDERS, "after")
         await eventually(lambda: "after" in done)
         assert done.count("after") == 1
-        assert (await broker.health()).ok
-        await eventually(lambda: done[-1] == "after")
+        await healthy(broker)
 
 
 async def test_a_dead_letter_waits_for_the_right_to_be_stored(visitor: Guest, caplog: pytest.LogCaptureFixture) -> None:
@@ -464,7 +471,7 @@ async def test_who_reads_in_a_group_by_hand_goes_on_when_it_may_again(visitor: G
             if values == ["before"]:
                 values += [got.value for got in await taken(messages.receive, 1)]
             assert values[-1] == "after"
-            assert (await broker.health()).ok
+            await healthy(broker)
 
 
 def anybody(visitor: Guest) -> Broker:
