@@ -62,7 +62,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     prompt: float = math.inf
     """Seconds after which a stored message must be with a handler, unless it was in the hands of a victim."""
     atomic: bool = True
-    """What a handler publishes is stored with its acknowledgement, once."""
+    """What a handler publishes is stored with its acknowledgement, once; else once for each of its runs."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -310,14 +310,16 @@ class _Part:
         runs = self.runs.get(id, [])
         handled = any(run.outcome == "handled" for run in runs)
         doomed = entry.failures >= self.terms.attempts
-        if dead > 1:
+        most = 1 if self.terms.atomic else sum(run.attempt == self.terms.attempts for run in runs)
+        if dead > max(1, most):
             self.find("doubled", id, f"{dead} dead letters")
         spent = any(run.outcome == "failed" and run.attempt == self.terms.attempts for run in runs)
         if entry.failures == DEADLY:
             spent = bool(runs) and runs[-1].deliveries == self.terms.limit
         if dead and not (doomed and spent):
             self.find("dead", id, "in the dead letters without having failed that often")
-        if done > 1 and self.terms.atomic:
+        most = 1 if self.terms.atomic else sum(run.outcome == "handled" for run in runs)
+        if done > max(1, most):
             self.find("doubled", id, f"what its handler published is stored {done} times")
         if done and not entry.staged:
             self.find("unexpected", id, "its handler has published nothing")

@@ -44,7 +44,7 @@ class Play(msgspec.Struct, frozen=True):
                 return await self.action(stage, server)
 
 
-async def calm(stage: Stage, server: RedisServer) -> Verdict:
+async def calm(stage: Stage, server: object) -> Verdict:
     """Do nothing: nothing may be repeated."""
     await stage.start("service", "hand", "producer")
     await stage.flow(60)
@@ -54,7 +54,7 @@ async def calm(stage: Stage, server: RedisServer) -> Verdict:
 # ---------------------------------------------------------------------- processes
 
 
-async def kill_consumers(stage: Stage, server: RedisServer) -> Verdict:
+async def kill_consumers(stage: Stage, server: object) -> Verdict:
     """Kill consumers with messages in hand, one after the other, the last time both."""
     await stage.start("service", "hand", "producer", work=0.03)
     for victims in stage.rounds((1, 2), (1, 1, 2, 1, 2)):
@@ -66,7 +66,7 @@ async def kill_consumers(stage: Stage, server: RedisServer) -> Verdict:
     return await stage.finish()
 
 
-async def kill_producers(stage: Stage, server: RedisServer) -> Verdict:
+async def kill_producers(stage: Stage, server: object) -> Verdict:
     """Kill producers while they publish."""
     await stage.start("service", "hand", "producer", "producer")
     for _ in stage.rounds(range(2), range(8)):
@@ -78,7 +78,7 @@ async def kill_producers(stage: Stage, server: RedisServer) -> Verdict:
     return await stage.finish()
 
 
-async def freeze_consumers(stage: Stage, server: RedisServer) -> Verdict:
+async def freeze_consumers(stage: Stage, server: object) -> Verdict:
     """Stop a consumer for longer than its lease: another one takes over, and what it does when it wakes has no effect."""
     await stage.start("producer", keys=2)
     await stage.published(60)  # so that consumers have more in hand than they can begin
@@ -92,7 +92,7 @@ async def freeze_consumers(stage: Stage, server: RedisServer) -> Verdict:
     return await stage.finish()
 
 
-async def freeze_producers(stage: Stage, server: RedisServer) -> Verdict:
+async def freeze_producers(stage: Stage, server: object) -> Verdict:
     """Stop a producer for longer than its calls may take."""
     await stage.start("service", "producer", timeout=1.0)
     await stage.flow()
@@ -101,7 +101,7 @@ async def freeze_producers(stage: Stage, server: RedisServer) -> Verdict:
     return await stage.finish()
 
 
-async def freeze_idle_consumers(stage: Stage, server: RedisServer) -> Verdict:
+async def freeze_idle_consumers(stage: Stage, server: object) -> Verdict:
     """Stop one of two consumers that have little to do: who is told of a message may be the one that sleeps."""
     await stage.start("service", "hand")
     await stage.start("producer", keys=1, pause=0.25)
@@ -111,19 +111,18 @@ async def freeze_idle_consumers(stage: Stage, server: RedisServer) -> Verdict:
         tasks.create_task(stage.freeze(frozen, stage.lease + 2.5))
         tasks.create_task(stage.flow(10, timeout=RESUMED))
     await stage.flow(5)
-    terms = stage.terms()
-    terms["queue"] = msgspec.structs.replace(terms["queue"], prompt=2.5)
-    terms["topic"] = msgspec.structs.replace(terms["topic"], prompt=stage.lease + 3.0)
+    prompt = {"queue": 2.5, "topic": stage.lease + 3.0}
+    terms = {name: msgspec.structs.replace(each, prompt=prompt[name]) for name, each in stage.terms().items()}
     return await stage.finish(terms=terms)
 
 
-async def deadly_messages(stage: Stage, server: RedisServer) -> Verdict:
+async def deadly_messages(stage: Stage, server: object) -> Verdict:
     """Handle messages that end their process: they die at their limit, and no other message with them."""
     limit = 4  # what others have in hand at one crash, or even two, is not to die with it
     await stage.start("service", "service", limit=limit)
     await stage.start("producer")
     await stage.flow()
-    await stage.start("producer", keys=1, deadly=stage.random.choice(("queue", "topic")), pause=0.3)
+    await stage.start("producer", keys=1, deadly=stage.random.choice(stage.of), pause=0.3)
     deadline = asyncio.get_running_loop().time() + 10 * limit
     while await _deadly_left(stage):
         assert asyncio.get_running_loop().time() < deadline, stage.report("they do not die")
@@ -142,7 +141,7 @@ async def _deadly_left(stage: Stage) -> set[str]:
     return {entry.id for entry in stage.entries if entry.failures == DEADLY} - set(dead)
 
 
-async def come_and_go(stage: Stage, server: RedisServer) -> Verdict:
+async def come_and_go(stage: Stage, server: object) -> Verdict:
     """Let consumers join and leave as they should: of a queue nothing may be repeated."""
     await stage.start("service", "hand", "producer", work=0.02)
     for _ in stage.rounds(range(2), range(10)):
@@ -153,7 +152,7 @@ async def come_and_go(stage: Stage, server: RedisServer) -> Verdict:
     return await stage.finish()
 
 
-async def wrong_clocks(stage: Stage, server: RedisServer) -> Verdict:
+async def wrong_clocks(stage: Stage, server: object) -> Verdict:
     """Let the wall clocks of all processes be wrong, by a minute: only the server's counts."""
     first, second = stage.random.sample((60.0, -60.0), 2)
     await stage.start("producer", skew=first)

@@ -21,7 +21,7 @@ from brokerkit import Broker, NotFound, connect
 from .checker import DEADLY, Fault, Finding, Terms, Verdict, check
 from .history import Entry, Reading, now
 from .start import Order
-from .worker import ATTEMPTS, DONE, GROUP, TOPIC, queue
+from .worker import ATTEMPTS, GROUP, TOPIC, effects, queue
 
 ROOT: Final = Path(__file__).parents[2]
 READY: Final = 20.0
@@ -29,13 +29,28 @@ READY: Final = 20.0
 DRAIN: Final = 30.0
 """Seconds until everything must be handled after the last fault."""
 BOTH: Final = ("queue", "topic")
+PATIENCE: Final = float(os.environ.get("BROKERKIT_PATIENCE") or 1)
+"""All waiting may take so many times as long, on a machine that has other things to do."""
 
 
 class Stage:
     """One play: start workers, do harm, `finish`."""
 
-    def __init__(self, url: str, folder: Path, seed: int, *, lease: float, long: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        seed: int,
+        *,
+        lease: float,
+        long: bool = False,
+        of: tuple[str, ...] = BOTH,
+        terms: Mapping[str, Terms] | None = None,
+    ) -> None:
         self.url = url
+        self.of = of
+        """What messages flow through."""
+        self._terms = terms or {}
         self.seed = seed
         self.random = random.Random(seed)
         self.faults: list[Fault] = []
@@ -46,6 +61,7 @@ class Stage:
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._roles: dict[str, str] = {}
         self._forgets = False
+        self._doomed: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
@@ -68,11 +84,14 @@ class Stage:
 
     # ------------------------------------------------------------------ workers
 
-    async def start(self, *roles: Literal["producer", "service", "hand"], **options: Any) -> list[str]:
-        """Start a worker for each role and return their names when all are ready."""
+    async def start(
+        self, *roles: Literal["producer", "service", "hand"], waiting: bool = False, **options: Any
+    ) -> list[str]:
+        """Start a worker for each role and return their names when all are ready, or at once if they are *waiting*."""
         begin = now()
         names = [self._start(role, options) for role in roles]
-        await self.ready(*names)
+        if not waiting:
+            await self.ready(*names)
         if roles != ("producer",) * len(roles):
             self.faults.append(Fault(what="a member that joined", begin=begin, end=now(), clean=True))
         return names
@@ -80,7 +99,7 @@ class Stage:
     def _start(self, role: Any, options: dict[str, Any]) -> str:
         name = f"{role}{len(self._workers) + 1}"
         order = Order(
-            **{"url": self.url, **options},
+            **{"url": self.url, "of": self.of, **options},
             role=role,
             name=name,
             folder=str(self._folder),
@@ -119,6 +138,15 @@ class Stage:
         worker.kill()
         worker.wait()
         self.faults.append(Fault(what="kill", begin=begin, end=now(), to=name, moves=self._roles[name] != "producer"))
+
+    async def fails(self, name: str, text: str, timeout: float) -> None:
+        """Wait until a worker fails, as it has to, because of *text*."""
+        self._doomed.add(name)
+        await self.until(
+            lambda: self._workers[name].poll() is not None, timeout, lambda: f"{name} runs on, in spite of {text}"
+        )
+        said = [entry.text for entry in self.entries if entry.by == name and entry.what == "problem"]
+        assert any(text in each for each in said), self.report(f"{name} has not failed because of {text}: {said}")
 
     def died(self) -> list[str]:
         """Return the workers that were killed by something else than this, since the last call."""
@@ -179,7 +207,7 @@ class Stage:
 
     async def until(self, held: Callable[[], object], timeout: float, what: Callable[[], str] | str) -> None:
         """Wait until *held* is true of the histories."""
-        end = now() + timeout
+        end = now() + timeout * PATIENCE
         self._reading.more()
         while not held():
             text = what if isinstance(what, str) else what()
@@ -190,14 +218,18 @@ class Stage:
 
     def _look(self) -> None:
         """Fail at once if a worker has failed by itself."""
-        dead = {name: worker.returncode for name, worker in self._workers.items() if (worker.poll() or 0) > 0}
+        dead = {
+            name: worker.returncode
+            for name, worker in self._workers.items()
+            if (worker.poll() or 0) > 0 and name not in self._doomed
+        }
         assert not dead, self.report(f"workers have failed: {dead}")
 
-    async def flow(self, count: int = 20, *, timeout: float = 10.0, of: Iterable[str] = BOTH) -> float:
+    async def flow(self, count: int = 20, *, timeout: float = 10.0) -> float:
         """Wait until consumers have handled *count* more messages of each, and return how long that took."""
         begin = now()
         self._reading.more()
-        left = dict.fromkeys(of, count)
+        left = dict.fromkeys(self.of, count)
         seen = len(self._reading.entries)
 
         def flowed() -> bool:
@@ -211,14 +243,14 @@ class Stage:
         await self.until(flowed, timeout, lambda: f"consumption does not go on: {left} more wanted")
         return now() - begin
 
-    async def published(self, count: int = 20, *, timeout: float = 10.0, of: Iterable[str] = BOTH) -> None:
+    async def published(self, count: int = 20, *, timeout: float = 10.0) -> None:
         """Wait until *count* more messages of each are stored."""
         self._reading.more()
-        seen, wanted = len(self._reading.entries), tuple(of)
+        seen = len(self._reading.entries)
 
         def done() -> bool:
             new = self._reading.entries[seen:]
-            return all(sum(1 for e in new if e.what == "confirmed" and e.of == name) >= count for name in wanted)
+            return all(sum(1 for e in new if e.what == "confirmed" and e.of == name) >= count for name in self.of)
 
         await self.until(done, timeout, "publishing does not go on")
 
@@ -250,7 +282,7 @@ class Stage:
             await self._quiet()
         else:
             with contextlib.suppress(TimeoutError):  # the checker says what is missing
-                async with asyncio.timeout(drain):
+                async with asyncio.timeout(drain * PATIENCE):
                     while self.pending():
                         self._look()
                         await asyncio.sleep(0.05)
@@ -259,9 +291,10 @@ class Stage:
         self._reading.more()
         letters = await self.letters()
         async with self.broker() as broker:
-            effects = {name: await self._ids(broker, address) for name, address in DONE.items()}
+            done = {name: await self._ids(broker, address) for name, address in effects(self.of).items()}
             left = await self._left(broker)
-        verdict = check(self._reading.entries, self.faults, terms or self.terms(), letters=letters, effects=effects)
+        entries = [entry for entry in self.entries if entry.what != "problem" or entry.by not in self._doomed]
+        verdict = check(entries, self.faults, terms or self.terms(), letters=letters, effects=done)
         verdict.findings += left
         assert not verdict.findings, self.report("promises were broken", verdict)
         return verdict
@@ -269,10 +302,12 @@ class Stage:
     def terms(self) -> dict[str, Terms]:
         """Return what is promised."""
         takeover = self.lease + 2.0
-        return {
+        terms = {
             "queue": Terms(attempts=ATTEMPTS, unstored=1.0, takeover=takeover),
             "topic": Terms(attempts=ATTEMPTS, unstored=2.0, takeover=takeover, ordered=True),
+            **self._terms,
         }
+        return {name: terms[name] for name in self.of}
 
     async def _quiet(self) -> None:
         """Wait until nothing has been done for longer than a lease: some of what was stored may never come."""
@@ -291,7 +326,8 @@ class Stage:
             yield broker
 
     def _letters(self) -> dict[str, Any]:
-        return {"queue": queue(self.lease).dead_letters, "topic": TOPIC.dead_letters(GROUP)}
+        letters: dict[str, Any] = {"queue": queue(self.lease).dead_letters, "topic": TOPIC.dead_letters(GROUP)}
+        return {name: letters[name] for name in self.of}
 
     async def _ids(self, broker: Broker, address: Any) -> list[str]:
         try:
@@ -302,10 +338,9 @@ class Stage:
     async def _left(self, broker: Broker) -> list[Finding]:
         """Return what has an outcome in no history: the acknowledgement of a handled message is missing."""
         found: list[Finding] = []
-        for name, backlog in (
-            ("queue", await broker.backlog(queue(self.lease))),
-            ("topic", await broker.backlog(TOPIC, GROUP)),
-        ):
+        for name in self.of:
+            source = broker.backlog(queue(self.lease)) if name == "queue" else broker.backlog(TOPIC, GROUP)
+            backlog = await source
             left = (backlog.waiting or 0) + (backlog.in_flight or 0) + (backlog.delayed or 0)
             if left:
                 found.append(

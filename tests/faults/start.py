@@ -25,6 +25,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Where its journal goes."""
     seed: int
     lease: float
+    of: tuple[str, ...] = ("queue", "topic")
+    """What there is to publish and to consume."""
     skew: float = 0.0
     """Seconds by which the wall clock of this process is wrong."""
     keys: int = 3

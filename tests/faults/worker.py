@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -52,8 +52,13 @@ ATTEMPTS = 3
 RETRY = RetryPolicy(attempts=ATTEMPTS, wait_initial=0.05)
 GROUP = "workers"
 TOPIC = Topic("topic", Job, partitions=4)
-DONE = {"queue": Queue("queue-done", str), "topic": Queue("topic-done", str)}
-"""Where handlers say that they have handled a message, with its acknowledgement."""
+
+
+def effects(of: Collection[str]) -> dict[str, Queue[str] | Topic[str]]:
+    """Return where handlers say that they have handled a message, with its acknowledgement."""
+    if "queue" in of:
+        return {name: Queue(f"{name}-done", str) for name in of}
+    return {name: Topic(f"{name}-done", str, partitions=1) for name in of}
 
 
 def queue(lease: float) -> Queue[Job]:
@@ -69,6 +74,7 @@ class Worker:
         self.random = random.Random(f"{order.seed}/{order.name}")
         self.stop = asyncio.Event()
         self.queue = queue(order.lease)
+        self.done = effects(order.of)
 
     async def main(self) -> None:
         loop = asyncio.get_running_loop()
@@ -92,11 +98,11 @@ class Worker:
     # ------------------------------------------------------------------ producing
 
     async def produce(self, broker: Broker) -> None:
-        await broker.declare(self.queue, TOPIC)
+        await broker.declare(*(self.queue if of == "queue" else TOPIC for of in self.order.of), *self.done.values())
         self.journal.note("ready")
         async with asyncio.TaskGroup() as tasks:
             for number in range(self.order.keys):
-                for of in ("queue", "topic"):
+                for of in self.order.of:
                     tasks.create_task(self.publish(broker, of, f"{self.order.name}-{number}"))
 
     async def publish(self, broker: Broker, of: str, key: str) -> None:
@@ -119,7 +125,7 @@ class Worker:
                     receipt = await broker.publish(TOPIC, job, key=key, id=job.id, timeout=self.order.timeout)
             except PublishUnknown as error:
                 self.journal.note("unknown", of, job.id, text=str(error))
-            except (BrokerUnavailable, BufferFull, NotAttempted) as error:
+            except (BrokerUnavailable, BufferFull, NotAttempted, NotFound) as error:
                 self.journal.note("refused", of, job.id, text=f"{type(error).__name__}: {error}")
             else:
                 self.journal.note("confirmed", of, job.id, position=receipt.position or "")
@@ -131,15 +137,16 @@ class Worker:
     async def serve(self, broker: Broker) -> None:
         service = Service(GROUP)
         limit = self.order.limit
-        service.subscribe(self.queue, concurrency=4, retry=RETRY, max_deliveries=limit)(partial(self.handle, "queue"))
-        service.subscribe(TOPIC, concurrency=4, retry=RETRY, max_deliveries=limit)(partial(self.handle, "topic"))
+        for of in self.order.of:
+            source: Queue[Job] | Topic[Job] = self.queue if of == "queue" else TOPIC
+            service.subscribe(source, concurrency=4, retry=RETRY, max_deliveries=limit)(partial(self.handle, of))
         async with service.running(broker):
             self.journal.note("ready")
             await self.stop.wait()
 
     async def consume(self, broker: Broker) -> None:
         """Read by hand, with confirmed acknowledgements."""
-        waiting = ["queue", "topic"]
+        waiting = list(self.order.of)
 
         def entered(of: str) -> None:
             if of in waiting:
@@ -148,7 +155,8 @@ class Worker:
                     self.journal.note("ready")
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.read("queue", lambda: broker.subscribe(self.queue, prefetch=16), entered))
+            if "queue" in self.order.of:
+                tasks.create_task(self.read("queue", lambda: broker.subscribe(self.queue, prefetch=16), entered))
             tasks.create_task(self.read("topic", lambda: broker.subscribe(TOPIC, group=GROUP, prefetch=16), entered))
 
     async def read(
@@ -205,7 +213,7 @@ class Worker:
             self.journal.note("failed", of, message.id, attempt=message.attempt)
             raise Planned
         if job.staged:
-            await message.publish(DONE[of], job.id, id=job.id)
+            await message.publish(self.done[of], job.id, id=job.id)
         self.journal.note("handled", of, message.id, attempt=message.attempt)
 
 

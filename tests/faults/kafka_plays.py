@@ -1,0 +1,342 @@
+"""The plays on Kafka: three brokers, of which two must have what is confirmed, and what is done to them and to workers.
+
+The cluster is shared, as a Java is heavy: each play has topics of its own, and leaves all brokers running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
+
+from ..servers.kafka import KafkaCluster, Network
+from . import plays
+from .checker import Terms, Verdict
+from .stage import Stage
+from .worker import ATTEMPTS, GROUP, TOPIC
+
+Action: TypeAlias = Callable[[Stage, KafkaCluster], Awaitable[Verdict]]
+SESSION: Final = 2.0
+"""Seconds that members of groups survive without a sign of life."""
+OPTIONS: Final = f"session={SESSION:g}&timeout=2&connect_timeout=2"
+FAILOVER: Final = 20.0
+"""Seconds in which everything must go on by itself after a fault of brokers: they notice a death after two, and elect."""
+TERMS: Final = Terms(attempts=ATTEMPTS, unstored=2.0, takeover=SESSION + 6.0, ordered=True, atomic=False)
+
+
+class Play(msgspec.Struct, frozen=True):
+    """A play on Kafka."""
+
+    action: Action
+    long: bool = False
+    """It takes too long for every day."""
+
+    async def perform(self, cluster: KafkaCluster, seed: int, folder: Path, *, long: bool = False) -> Verdict:
+        """Play it with topics of its own."""
+        url = cluster.endpoints.url(query=f"{OPTIONS}&prefix=p{secrets.token_hex(4)}.")
+        with Stage(url, folder, seed, lease=SESSION, long=long, of=("topic",), terms={"topic": TERMS}) as stage:
+            try:
+                return await self.action(stage, cluster)
+            finally:
+                await asyncio.to_thread(_heal, cluster)
+
+
+def _heal(cluster: KafkaCluster) -> None:
+    for node in cluster.nodes:
+        if cluster.running(node):
+            cluster.thaw(node)
+        else:
+            cluster.revive(node)
+
+
+@contextmanager
+def broken(stage: Stage, what: str) -> Generator[None]:
+    """Note that something is done to brokers for as long as the block lasts: partitions may move because of it."""
+    with stage.fault(what, moves=True):
+        yield
+
+
+def topic_of(stage: Stage) -> str:
+    """Return what Kafka calls the topic."""
+    return stage.url.partition("prefix=")[2].partition("&")[0] + TOPIC.name
+
+
+def coordinator(stage: Stage, cluster: KafkaCluster) -> int:
+    """Return which broker coordinates the group."""
+    number = 0
+    for character in f"{topic_of(stage)}..{GROUP}":  # as Java counts
+        number = (31 * number + ord(character)) & 0xFFFFFFFF
+    number = number - (1 << 32) if number >= 1 << 31 else number
+    with cluster.endpoints.wire() as admin:
+        leaders = admin.cluster(["__consumer_offsets"]).topics["__consumer_offsets"]
+    return leaders[abs(number) % len(leaders)]
+
+
+async def flows(stage: Stage) -> None:
+    """Wait until everything goes on by itself."""
+    await stage.flow(timeout=FAILOVER)
+    await stage.published(timeout=FAILOVER)
+
+
+# ---------------------------------------------------------------------- brokers
+
+
+async def kill_leader(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Kill the leader of a partition, and start it again."""
+    await stage.start("service", "hand", "producer")
+    for number in stage.rounds(range(1), range(4)):
+        await stage.flow()
+        with broken(stage, "leader killed"):
+            node = cluster.leader(topic_of(stage), number)
+            cluster.kill(node)
+            await flows(stage)
+            await asyncio.to_thread(cluster.revive, node)
+        await flows(stage)
+    return await stage.finish()
+
+
+async def kill_coordinator(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Kill the coordinator of the group, and start it again."""
+    await stage.start("service", "hand", "producer")
+    for _ in stage.rounds(range(1), range(4)):
+        await stage.flow()
+        with broken(stage, "coordinator killed"):
+            node = coordinator(stage, cluster)
+            cluster.kill(node)
+            await flows(stage)
+            await asyncio.to_thread(cluster.revive, node)
+        await flows(stage)
+    return await stage.finish()
+
+
+async def freeze_coordinator(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Stop the coordinator of the group, for longer than the others wait for it."""
+    await stage.start("service", "hand", "producer")
+    for _ in stage.rounds(range(1), range(4)):
+        await stage.flow()
+        with broken(stage, "coordinator frozen"):
+            node = coordinator(stage, cluster)
+            cluster.freeze(node)
+            await flows(stage)
+            await asyncio.sleep(stage.random.choice((0.0, 3.0)))
+            cluster.thaw(node)
+        await flows(stage)
+    return await stage.finish()
+
+
+async def freeze_leader(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Stop the leader of a partition for ten seconds."""
+    await stage.start("service", "hand", "producer")
+    for number in stage.rounds(range(1), range(4)):
+        await stage.flow()
+        with broken(stage, "leader frozen"):
+            node = cluster.leader(topic_of(stage), number)
+            cluster.freeze(node)
+            await asyncio.sleep(10)
+            await flows(stage)
+            cluster.thaw(node)
+        await flows(stage)
+    return await stage.finish()
+
+
+async def kill_two(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Kill two of three: publishing is not confirmed until one of them is back."""
+    await stage.start("service", "hand", "producer", timeout=1.0)
+    await stage.flow()
+    victims = stage.random.sample(cluster.nodes, 2)
+    with broken(stage, "two brokers killed"):
+        for node in victims:
+            cluster.kill(node)
+        begin = time.monotonic()
+        await asyncio.sleep(4)
+        end = time.monotonic()
+        for node in victims:
+            await asyncio.to_thread(cluster.revive, node)
+        await flows(stage)
+    published = {entry.id: entry.at for entry in stage.entries if entry.what == "publish"}
+    lies = [e for e in stage.entries if e.what == "confirmed" and begin < published[e.id] and e.at < end]
+    assert not lies, stage.report(f"confirmed with one broker of three: {lies[:3]}")
+    told = [e for e in stage.entries if e.what in {"unknown", "refused"} and begin < e.at < end]
+    assert told, stage.report("nobody was told that nothing can be stored")
+    return await stage.finish()
+
+
+async def rolling_restart(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Restart all brokers as their operator would, one after the other."""
+    await stage.start("service", "hand", "producer")
+    await stage.flow()
+    for node in cluster.nodes:
+        with broken(stage, "broker restarted"):
+            await asyncio.to_thread(cluster.restart, node)
+            await flows(stage)
+    return await stage.finish()
+
+
+# ---------------------------------------------------------------------- topics and groups
+
+
+async def delete_topic(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Delete the topic while it is read and written, and make it anew."""
+    await stage.start("service", "hand", "producer")
+    for _ in stage.rounds(range(1), range(4)):
+        await stage.flow()
+        with stage.fault("topic deleted", wipes=True, moves=True):
+            with cluster.endpoints.wire() as admin:
+                admin.delete([topic_of(stage)])
+            await asyncio.sleep(stage.random.choice((0.0, 1.0)))
+            async with stage.broker() as broker:
+                await broker.declare(TOPIC)
+        await flows(stage)
+    return await stage.finish()
+
+
+async def add_partitions(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Give the topic more partitions, behind everybody's back."""
+    await stage.start("service", "hand", "producer")
+    await stage.flow()
+    await stage.stop(*stage.living("producer"))  # its keys would move
+    await stage.until(lambda: not stage.pending(), FAILOVER, "what is stored is not consumed")
+    admin = AdminClient({"bootstrap.servers": cluster.endpoints.bootstrap()})
+    with stage.fault("partitions added", clean=True):
+        admin.create_partitions([NewPartitions(topic_of(stage), 9)])[topic_of(stage)].result(FAILOVER)
+        await stage.start("producer", keys=12)
+        await stage.flow(60, timeout=2 * FAILOVER)
+    return await stage.finish(drain=60)
+
+
+async def create_later(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Read a topic before it is there."""
+    names = await stage.start("hand", "hand", waiting=True)
+    await asyncio.sleep(2)
+    await stage.start("producer")
+    await stage.ready(*names)
+    await stage.flow(40, timeout=FAILOVER)
+    return await stage.finish()
+
+
+async def forget_group(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Remove the positions of the group, as a broker does when it has had no members for a week: all begins anew."""
+    await stage.start("service", "producer")
+    await stage.flow()
+    await stage.stop(*stage.living("producer"))
+    await stage.until(lambda: not stage.pending(), FAILOVER, "what is stored is not consumed")
+    await stage.stop(*stage.consumers)
+    with stage.fault("positions removed", loses=1e6, moves=True):
+        async with stage.broker() as broker:
+            await broker.delete(TOPIC, GROUP)
+        await stage.start("service", "hand", "producer")
+        await stage.flow(40, timeout=FAILOVER)
+    return await stage.finish()
+
+
+async def one_instance(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Start two members with one name: the older one ends, and says why."""
+    await stage.start("producer", "hand")
+    url = f"{stage.url}&instance=twin"
+    (older,) = await stage.start("hand", url=url)
+    await stage.flow()
+    with stage.fault("the name given to another", to=older, moves=True):
+        await stage.start("hand", url=url)
+        await stage.fails(older, "instance=", FAILOVER)
+    await stage.flow(60)
+    return await stage.finish()
+
+
+async def storm(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Let a member join or leave twice a second, for a minute."""
+    await stage.start("service", "hand", "producer", work=0.02)
+    for _ in stage.rounds(range(8), range(120)):
+        if len(stage.consumers) > 2 and stage.random.random() < 0.6:
+            await stage.stop(stage.random.choice(stage.consumers))
+        else:
+            await stage.start(stage.random.choice(("service", "hand")), work=0.02)
+        await asyncio.sleep(0.2)
+    await stage.flow(timeout=FAILOVER)
+    return await stage.finish()
+
+
+# ---------------------------------------------------------------------- the network
+
+
+async def break_network(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Put a network between that slices, delays, freezes, and breaks connections, of one broker or of all."""
+    async with Network(cluster.endpoints) as net:
+        stage.url = net.url(query=stage.url.partition("?")[2])
+        await stage.start("service", "hand", "producer")
+        harm: list[Callable[[Network, random.Random], Awaitable[None]]] = [_outage, _reset, _slow, _hang, _drop]
+        stage.random.shuffle(harm)
+        for number in stage.rounds(range(3), range(20)):
+            await stage.flow(5)
+            with broken(stage, "network broken"):
+                await harm[number % len(harm)](net, stage.random)
+            await stage.flow(5, timeout=FAILOVER)
+        await flows(stage)
+        return await stage.finish()
+
+
+async def _outage(net: Network, draw: random.Random) -> None:
+    for proxy in draw.sample(list(net.nodes.values()), draw.randint(1, 3)):
+        proxy.disconnect()
+    await asyncio.sleep(draw.random() * 1.5)
+    net.accept()
+
+
+async def _reset(net: Network, draw: random.Random) -> None:
+    for _ in range(8):
+        draw.choice(list(net.nodes.values())).reset()
+        await asyncio.sleep(draw.random() / 5)
+
+
+async def _slow(net: Network, draw: random.Random) -> None:
+    for proxy in net.nodes.values():
+        proxy.slice, proxy.delay = 50, draw.random() / 50
+    await asyncio.sleep(1)
+    for proxy in net.nodes.values():
+        proxy.slice, proxy.delay = 0, 0.0
+
+
+async def _hang(net: Network, draw: random.Random) -> None:
+    for proxy in draw.sample(list(net.nodes.values()), draw.randint(1, 3)):
+        proxy.freeze()
+    await asyncio.sleep(draw.random() * 3)
+    net.thaw()
+
+
+async def _drop(net: Network, draw: random.Random) -> None:
+    net.lose_replies(3)
+    async with asyncio.timeout(FAILOVER):
+        while net.replies:
+            await asyncio.sleep(0.02)
+
+
+PLAYS: Final[dict[str, Play]] = {
+    "calm": Play(plays.calm),
+    "kill consumers": Play(plays.kill_consumers),
+    "kill producers": Play(plays.kill_producers, long=True),
+    "freeze consumers": Play(plays.freeze_consumers),
+    "freeze producers": Play(plays.freeze_producers, long=True),
+    "deadly messages": Play(plays.deadly_messages, long=True),
+    "wrong clocks": Play(plays.wrong_clocks, long=True),
+    "storm": Play(storm),
+    "kill leader": Play(kill_leader),
+    "freeze leader": Play(freeze_leader, long=True),
+    "kill coordinator": Play(kill_coordinator, long=True),
+    "freeze coordinator": Play(freeze_coordinator),
+    "kill two": Play(kill_two),
+    "rolling restart": Play(rolling_restart, long=True),
+    "delete topic": Play(delete_topic),
+    "add partitions": Play(add_partitions, long=True),
+    "create later": Play(create_later, long=True),
+    "forget group": Play(forget_group, long=True),
+    "one instance": Play(one_instance, long=True),
+    "break network": Play(break_network),
+}
