@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from kio.schema.consumer_protocol_assignment.v1.data import ConsumerProtocolAssignment
+from kio.schema.consumer_protocol_subscription.v1.data import ConsumerProtocolSubscription
+from kio.serial import entity_reader
 
 from brokerkit.drivers.kafka._assign import (
     Claim,
@@ -74,6 +78,39 @@ def test_a_damaged_claim_breaks_nothing(data: st.DataObject, claim: Claim) -> No
     assert read_claim(cut, "orders") is None
     place = data.draw(st.integers(0, len(whole) - 1))
     read_claim(whole[:place] + bytes([data.draw(st.integers(0, 255))]) + whole[place + 1 :], "orders")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0\1\x7f\xff\xff\xff",
+        b"\0\1\x7f\xff\xff\xff" + bytes(100),
+        b"\0\1\0\0\0\1\x7f\xffa",
+        b"\0\1\0\0\0\1\0\1t\x7f\xff\xff\xffbk1 1 1 ",
+        b"\0\1\0\0\0\1\0\1t\0\0\0\x08bk1 1 1 \x7f\xff\xff\xff",
+        b"\0\1\0\0\0\1\0\1t\0\0\0\x08bk1 1 1 \0\0\0\1\0\1t\x7f\xff\xff\xff",
+        b"\0\1\0\0\0\1\0\1t\0\0\x13\x90bk1 1 1 " + b"1" * 5000 + b"\0\0\0\0",
+        b"\0\1\0\0\0\1\xff\xff\xff\xff\xff\xff",
+    ],
+)
+def test_lengths_that_lie_are_not_believed(data: bytes) -> None:
+    """Any client that may read the group can write them, and the leader reads them."""
+    tracemalloc.start()
+    try:
+        assert read_claim(data, "t") is None
+        assert read_share(data, "t") == Share()
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+
+
+@given(claims(), st.booleans())
+def test_kafkas_own_schemas_read_it_too(claim: Claim, moving: bool) -> None:
+    told = entity_reader(ConsumerProtocolSubscription)(write_claim("orders", claim), 2)[0]
+    assert [str(topic) for topic in told.topics] == ["orders"]
+    assert {int(number) for owned in told.owned_partitions for number in owned.partitions} == claim.held
+    shared = entity_reader(ConsumerProtocolAssignment)(write_share("orders", Share(claim.held, moving)), 2)[0]
+    assert {int(number) for mine in shared.assigned_partitions for number in mine.partitions} == claim.held
 
 
 def test_the_bytes_are_those_of_the_consumer_protocol() -> None:

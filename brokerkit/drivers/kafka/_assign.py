@@ -11,32 +11,20 @@ Kafka's own tools can show it.  What is ours alone travels as user data.
 from __future__ import annotations
 
 import heapq
-import io
 import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, cast
+import struct
+from collections.abc import Collection, Mapping
+from typing import Final
 
 import msgspec
-from kio.schema.consumer_protocol_assignment.v1 import data as assignment
-from kio.schema.consumer_protocol_subscription.v1 import data as subscription
-from kio.serial import entity_reader, entity_writer
 
 PROTOCOL_TYPE: Final = "consumer"
 PROTOCOL: Final = "brokerkit"
 """How the leader shares out: members that do it in another way cannot be in the same group."""
 _VERSION: Final = b"\0\1"
-_CLAIM = re.compile(rb"bk1 (-?\d{1,10}) (\d{1,10}) ([\d,]*)")
+_INT: Final = struct.Struct(">i")
+_CLAIM = re.compile(rb"bk1 (-?\d{1,10}) (\d{1,10}) ((?:\d{1,10}(?:,\d{1,10})*)?)")
 _MOVING: Final = b"bk1 moving"
-
-# The generated schemas have number types of their own, which plain numbers satisfy.
-_sub: Any = subscription
-_assign: Any = assignment
-_write_subscription = cast(
-    "Callable[[io.BytesIO, Any], None]", entity_writer(subscription.ConsumerProtocolSubscription)
-)
-_read_subscription = cast("Callable[[bytes, int], Any]", entity_reader(subscription.ConsumerProtocolSubscription))
-_write_assignment = cast("Callable[[io.BytesIO, Any], None]", entity_writer(assignment.ConsumerProtocolAssignment))
-_read_assignment = cast("Callable[[bytes, int], Any]", entity_reader(assignment.ConsumerProtocolAssignment))
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -62,57 +50,104 @@ class Share(msgspec.Struct, frozen=True):
 
 def write_claim(topic: str, claim: Claim) -> bytes:
     """Return *claim* as the metadata of a member that subscribes to *topic*."""
-    held, leaving = sorted(claim.held), ",".join(str(partition) for partition in sorted(claim.leaving))
-    entity = _sub.ConsumerProtocolSubscription(
-        topics=(topic,),
-        user_data=f"bk1 {claim.generation} {claim.count} {leaving}".encode(),
-        owned_partitions=(_sub.TopicPartition(topic=topic, partitions=tuple(held)),) if held else (),
-    )
-    return _written(_write_subscription, entity)
+    leaving = ",".join(str(partition) for partition in sorted(claim.leaving))
+    note = f"bk1 {claim.generation} {claim.count} {leaving}".encode()
+    return b"".join((_VERSION, _INT.pack(1), _text(topic), _INT.pack(len(note)), note, _places(topic, claim.held)))
 
 
 def read_claim(data: bytes, topic: str) -> Claim | None:
     """Return what a member tells; None if it does not read *topic*, or tells it in a way that is not ours."""
     try:
-        entity = _read_subscription(data, 2)[0]
-    except Exception:  # whatever another client has written
+        reader = _Reader(data)
+        topics = [reader.text() for _ in reader.items(2)]
+        match = _CLAIM.fullmatch(reader.note())
+        held = reader.places(topic)
+    except (ValueError, struct.error):  # whatever another client has written
         return None
-    match = _CLAIM.fullmatch(entity.user_data or b"")
-    if match is None or topic not in entity.topics:
+    if match is None or topic not in topics:
         return None
-    held = _partitions(entity.owned_partitions, topic)
     leaving = frozenset(int(number) for number in match[3].split(b",") if number)
     return Claim(held, held & leaving, int(match[1]), int(match[2]))
 
 
 def write_share(topic: str, share: Share) -> bytes:
     """Return *share* as the assignment of a member."""
-    mine = sorted(share.partitions)
-    entity = _assign.ConsumerProtocolAssignment(
-        assigned_partitions=(_assign.TopicPartition(topic=topic, partitions=tuple(mine)),) if mine else (),
-        user_data=_MOVING if share.moving else None,
-    )
-    return _written(_write_assignment, entity)
+    note = _INT.pack(len(_MOVING)) + _MOVING if share.moving else _INT.pack(-1)
+    return b"".join((_VERSION, _places(topic, share.partitions), note))
 
 
 def read_share(data: bytes, topic: str) -> Share:
     """Return what the leader tells; nothing is ours where it tells nothing that can be read."""
     try:
-        entity = _read_assignment(data, 2)[0]
-    except Exception:  # the leader did not know of us, or is no client of ours
+        reader = _Reader(data)
+        return Share(reader.places(topic), reader.note() == _MOVING)
+    except (ValueError, struct.error):  # the leader did not know of us, or is no client of ours
         return Share()
-    return Share(_partitions(entity.assigned_partitions, topic), entity.user_data == _MOVING)
 
 
-def _written(write: Callable[[io.BytesIO, Any], None], entity: object) -> bytes:
-    buffer = io.BytesIO()
-    buffer.write(_VERSION)
-    write(buffer, entity)
-    return buffer.getvalue()
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack(">h", len(data)) + data
 
 
-def _partitions(entries: Collection[Any], topic: str) -> frozenset[int]:
-    return frozenset(int(number) for entry in entries if entry.topic == topic for number in entry.partitions)
+def _places(topic: str, partitions: Collection[int]) -> bytes:
+    """Return *partitions* of *topic*, in a list of topics that is empty if there are none."""
+    if not partitions:
+        return _INT.pack(0)
+    numbers = struct.pack(f">{len(partitions)}i", *sorted(partitions))
+    return b"".join((_INT.pack(1), _text(topic), _INT.pack(len(partitions)), numbers))
+
+
+class _Reader:
+    """Reads what members have written, who may be any clients: kio's reader believes any length that it is told.
+
+    All of it raises `ValueError` or `struct.error` where that makes no sense.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = len(_VERSION)
+
+    def _number(self) -> int:
+        (number,) = _INT.unpack_from(self._data, self._at)
+        self._at += 4
+        return int(number)
+
+    def _take(self, size: int) -> bytes:
+        end = self._at + size
+        if not self._at <= end <= len(self._data):
+            raise ValueError("it is cut off")
+        taken, self._at = self._data[self._at : end], end
+        return taken
+
+    def items(self, least: int) -> range:
+        """Return something as long as the list that follows, of which each item takes *least* bytes."""
+        count = self._number()
+        if not 0 <= count <= (len(self._data) - self._at) // least:
+            raise ValueError("the list is longer than what is there")
+        return range(count)
+
+    def text(self) -> str:
+        """Return a text."""
+        (size,) = struct.unpack_from(">h", self._data, self._at)
+        self._at += 2
+        return self._take(size).decode()
+
+    def note(self) -> bytes:
+        """Return user data; nothing if there is none."""
+        size = self._number()
+        return b"" if size == -1 else self._take(size)
+
+    def places(self, topic: str) -> frozenset[int]:
+        """Return the partitions of *topic* in a list of topics."""
+        found: set[int] = set()
+        for _ in self.items(6):
+            name = self.text()
+            count = len(self.items(4))
+            numbers = struct.unpack(f">{count}i", self._take(4 * count))
+            if name == topic:
+                found.update(numbers)
+        return frozenset(found)
 
 
 def share_out(count: int, members: Mapping[str, Claim | None]) -> dict[str, Share]:
