@@ -1,4 +1,4 @@
-"""Each example runs, ends by itself and prints what its docstring says; those of several processes on a real Redis."""
+"""Each example runs, ends by itself and prints what its docstring says; some of them on real servers, too."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from typing import IO, Self
 import pytest
 
 from tests.servers import RedisServer, shared
+from tests.servers.kafka import shared_kafka
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DEMO = {"orders", "orders_topics", "orders_ledger", "orders_stage"}
 SEVERAL = {"queue_worker", "queue_producer", "broadcast_replica", "broadcast_sender"}
 """Those that are started several times, or beside each other."""
+ON_KAFKA = {"kafka_client"}
+"""Those that make sense there only."""
 PROGRAMS = [
     path
     for path in sorted(EXAMPLES.glob("*.py"))
-    if path.stem not in DEMO | SEVERAL and not path.stem.startswith("test_")
+    if path.stem not in DEMO | SEVERAL | ON_KAFKA and not path.stem.startswith("test_")
 ]
-ANYWHERE = [EXAMPLES / "replay_since.py"]
+ANYWHERE = [EXAMPLES / "batch_insert.py", EXAMPLES / "replay_since.py"]
 """Those that take the URL of a broker, and do the same on each."""
 TIMEOUT = 60.0
 
@@ -120,7 +123,7 @@ def promised(path: Path) -> str:
 
 def test_there_are_examples() -> None:
     assert {"hello", "retry", "delay", "resources", "replay", "request", "batch"} <= {path.stem for path in PROGRAMS}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} >= SEVERAL
+    assert {path.stem for path in EXAMPLES.glob("*.py")} >= SEVERAL | ON_KAFKA
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
@@ -134,6 +137,17 @@ def test_an_example_prints_what_it_says(path: Path) -> None:
 def test_an_example_prints_the_same_on_redis(path: Path, way: str, server: RedisServer) -> None:
     done = run(path, server.url()) if way == "argument" else run(path, url=server.url())
     assert (done.stdout, done.stderr, done.returncode) == (promised(path), "", 0)
+
+
+@pytest.mark.parametrize("path", ANYWHERE, ids=lambda path: path.stem)
+def test_an_example_prints_the_same_on_kafka(path: Path) -> None:
+    done = run(path, shared_kafka().url(query=f"prefix=e{os.getpid()}."))
+    assert (done.stdout, done.stderr, done.returncode) == (promised(path), "", 0)
+
+
+def test_brokerkit_and_another_client_share_topics_of_kafka() -> None:
+    done = run(EXAMPLES / "kafka_client.py", shared_kafka().url())
+    assert (done.stdout, done.stderr, done.returncode) == (promised(EXAMPLES / "kafka_client.py"), "", 0)
 
 
 def test_two_workers_share_a_queue(server: RedisServer) -> None:
@@ -176,4 +190,12 @@ def test_the_sums_of_the_demo_add_up(program: str) -> None:
     done = run(EXAMPLES / program)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
+    assert "The sums add up" in done.stdout
+
+
+def test_the_sums_of_the_topics_add_up_on_kafka() -> None:
+    """One process is killed in the middle, and another one does the rest."""
+    done = run(EXAMPLES / "orders_topics.py", shared_kafka().url())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The service was killed" in done.stdout
     assert "The sums add up" in done.stdout
