@@ -62,7 +62,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     prompt: float = math.inf
     """Seconds after which a stored message must be with a handler, unless it was in the hands of a victim."""
     atomic: bool = True
-    """What a handler publishes is stored with its acknowledgement, once; else once for each of its runs."""
+    """What a handler publishes is stored with its acknowledgement, once; else once for each of its runs, and perhaps once
+    more where the answer to that was lost."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -310,16 +311,14 @@ class _Part:
         runs = self.runs.get(id, [])
         handled = any(run.outcome == "handled" for run in runs)
         doomed = entry.failures >= self.terms.attempts
-        most = 1 if self.terms.atomic else sum(run.attempt == self.terms.attempts for run in runs)
-        if dead > max(1, most):
+        if dead > self._most(run for run in runs if run.attempt == self.terms.attempts):
             self.find("doubled", id, f"{dead} dead letters")
         spent = any(run.outcome == "failed" and run.attempt == self.terms.attempts for run in runs)
         if entry.failures == DEADLY:
             spent = bool(runs) and runs[-1].deliveries == self.terms.limit
         if dead and not (doomed and spent):
             self.find("dead", id, "in the dead letters without having failed that often")
-        most = 1 if self.terms.atomic else sum(run.outcome == "handled" for run in runs)
-        if done > max(1, most):
+        if done > self._most(run for run in runs if run.outcome == "handled"):
             self.find("doubled", id, f"what its handler published is stored {done} times")
         if done and not entry.staged:
             self.find("unexpected", id, "its handler has published nothing")
@@ -335,6 +334,16 @@ class _Part:
             self.find("lost" if not runs else "stuck", id, "published, and not handled")
         if entry.staged and handled and not done:
             self.find("lost", id, "what its handler has published")
+
+    def _most(self, runs: Iterable[_Run]) -> int:
+        """Return how often what *runs* have published may be stored."""
+        if self.terms.atomic:
+            return 1
+        unanswered = [fault for fault in self.faults if fault.to is None and fault.excuses and not fault.clean]
+        return max(1, sum(1 + any(self._meets(fault, run) for fault in unanswered) for run in runs))
+
+    def _meets(self, fault: Fault, run: _Run) -> bool:
+        return fault.begin - self.terms.unstored <= run.ended and run.began <= fault.end + MARGIN
 
     def _gone(self, outbound: Outbound) -> bool:
         """Tell whether a fault may have removed the message, and nobody promises otherwise."""

@@ -27,7 +27,7 @@ from .worker import ATTEMPTS, GROUP, TOPIC
 Action: TypeAlias = Callable[[Stage, KafkaCluster], Awaitable[Verdict]]
 SESSION: Final = 2.0
 """Seconds that members of groups survive without a sign of life."""
-OPTIONS: Final = f"session={SESSION:g}&timeout=2&connect_timeout=2"
+OPTIONS: Final = f"session={SESSION:g}&timeout=5&connect_timeout=2"
 FAILOVER: Final = 20.0
 """Seconds in which everything must go on by itself after a fault of brokers: they notice a death after two, and elect."""
 TERMS: Final = Terms(attempts=ATTEMPTS, unstored=2.0, takeover=SESSION + 6.0, ordered=True, atomic=False)
