@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -90,8 +91,14 @@ class Reader:
         self.seen: dict[int, list[Any]] = {}
         self.task: asyncio.Task[None] | None = None
         self.told = asyncio.Event()
+        self.eager = False
+        """Whether all is taken as it comes."""
+        self.slowest = 0.0
+        """The longest time between a record's own and its arrival."""
 
     def arrived(self) -> None:
+        if self.eager:
+            self.take_all()
         self.told.set()
 
     def overtaken(self, partition: int, at: int, start: int) -> None:
@@ -117,7 +124,10 @@ class Reader:
         """Take what is there."""
         while ready := self.fetcher.ready():
             for partition in ready:
-                self.seen.setdefault(partition, []).extend(self.fetcher.take(partition, most))
+                taken = self.fetcher.take(partition, most)
+                self.seen.setdefault(partition, []).extend(taken)
+                if taken:
+                    self.slowest = max(self.slowest, time.time() - taken[0].timestamp / 1000)
 
     async def read(self, ends: Mapping[int, int], most: int = 500, *, within: float = SOON) -> dict[int, list[bytes]]:
         """Take all up to *ends*, by partition, and return the values of what was ever taken."""
