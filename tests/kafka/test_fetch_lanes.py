@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from kio.schema.errors import ErrorCode
@@ -85,9 +85,7 @@ class Script:
         loop = asyncio.get_running_loop()
         asked = Asked(node, request, timeout, loop.time(), line)
         self.asked.append(asked)
-        answer: Any = self.answer(asked)
-        if isinstance(answer, asyncio.Future):
-            answer = await cast("asyncio.Future[Any]", answer)
+        answer = await _ready(self.answer(asked))
         if isinstance(answer, Exception):
             raise answer
         if answer is not None:
@@ -105,6 +103,10 @@ class Script:
             waiting = self.log.get(partition, [])
             parts.append(part(partition, waiting.pop(0) if waiting else b""))
         return said(*parts)
+
+
+async def _ready(answer: Any) -> Any:
+    return await answer if asyncio.isfuture(answer) else answer
 
 
 def said(*parts: Any, throttled: float = 0.0, code: ErrorCode = ErrorCode.none) -> Any:
