@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 from brokerkit.address import Queue, Topic
 from brokerkit.driver import DEAD, Source
 from brokerkit.drivers._log import Tracker
-from brokerkit.drivers.kafka import _browse, _look
+from brokerkit.drivers.kafka import _browse, _look, _offsets
 from brokerkit.drivers.kafka._coordinator import store_start
 from brokerkit.errors import CapabilityError, ConfigError, NotFound, PositionLost
 from brokerkit.policy import Start
@@ -178,7 +178,7 @@ async def test_records_that_are_removed_while_somebody_looks_are_passed_over(mon
     async with opened(url(), named(1)) as r:
         await r.admin.declare(r.topic)
         await r.put(r.topic, [f"m{number}" for number in range(10)])
-        look, letters = _look.look, r.admin._of(r.letters)
+        look, letters = _offsets.look, r.admin._of(r.letters)
         calls = itertools.count()
 
         async def late(cluster: object, info: object, wanted: object, **options: object) -> object:

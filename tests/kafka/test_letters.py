@@ -195,7 +195,7 @@ async def test_a_letter_that_cannot_be_stored_stays() -> None:
             return [PublishUnknown("no answer") if record.id == "b" else next(stored) for record in records]
 
         letters = r.admin._of(r.letters)
-        letters._outboxes = type("Failing", (), {"publish": staticmethod(failing)})()  # type: ignore[assignment]
+        letters._outboxes = type("Failing", (), {"publish": staticmethod(failing)})()
         results = await r.admin.redrive(r.letters, positions, r.again)
         assert outcome(results) == "mfm"
         assert isinstance(results[1], PublishUnknown)
