@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from aiokafka.record.default_records import DefaultRecordBatchBuilder  # pyright: ignore[reportMissingTypeStubs]
@@ -20,9 +21,16 @@ BATCH: Final = 2000
 """Most records in a batch."""
 BATCH_BYTES: Final = 256 * 1024
 """Bytes after which a batch is full: the limit of a topic that brokerkit has not made is 1 MiB by default."""
+LAST_MOMENT: Final = 0.03
+"""Seconds before its deadline in which a record is not sent once more."""
 OVERHEAD: Final = 100
 """Bytes that a record takes beside body and key, roughly."""
 CODECS: Final = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+
+_NEVER: Final = 1 << 62
+
+Kind: TypeAlias = Literal["topic", "queue", "letters"]
+"""What a Kafka topic is here: the topic of somebody, a group's private queue, or dead letters."""
 
 _Builder: Any = DefaultRecordBatchBuilder  # pyright: ignore[reportUnknownVariableType]
 
@@ -75,7 +83,7 @@ class Entry:
 class Batch:
     """Records that are stored together or not at all."""
 
-    __slots__ = ("data", "doubtful", "entries", "producer", "sent", "sequence")
+    __slots__ = ("data", "doubtful", "entries", "latest", "producer", "sent", "sequence")
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
@@ -87,13 +95,18 @@ class Batch:
         """Whether it was under way before, and nobody knows what has become of it: it must not be changed."""
         self.producer: Producer | None = None
         self.sequence = 0
+        self.latest = _NEVER
+        """The latest timestamp that records are written with."""
         self.data = b""
 
-    def number(self, producer: Producer, sequence: int, codec: int, *, queue: bool) -> bytes:
-        """Return the bytes, which bear *producer* and *sequence*; in doubt those that were sent before."""
+    def number(self, producer: Producer, sequence: int, codec: int, kind: Kind) -> None:
+        """Make the bytes, which bear *producer* and *sequence*; in doubt they stay what was sent before."""
         if self.doubtful or (self.data and self.producer == producer and self.sequence == sequence):
-            return self.data
+            return
         self.producer, self.sequence = producer, sequence
+        if kind == "letters":
+            # Brokers refuse a time ahead of theirs, and what could not be handled must find a place, whoever wrote it.
+            self.latest = milliseconds(time.time())
         builder = _Builder(
             magic=2,
             compression_type=codec,
@@ -103,12 +116,15 @@ class Batch:
             base_sequence=sequence,
             batch_size=1 << 30,
         )
-        append = builder.append
+        append, latest, queue = builder.append, self.latest, kind == "queue"
         for offset, entry in enumerate(self.entries):
             record = entry.record
-            append(offset, milliseconds(record.timestamp), record.key, record.body, headers_of(record, queue=queue))
+            ms = milliseconds(record.timestamp)
+            if ms > latest:
+                append(offset, latest, record.key, record.body, headers_of(record, timed=True))
+            else:
+                append(offset, ms, record.key, record.body, headers_of(record, timed=queue))
         self.data = bytes(builder.build())
-        return self.data
 
 
 class Lane:
@@ -118,21 +134,21 @@ class Lane:
         "batches",
         "busy",
         "cuts",
+        "kind",
         "leader",
         "lost",
         "not_before",
         "number",
         "pending",
         "producer",
-        "queue",
         "sequence",
         "topic",
     )
 
-    def __init__(self, topic: str, number: int, *, queue: bool, lost: Producer | None) -> None:
+    def __init__(self, topic: str, number: int, kind: Kind, lost: Producer | None) -> None:
         self.topic = topic
         self.number = number
-        self.queue = queue
+        self.kind: Kind = kind
         self.leader = -1
         """The node to send to; -1 while there is none."""
         self.pending: deque[Entry] = deque()
@@ -166,27 +182,18 @@ class Lane:
         self.lost = self.producer or self.lost
         self.producer, self.sequence = None, 0
 
-    def first(self, drop: Callable[[Entry], None]) -> Batch | None:
+    def first(self, now: float, drop: Callable[[Entry], None]) -> Batch | None:
         """Return the batch to send next, cut from what waits; *drop* is told of entries that nobody waits for."""
         while self.batches:
             batch = self.batches[0]
-            if all(entry.open for entry in batch.entries):
-                return batch
             if batch.doubtful:
                 if any(entry.open for entry in batch.entries):
                     return batch
                 self.abandon(drop)
-                continue
-            kept: list[Entry] = []
-            for entry in batch.entries:
-                if entry.open:
-                    kept.append(entry)
-                else:
-                    drop(entry)
-            if kept:
-                batch.entries, batch.data = kept, b""
+            elif self._thin_out(batch, now, drop):
                 return batch
-            self.batches.popleft()
+            else:
+                self.batches.popleft()
         entries = self._cut(drop)
         if not entries:
             return None
@@ -194,6 +201,21 @@ class Lane:
         self.batches.append(batch)
         self.cuts += 1
         return batch
+
+    def _thin_out(self, batch: Batch, now: float, drop: Callable[[Entry], None]) -> bool:
+        """Leave in *batch*, which is certainly not stored, what is worth sending; return whether there is anything."""
+        kept: list[Entry] = []
+        for entry in batch.entries:
+            if not entry.open:
+                drop(entry)
+            elif batch.producer is not None and entry.call.deadline < now + LAST_MOMENT:
+                # It was refused before and will be again: at its deadline it shall not be in doubt.
+                entry.batch = None
+            else:
+                kept.append(entry)
+        if len(kept) < len(batch.entries):
+            batch.entries, batch.data = kept, b""
+        return bool(kept)
 
     def _cut(self, drop: Callable[[Entry], None]) -> list[Entry]:
         pending = self.pending

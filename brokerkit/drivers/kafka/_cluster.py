@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 import anyio
@@ -21,7 +22,7 @@ from kio.schema.find_coordinator.v3.request import FindCoordinatorRequest
 from kio.schema.metadata.v12.request import MetadataRequest, MetadataRequestTopic
 from kio.schema.types import TopicName
 
-from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, Closed, ConfigError, NotFound
+from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound
 from ._api import Request
 from ._errors import of_code
 from ._options import Settings
@@ -45,7 +46,7 @@ _COORDINATOR_ERRORS: Final = {ErrorCode.coordinator_not_available, ErrorCode.coo
 
 
 class Partition(msgspec.Struct, frozen=True):
-    """One partition of a topic."""
+    """A part of a topic."""
 
     index: int
     leader: int
@@ -92,6 +93,8 @@ class Cluster:
         self.problem: BrokerError | None = None
         """Why the last look failed, if it did."""
         self._lines: dict[tuple[int, object], _Line] = {}
+        self._wires: set[Wire] = set()
+        """All that are open, also those that only wait for their last answers."""
         self._tasks: TaskGroup | None = None
         self._topics: dict[str, TopicInfo | BrokerError] = {}
         self._missing: dict[str, float] = {}
@@ -125,9 +128,9 @@ class Cluster:
                 self._tasks.cancel_scope.cancel()
         finally:
             self._tasks = None
+            for wire in tuple(self._wires):
+                wire.close()
             for line in self._lines.values():
-                if line.wire is not None:
-                    line.wire.close()
                 if line.waiting is not None and not line.waiting.done():  # its task has not even begun
                     line.waiting.set_exception(Closed("the connection is closed"))
                     line.waiting.exception()
@@ -137,15 +140,12 @@ class Cluster:
 
     async def _first_look(self) -> None:
         """Ask each address of the URL until one answers."""
-        end = asyncio.get_running_loop().time() + self.settings.connect_timeout * len(self._first)
-        problem: BrokerError = BrokerUnavailable(f"no broker of {self.settings.shown} answers")
+        patience = self.settings.connect_timeout
+        problem = BrokerUnavailable(f"no broker of {self.settings.shown} answers")
         for node in self._first:
             try:
-                left = max(0.1, min(self.settings.connect_timeout, end - asyncio.get_running_loop().time()))
-                await self._look(node, left)
-            except (AuthenticationError, ConfigError):
-                raise
-            except BrokerError as error:
+                await self._look(node, patience if len(self._first) == 1 else min(patience, _LOOK))
+            except BrokerUnavailable as error:
                 problem = error
             else:
                 return
@@ -154,7 +154,7 @@ class Cluster:
     @property
     def connected(self) -> bool:
         """Whether any connection is open."""
-        return any(line.wire is not None and not line.wire.closed for line in self._lines.values())
+        return bool(self._wires)
 
     # ------------------------------------------------------------------ calls
 
@@ -248,7 +248,9 @@ class Cluster:
             failure = BrokerError(f"the driver failed: {type(error).__name__}")
         finally:
             entry.waiting = None
-            if wire is not None and self._lines.get((node, line)) is entry:
+            if wire is not None and not wire.closed and self._lines.get((node, line)) is entry:
+                self._wires.add(wire)
+                wire.on_close = partial(self._wires.discard, wire)
                 entry.wire = wire
                 waiting.set_result(wire)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import timedelta
 from typing import Any, Final, cast
 
@@ -13,7 +14,7 @@ from ...address import Address, AnyTopic, DeadLetters, Queue, Topic
 from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound
 from ...policy import MAX_BODY
 from ._cluster import PAUSE, Cluster, TopicInfo
-from ._errors import Unanswered, of_code
+from ._errors import of_code
 
 LARGEST: Final = MAX_BODY + 65536
 """``max.message.bytes`` of a topic: a body of the largest size with its key and headers, where Kafka's default is 1 MiB."""
@@ -36,7 +37,8 @@ def partitions_of(address: Address) -> int:
 def _configs(address: Address) -> dict[str, str]:
     if isinstance(address, Topic):
         topic: AnyTopic = address
-        retention = -1 if topic.retention is None else max(1, round(topic.retention * 1000))
+        forever = topic.retention is None or topic.retention == math.inf
+        retention = -1 if forever else max(1, round((topic.retention or 0) * 1000))
         return {"cleanup.policy": "delete", "retention.ms": str(retention), "max.message.bytes": str(LARGEST)}
     configs = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     configs["max.message.bytes"] = str(LARGEST_COPY)
@@ -64,6 +66,8 @@ async def create(cluster: Cluster, address: Address, *, timeout: float) -> Topic
                 return info
         except NotFound:
             problem = await _ask(cluster, address, min(left, _TRY))
+        except BrokerUnavailable as error:
+            problem = error
         await asyncio.sleep(PAUSE)
     raise problem or BrokerUnavailable(f"topic {name} has no leaders after {timeout:g} s")
 
@@ -87,7 +91,7 @@ async def _ask(cluster: Cluster, address: Address, timeout: float) -> BrokerErro
     )
     try:
         answer = await cluster.call(cluster.controller, request, timeout=timeout)
-    except Unanswered as error:
+    except BrokerUnavailable as error:
         return error
     (result,) = answer.topics
     code = cast("ErrorCode", result.error_code)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...address import Address, Queue
-from ._batch import Entry, Lane, Producer
+from ...address import Address, DeadLetters, Queue
+from ._batch import Entry, Kind, Lane, Producer
 from ._cluster import TopicInfo
 from ._records import hash_of
 
@@ -24,6 +24,9 @@ class Outbox:
         self.lanes: list[Lane] = []
         self.info: TopicInfo | None = None
         """None while there is no such topic."""
+        self._kind: Kind = (
+            "queue" if isinstance(address, Queue) else "letters" if isinstance(address, DeadLetters) else "topic"
+        )
         self._id: object = None
         self._sticky = 0
         self._run = 0
@@ -42,9 +45,8 @@ class Outbox:
                 lost = producer
             self._id, self.lanes, self._sticky = info.id, [], 0
         self.info = info
-        queue = isinstance(self.address, Queue)
         for number in range(len(self.lanes), len(info.partitions)):
-            self.lanes.append(Lane(self.name, number, queue=queue, lost=lost))
+            self.lanes.append(Lane(self.name, number, self._kind, lost))
         for lane in self.lanes:
             lane.leader = info.leader(lane.number)
         return stranded
@@ -64,13 +66,17 @@ class Outbox:
         """Whether there is anything to send."""
         return any(lane.waiting for lane in self.lanes)
 
-    def lane(self, key: bytes | None) -> Lane:
-        """Return where a record of *key* goes; without one, where others of this moment go."""
+    def run(self, count: int) -> int:
+        """Return how many of *count* records of one call, which have no keys, go to the same partition: they are spread."""
+        return _RUN if count == 1 else min(_RUN, -(-count // len(self.lanes)))
+
+    def lane(self, key: bytes | None, run: int = _RUN) -> Lane:
+        """Return where a record of *key* goes; without one, where others of this moment go, *run* of them at most."""
         lanes = self.lanes
         if key is not None:
             return lanes[hash_of(key) % len(lanes)]
         lane = lanes[self._sticky]
-        if self._run >= _RUN or lane.cuts != self._cuts:  # what it had is on its way
+        if self._run >= run or lane.cuts != self._cuts:  # what it had is on its way
             lane = self._move_on()
         self._run += 1
         return lane

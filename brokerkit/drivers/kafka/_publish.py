@@ -131,8 +131,9 @@ class Outboxes:
         call = self._calls.add(records, end)
         sender = self._sender
         if sender is not None:
+            run = box.run(len(records))
             for entry in call.entries:
-                lane = box.lane(entry.record.key)
+                lane = box.lane(entry.record.key, run)
                 lane.pending.append(entry)
                 sender.add(lane)
         return call.future

@@ -28,7 +28,9 @@ TIME: Final = "bk-time"
 _MOST: Final = 1_000_000
 """Highest count that is believed."""
 _OURS: Final = frozenset({ID, ATTEMPTS, DELIVERIES, DELAY, TIME})
-_POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(\d{1,18})-(\d{1,19})", re.ASCII)
+_POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(-?\d{1,19})-(\d{1,19})", re.ASCII)
+_LAST: Final = 253_402_300_799.0
+"""The end of the year 9999, behind which Python knows no time; other clients may write any."""
 
 KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
 
@@ -67,17 +69,17 @@ def milliseconds(timestamp: float) -> int:
     return int(timestamp * 1000 + 0.5)
 
 
-def headers_of(record: Record, *, queue: bool) -> KafkaHeaders:
-    """Return the headers of *record*; a *queue*'s record carries when it was published and when it is due."""
+def headers_of(record: Record, *, timed: bool) -> KafkaHeaders:
+    """Return the headers of *record*; *timed* has them tell when it was published, as the timestamp does not."""
     ours: KafkaHeaders = [(ID, record.id.encode())]
     if record.attempts:
         ours.append((ATTEMPTS, b"%d" % record.attempts))
     if record.deliveries:
         ours.append((DELIVERIES, b"%d" % record.deliveries))
-    if queue:
+    if timed:
         ours.append((TIME, b"%d" % milliseconds(record.timestamp)))
-        if record.delay > 0:
-            ours.append((DELAY, f"{record.delay:.3f}".encode()))
+    if record.delay > 0:
+        ours.append((DELAY, f"{record.delay:.3f}".encode()))
     if record.headers:
         ours.extend(record.headers)
     return ours
@@ -99,7 +101,7 @@ def record_of(address: Address, partition: int, native: Native) -> Record:
             own = ((name, value or b""),)
     if not id:
         id = position(address.name, partition, timestamp, native.offset)
-    return Record(address, id, native.value, native.key, own, timestamp / 1000)
+    return Record(address, id, native.value, native.key, own, _time(timestamp))
 
 
 def _with_headers(
@@ -120,10 +122,14 @@ def _with_headers(
         native.value,
         native.key,
         tuple(own),
-        timestamp / 1000,
+        _time(timestamp),
         attempts=min(_number(ours.get(ATTEMPTS)), _MOST),
         deliveries=min(_number(ours.get(DELIVERIES)), _MOST),
     )
+
+
+def _time(ms: int) -> float:
+    return min(max(ms / 1000, 0.0), _LAST)
 
 
 def due(native: Native) -> float | None:
@@ -162,11 +168,11 @@ def position(name: str, partition: int, timestamp: int, offset: int) -> str:
 
 
 def parse_position(text: str, name: str) -> tuple[int, int, int] | None:
-    """Return partition, timestamp in milliseconds and offset; None if *text* is no position in *name*."""
+    """Return partition, timestamp in milliseconds (0 for what is before it) and offset; None if *text* is no position in *name*."""
     match = _POSITION.fullmatch(text)
     if match is None or match[1] != name:
         return None
-    return int(match[2]), int(match[3]), int(match[4])
+    return int(match[2]), max(0, int(match[3])), int(match[4])
 
 
 _WORDS: Final = struct.Struct("<I")

@@ -18,11 +18,11 @@ from kio.schema.errors import ErrorCode
 from kio.schema.init_producer_id.v4 import request as init
 
 from ...driver import Receipt
-from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, Closed
+from ...errors import BrokerError, BrokerUnavailable, Closed
 from ._batch import CODECS, Batch, Lane, Producer
 from ._calls import Calls
 from ._cluster import PAUSE, Cluster
-from ._errors import LOST_SESSION, of_code
+from ._errors import LOST_SESSION, STALE_LEADER, of_code
 from ._produce import Produce
 from ._records import milliseconds, position
 from ._wire import Wire
@@ -145,7 +145,7 @@ class Sender:
         work: list[tuple[Lane, Batch]] = []
         size = 0
         for lane in lanes:
-            batch = lane.first(self._calls.drop)
+            batch = lane.first(now, self._calls.drop)
             if batch is None:
                 continue
             if not lane.takes(self.producer):  # it was given up in this moment
@@ -167,7 +167,7 @@ class Sender:
             lane.producer, lane.sequence = self.producer, 0
         assert lane.producer is not None
         try:
-            batch.number(lane.producer, lane.sequence, self._codec, queue=lane.queue)
+            batch.number(lane.producer, lane.sequence, self._codec, lane.kind)
         except Exception as error:
             logger.exception("%s: records for %r cannot be written", self._cluster.settings.shown, lane)
             self._refuse(lane, batch, BrokerError(f"the driver failed: {type(error).__name__}"))
@@ -227,8 +227,7 @@ class Sender:
             answer = await self._cluster.call(None, request, timeout=self._timeout)
             code: ErrorCode = answer.error_code
             if code is ErrorCode.cluster_authorization_failed:
-                topic = lanes[0].topic
-                raise AuthorizationError(f"the user may not do this: WRITE on topic {topic} (or on any other)")
+                raise of_code(int(code), f"WRITE on topic {lanes[0].topic} (or on any other)")
             if code is not ErrorCode.none:
                 raise of_code(int(code), "asking for a producer id")
             self.producer = Producer(int(answer.producer_id), int(answer.producer_epoch))
@@ -294,10 +293,10 @@ class Sender:
         error = of_code(int(code), what, part.error_message)
         if code in LOST_SESSION and not batch.doubtful:
             lane.lose_numbers()
-            self._missed(lane, error)
+            self._missed(lane, error, look=False)
         elif code.retriable or code is ErrorCode.unknown_server_error:
             batch.doubtful = batch.doubtful or code not in _NOT_STORED
-            self._missed(lane, error)
+            self._missed(lane, error, look=code in STALE_LEADER)
         else:
             self._refuse(lane, batch, error)
 
@@ -311,18 +310,19 @@ class Sender:
                 put(entry, Receipt(entry.record.id))
             return
         appended = part.log_append_time
-        at = None if appended is None else milliseconds(appended.timestamp())
+        at, latest = None if appended is None else milliseconds(appended.timestamp()), batch.latest
         topic, number = lane.topic, lane.number
         for offset, entry in enumerate(batch.entries, base):
             record = entry.record
-            ms = milliseconds(record.timestamp) if at is None else at
+            ms = min(milliseconds(record.timestamp), latest) if at is None else at
             put(entry, Receipt(record.id, position(topic, number, ms, offset)))
 
-    def _missed(self, lane: Lane, error: BaseException) -> None:
-        """Nothing came of it this time."""
+    def _missed(self, lane: Lane, error: BaseException, *, look: bool = True) -> None:
+        """Nothing came of it this time; *look* who leads by now."""
         if isinstance(error, BrokerError):
             self._calls.problem = error
-        self._cluster.stale()
+        if look:
+            self._cluster.stale()
         lane.not_before = self._loop.time() + PAUSE
 
     def _refuse(self, lane: Lane, batch: Batch, error: BrokerError) -> None:
