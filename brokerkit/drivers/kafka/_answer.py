@@ -17,6 +17,7 @@ from aiokafka.record.default_records import DefaultRecordBatch  # pyright: ignor
 from aiokafka.record.legacy_records import LegacyRecordBatch  # pyright: ignore[reportMissingTypeStubs]
 
 from ...errors import BrokerError, ConfigError
+from ._inflate import inflated
 from ._records import Native
 
 # Base offset, length, leader epoch, format, checksum, attributes, last offset - base offset, timestamps of the first record
@@ -49,6 +50,8 @@ class Aborted(Protocol):
 
 
 class _Decoder(Protocol):
+    @property
+    def compression_type(self) -> int: ...
     def validate_crc(self) -> bool: ...
     def __iter__(self) -> Iterator[Native]: ...
 
@@ -84,7 +87,7 @@ class Batch:
         """
         if self._made is not None:
             return iter(self._made)
-        return _opened(_current(memoryview(self._data)[self._start : self._end]), self.base, place)
+        return _read(memoryview(self._data)[self._start : self._end], self.base, place)
 
 
 Decoded: TypeAlias = list[Native]
@@ -140,7 +143,7 @@ def split(data: bytes | None, offset: int, aborted: Iterable[Aborted] | None, pl
         if behind > next:
             epoch = leader
             if count and base < offset:
-                records = _opened(_current(memoryview(data)[at:end]), base, place)
+                records = _read(memoryview(data)[at:end], base, place)
                 made = [record for record in _all(records, base, place) if record.offset >= offset]
                 count = len(made)
             next = behind
@@ -191,9 +194,23 @@ def records(answer: Answer, place: str) -> Decoded:
     return [record for batch in answer.batches for record in _all(batch.records(place), batch.base, place)]
 
 
+def _read(data: memoryview, base: int, place: str) -> Iterator[Native]:
+    """Return the records of a batch of the current format, inflated within limits."""
+    batch = _current(data)
+    if batch.compression_type:
+        if not batch.validate_crc():
+            raise damaged(place, base, "its checksum is wrong")
+        return _begun(_current(inflated(data, f"{place} at offset {base}")), base, place)
+    return _opened(batch, base, place)
+
+
 def _opened(batch: _Decoder, base: int, place: str) -> Iterator[Native]:
     if not batch.validate_crc():
         raise damaged(place, base, "its checksum is wrong")
+    return _begun(batch, base, place)
+
+
+def _begun(batch: _Decoder, base: int, place: str) -> Iterator[Native]:
     try:
         return chain(iter(batch))  # which asks the batch once to begin: it refuses to do so later
     except Exception as error:
