@@ -163,7 +163,7 @@ async def test_a_password_that_changes_under_a_running_program(
             network.reset()
             await fails(lambda: broker.publish(ORDERS, "refused", timeout=5), AuthenticationError)
             before = network.seen[36]
-            await asyncio.sleep(2)
+            await asyncio.sleep(1)
             assert network.seen[36] - before < 30
             path.write_text(CANARY)
             await works(lambda: broker.publish(ORDERS, "after", timeout=5), unless=BrokerError)
@@ -391,10 +391,10 @@ async def test_a_service_goes_on_when_it_may_read_again(
         named = f"READ on {resource} {visitor.prefix}orders"
         await eventually(lambda: named in caplog.text)
         await publisher.publish(ORDERS, "meanwhile")
-        await asyncio.sleep(1.5)  # longer than the session
+        await asyncio.sleep(1.2)  # longer than the session
         before = sum(network.seen.values())
         lines = len(caplog.records)
-        await asyncio.sleep(2)
+        await asyncio.sleep(1.5)
         assert sum(network.seen.values()) - before < 80, dict(network.seen)
         assert len(caplog.records) - lines < 20
         if resource == "group":  # else there is no consumer at the moment: the service makes another one in a while
