@@ -16,7 +16,7 @@ import msgspec
 
 from ..servers import FLAVORS, USER, Flavor, Proxy, RedisServer
 from .checker import DEADLY, Verdict
-from .stage import Stage
+from .stage import PATIENCE, Stage
 
 Action: TypeAlias = Callable[[Stage, RedisServer], Awaitable[Verdict]]
 LEASE: Final = 2.0
@@ -123,7 +123,7 @@ async def deadly_messages(stage: Stage, server: object) -> Verdict:
     await stage.start("producer")
     await stage.flow()
     await stage.start("producer", keys=1, deadly=stage.random.choice(stage.of), pause=0.3)
-    deadline = asyncio.get_running_loop().time() + 10 * limit
+    deadline = asyncio.get_running_loop().time() + 10 * limit * PATIENCE
     while await _deadly_left(stage):
         assert asyncio.get_running_loop().time() < deadline, stage.report("they do not die")
         for _ in stage.died():

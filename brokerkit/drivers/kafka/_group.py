@@ -386,7 +386,7 @@ class Group:
         settled = self._hands.generation == member.generation
         # A coordinator that has just taken over answers signs of life before it knows anything, but not this.
         sure = settled and not self._asking and sent >= self.owned_until
-        request, patience = member.sync() if sure else member.beat(), min(_PATIENCE, self._session / 3)
+        request, patience = member.sync() if sure else member.beat(), min(_PATIENCE, self._session / 2)
         try:
             answer = await ask(self._cluster, self._group, request, timeout=patience, line=_BEATS)
         except BrokerUnavailable:
