@@ -21,6 +21,7 @@ from kio.schema.delete_records.v2 import request as requests
 from kio.schema.errors import ErrorCode
 
 from ... import clock
+from ..._tasks import finished
 from ...address import AnyDeadLetters, AnyQueue, AnyTopic, Topic, internal
 from ...driver import Receipt, Record, StoredRecord, redriven
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
@@ -263,9 +264,17 @@ class Letters:
                 results[offset] = NotFound()
                 rest.discard(offset)
             if free := rest - self._claimed(rest, self._at):
-                moved = await self._claim(info, sorted(free), to, until)
-                results |= moved
-                rest -= moved.keys()
+                # Whoever is cancelled leaves no copy behind of a letter that is still there.
+                moving = asyncio.ensure_future(self._claim(info, sorted(free), to, until))
+                try:
+                    await finished(moving)
+                except asyncio.CancelledError:
+                    if not moving.cancelled():
+                        moving.exception()  # nobody else will ask
+                    raise
+                results |= moving.result()
+                rest -= results.keys()
+                await self._cut(info, until)
             elif rest and loop.time() + PAUSE > until:
                 error = BrokerUnavailable(f"letters of {self.address.name} are being moved by somebody else")
                 results |= dict.fromkeys(rest, error)
@@ -300,7 +309,6 @@ class Letters:
             self._claims.pop(by, None)
             if at == self._at:  # nobody else has written meanwhile
                 self._at = at + 1
-            await self._cut(info, until)
         return results
 
     async def _note(self, mark: Mark, until: float) -> int:
