@@ -7,6 +7,7 @@ import ssl
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from kio.schema.errors import ErrorCode
@@ -177,3 +178,38 @@ async def test_a_hang_up_that_is_not_about_a_password_stays_one() -> None:
             with pytest.raises(BrokerUnavailable, match="is lost"):
                 await open_wire(to(liar))
             await asyncio.wait_for(liar.idle.wait(), 5)
+
+
+async def test_a_password_that_was_refused_is_not_tried_again_at_once(tmp_path: Path) -> None:
+    """Everything that a program does asks for a connection; a server may lock out who tries too often."""
+    path = tmp_path / "password"
+    path.write_text("first")
+    refusing = saying(b"", ErrorCode.sasl_authentication_failed)
+    async with Liar({HANDSHAKE: offering("PLAIN"), LOGIN: refusing}) as liar:
+        made = to(liar, "me@", connect_timeout=5, password_file=str(path), sasl="PLAIN")
+        texts: set[str] = set()
+        for _ in range(20):
+            with pytest.raises(AuthenticationError, match="user me by PLAIN") as caught:
+                await open_wire(made)
+            texts.add(str(caught.value))
+        assert len(texts) == 1
+        assert liar.connections == 1
+        path.write_text("second")
+        for _ in range(2):
+            with pytest.raises(AuthenticationError):
+                await open_wire(made)
+        assert liar.connections == 2
+        waits: list[float] = []
+        for _ in range(6):
+            waits.append(made.found.wait)
+            made.found.until = 0.0
+            with pytest.raises(AuthenticationError):
+                await open_wire(made)
+        assert waits == [2, 4, 8, 16, 30, 30]
+        assert liar.connections == 8
+        path.write_text("third")
+        liar.answers[LOGIN] = saying(b"")
+        for _ in range(2):
+            (await open_wire(made)).close()
+        assert made.found.refused is None
+        assert made.found.wait == 0

@@ -164,7 +164,7 @@ async def test_a_password_that_changes_under_a_running_program(
             await fails(lambda: broker.publish(ORDERS, "refused", timeout=5), AuthenticationError)
             before = network.seen[36]
             await asyncio.sleep(1)
-            assert network.seen[36] - before < 30
+            assert network.seen[36] - before <= 4  # two of them are one log-in
             path.write_text(CANARY)
             await works(lambda: broker.publish(ORDERS, "after", timeout=5), unless=BrokerError)
             async with broker.subscribe(ORDERS, group="billing") as messages:

@@ -23,11 +23,17 @@ _INSTANCE: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 class Found:
     """What connecting has found out about a cluster, so that the next connection need not."""
 
-    __slots__ = ("mechanism",)
+    __slots__ = ("mechanism", "refused", "until", "wait")
 
     def __init__(self) -> None:
         self.mechanism = ""
         """The strongest way to log in that was offered last."""
+        self.refused: tuple[Secret, str] | None = None
+        """The password that was refused last, and with what text."""
+        self.wait = 0.0
+        """Seconds for which that password is not tried again."""
+        self.until = 0.0
+        """Until when, by the loop's clock."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

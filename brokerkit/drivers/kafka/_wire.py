@@ -34,6 +34,9 @@ LARGEST: Final = 256 * 1024 * 1024
 
 _EARLY: Final = 0.8
 """How much of the time that a log-in is good for is used: what was asked just before needs an answer, too."""
+_AGAIN: Final = 1.0
+"""Seconds until a password is tried again that was refused; twice as many after each time.  Another one is tried at once."""
+_LONGEST: Final = 30.0
 _NO_TLS: Final = "; does this port speak TLS? kafka:// is without"
 
 
@@ -276,6 +279,7 @@ class _Attempt:
         """Connect, ask what is spoken, and log in."""
         settings = self.settings
         password = settings.password()
+        self._spare(password)
         wire = await self._open()
         check(wire.versions, self.place)
         if password is None:
@@ -292,7 +296,15 @@ class _Attempt:
                 raise ConfigError(f"{self.what}: the broker offers {mechanism} and does not take it")
         settings.found.mechanism = mechanism
         await self._log_in(wire, mechanism, password)
+        settings.found.refused, settings.found.wait = None, 0.0
         return wire
+
+    def _spare(self, password: Secret | None) -> None:
+        """Refuse a password that was refused a moment ago: many wrong ones in a short time may lock the user out."""
+        found = self.settings.found
+        known = found.refused is not None and found.refused[0] == password
+        if found.refused is not None and known and asyncio.get_running_loop().time() < found.until:
+            raise AuthenticationError(found.refused[1])
 
     # ------------------------------------------------------------------ steps
 
@@ -380,7 +392,7 @@ class _Attempt:
                 text = f"{self.what}: the broker hung up while user {username} logged in by {mechanism}"
                 raise BrokerUnavailable(text) from error.__cause__
             if answer.error_code is not Code.none:
-                raise self._refused(mechanism, answer)
+                raise self._refused(mechanism, password, answer)
             lifetime = answer.session_lifetime.total_seconds()
             try:
                 said = await login.go_on(answer.auth_bytes)
@@ -389,13 +401,17 @@ class _Attempt:
         if lifetime > 0:
             wire.expire(_EARLY * lifetime)
 
-    def _refused(self, mechanism: str, answer: Any) -> BrokerError:
+    def _refused(self, mechanism: str, password: Secret, answer: Any) -> BrokerError:
         """Return what a log-in that was refused is."""
         error = of_code(int(answer.error_code), f"{self.what} as user {self.settings.username} by {mechanism}")
         if answer.error_code is not Code.sasl_authentication_failed:
             return error
         hint = "" if self.settings.sasl else "; does the user exist for another way to log in? then name it in sasl="
-        return _caused(AuthenticationError(f"{error}{hint}"), error.__cause__)
+        text, found = f"{error}{hint}", self.settings.found
+        found.wait = min(_LONGEST, max(_AGAIN, 2 * found.wait))
+        found.until = asyncio.get_running_loop().time() + found.wait
+        found.refused = password, text
+        return _caused(AuthenticationError(text), error.__cause__)
 
     async def _ask(self, wire: Wire, request: Asking) -> Any:
         return await wire.send(request, self.settings.connect_timeout)
