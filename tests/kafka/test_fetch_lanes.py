@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import io
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,9 +13,14 @@ from typing import Any
 
 import pytest
 from kio.schema.errors import ErrorCode
+from kio.schema.fetch.v13 import request as requests
+from kio.schema.fetch.v13.request import FetchRequest
 from kio.schema.fetch.v13.response import FetchableTopicResponse, FetchResponse, PartitionData
+from kio.schema.request_header.v2.header import RequestHeader
+from kio.serial import entity_reader, entity_writer
 
 from brokerkit.drivers.kafka import _fetch
+from brokerkit.drivers.kafka._ask import Fetch
 from brokerkit.drivers.kafka._cluster import Partition, TopicInfo
 from brokerkit.drivers.kafka._errors import Unanswered
 from brokerkit.drivers.kafka._fetch import ANSWER, LEAST, PARTITION
@@ -27,15 +34,25 @@ pytestmark = pytest.mark.asyncio
 _response: Any = FetchResponse
 _topic: Any = FetchableTopicResponse
 _partition: Any = PartitionData
+_read_header: Any = entity_reader(RequestHeader)
+_read_request: Any = entity_reader(FetchRequest)
+
+
+def request_of(request: Any) -> Any:
+    """Return what a broker reads in *request*."""
+    frame: bytes = request.frame(7)
+    header, size = _read_header(frame, 4)
+    assert (header.request_api_key, header.request_api_version, header.correlation_id) == (1, 13, 7)
+    read, length = _read_request(frame, 4 + size)
+    assert int.from_bytes(frame[:4], "big") + 4 == len(frame) == 4 + size + length
+    return read
 
 
 class Asked:
     """One request."""
 
-    def __init__(self, node: int, request: Any, timeout: float, at: float, line: object) -> None:
+    def __init__(self, node: int, request: Any, timeout: float) -> None:
         self.node = node
-        self.at = at
-        self.line = line
         self.timeout = timeout
         self.wait = request.max_wait.total_seconds()
         self.most = request.max_bytes
@@ -46,13 +63,14 @@ class Script:
     """A cluster of two brokers, whose answers are made by `answer`."""
 
     def __init__(self, leaders: tuple[int, ...] = (1,)) -> None:
-        self.settings = SimpleNamespace(timeout=1.0, shown="script")
+        self.settings = SimpleNamespace(timeout=1.0, connect_timeout=1.0, shown="script")
         self.watchers: set[Callable[[], None]] = set()
         self.id = uuid.uuid4()
         self.leaders = leaders
         self.asked: list[Asked] = []
         self.stales = 0
         self.dropped: list[object] = []
+        self.wires: set[tuple[int, object]] = set()
         self.log: dict[int, list[bytes]] = {}
         self.answer: Callable[[Asked], Any] = lambda asked: None
         """What is answered instead of the log; raised if it is an error; nothing for what is in the log."""
@@ -81,9 +99,18 @@ class Script:
         self.log.setdefault(partition, []).extend(data)
         self.changed.set()
 
-    async def call(self, node: int, request: Any, *, timeout: float, line: object) -> Any:
+    def wire(self, node: int, line: object) -> Any:
+        if (node, line) not in self.wires:
+            return None
+        return SimpleNamespace(send=functools.partial(self.send, node))
+
+    async def open(self, node: int, line: object, *, timeout: float) -> Any:
+        self.wires.add((node, line))
+        return self.wire(node, line)
+
+    async def send(self, node: int, request: Any, timeout: float) -> Any:
         loop = asyncio.get_running_loop()
-        asked = Asked(node, request, timeout, loop.time(), line)
+        asked = Asked(node, request_of(request), timeout)
         self.asked.append(asked)
         answer = await _ready(self.answer(asked))
         if isinstance(answer, Exception):
@@ -147,6 +174,40 @@ async def rest(seconds: float) -> None:
 
 
 # ---------------------------------------------------------------------- what is asked for
+
+
+@pytest.mark.parametrize("count", [1, 2, 126, 127, 128, 20_000])
+async def test_requests_are_what_kafkas_schema_says(count: int) -> None:
+    topic = uuid.uuid4()
+    parts = [(index, index % 5 - 1, 2**40 + index, index % 7 - 1, 1024 + index) for index in range(count)]
+    request = Fetch(topic, parts, wait=0.25, most=ANSWER)
+    kinds: tuple[Any, ...] = (FetchRequest, requests.FetchTopic, requests.FetchPartition)
+    expected = kinds[0](
+        max_wait=timedelta(seconds=0.25),
+        min_bytes=1,
+        max_bytes=ANSWER,
+        isolation_level=1,
+        topics=(
+            kinds[1](
+                topic_id=topic,
+                partitions=tuple(
+                    kinds[2](
+                        partition=index,
+                        current_leader_epoch=leader,
+                        fetch_offset=offset,
+                        last_fetched_epoch=epoch,
+                        partition_max_bytes=size,
+                    )
+                    for index, leader, offset, epoch, size in parts
+                ),
+            ),
+        ),
+        forgotten_topics_data=(),
+    )
+    written = io.BytesIO()
+    entity_writer(FetchRequest)(written, expected)
+    assert request.frame(1).endswith(written.getvalue())
+    assert request_of(request) == expected
 
 
 async def test_one_request_waits_for_all_partitions_of_a_broker() -> None:

@@ -18,9 +18,10 @@ from anyio.abc import TaskGroup
 from kio.schema.errors import ErrorCode
 
 from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
+from ._ask import Fetch
 from ._cluster import PAUSE, Cluster, TopicInfo
 from ._errors import DENIED, RETRY, STALE_LEADER, Unanswered, of_code
-from ._offsets import EARLIEST, LATEST, UNCOMMITTED, fetch_request, offsets_at
+from ._offsets import EARLIEST, LATEST, UNCOMMITTED, offsets_at
 from ._part import Part
 from ._records import Native
 
@@ -248,15 +249,21 @@ class Fetcher:
         """Ask for *parts* and take in the answer; return whether it said anything, and how long to ask for nothing."""
         info = self._info
         assert info is not None
-        share = self._share
-        request = fetch_request(
-            info, {part.index: (part.fetch, part.epoch, share) for part in parts}, wait=wait, most=lane.most
+        share, places = self._share, info.partitions
+        request = Fetch(
+            info.id,
+            [(part.index, places[part.index].epoch, part.fetch, part.epoch, share) for part in parts],
+            wait=wait,
+            most=lane.most,
         )
         token = object()
         for part in parts:
             part.asked = token
         try:
-            answer = await self._cluster.call(lane.node, request, timeout=wait + lane.margin, line=lane)
+            wire = self._cluster.wire(lane.node, lane)
+            if wire is None:
+                wire = await self._cluster.open(lane.node, lane, timeout=self._cluster.settings.connect_timeout)
+            answer = await wire.send(request, wait + lane.margin)
             return self._take_in(answer, token), answer.throttle_time.total_seconds()
         finally:
             for part in parts:

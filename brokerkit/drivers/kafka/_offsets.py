@@ -189,8 +189,23 @@ async def look(
     """
 
     def request(info: TopicInfo, parts: Mapping[int, int]) -> Any:
-        return fetch_request(
-            info, {index: (offset, -1, size) for index, offset in parts.items()}, wait=0, isolation=isolation
+        epochs = {place.index: place.epoch for place in info.partitions}
+        partitions = tuple(
+            _fetch_partition(
+                partition=index,
+                current_leader_epoch=epochs.get(index, -1),
+                fetch_offset=offset,
+                partition_max_bytes=size,
+            )
+            for index, offset in parts.items()
+        )
+        return _fetch(
+            max_wait=timedelta(),
+            min_bytes=0,
+            max_bytes=2**24,
+            isolation_level=isolation,
+            topics=(_fetch_topic(topic_id=info.id, partitions=partitions),),
+            forgotten_topics_data=(),
         )
 
     def read(answer: Any, parts: Mapping[int, int]) -> dict[int, Looked | ErrorCode]:
@@ -217,36 +232,6 @@ async def look(
 
     what = f"READ on topic {info.name}"
     return await _of_leaders(cluster, info, wanted, request, read, what=what, timeout=timeout)
-
-
-def fetch_request(
-    info: TopicInfo,
-    parts: Mapping[int, tuple[int, int, int]],
-    *,
-    wait: float,
-    most: int = 2**24,
-    isolation: int = COMMITTED,
-) -> Any:
-    """Return a request for records; *parts* says by partition from which offset, the epoch before it, and how many bytes."""
-    epochs = {place.index: place.epoch for place in info.partitions}
-    partitions = tuple(
-        _fetch_partition(
-            partition=index,
-            current_leader_epoch=epochs.get(index, -1),
-            fetch_offset=offset,
-            last_fetched_epoch=epoch,
-            partition_max_bytes=size,
-        )
-        for index, (offset, epoch, size) in parts.items()
-    )
-    return _fetch(
-        max_wait=timedelta(seconds=wait),
-        min_bytes=1,
-        max_bytes=most,
-        isolation_level=isolation,
-        topics=(_fetch_topic(topic_id=info.id, partitions=partitions),),
-        forgotten_topics_data=(),
-    )
 
 
 # ---------------------------------------------------------------------- where reading begins
