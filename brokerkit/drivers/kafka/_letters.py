@@ -265,14 +265,14 @@ class Letters:
                 rest.discard(offset)
             if free := rest - self._claimed(rest, self._at):
                 # Whoever is cancelled leaves no copy behind of a letter that is still there.
-                moving = asyncio.ensure_future(self._claim(info, sorted(free), to, until))
+                moving = asyncio.ensure_future(self._claim(info, sorted(free), to, until, results))
                 try:
                     await finished(moving)
                 except asyncio.CancelledError:
                     if not moving.cancelled():
                         moving.exception()  # nobody else will ask
                     raise
-                results |= moving.result()
+                moving.result()
                 rest -= results.keys()
                 await self._cut(info, until)
             elif rest and loop.time() + PAUSE > until:
@@ -284,9 +284,14 @@ class Letters:
         return results
 
     async def _claim(
-        self, info: TopicInfo, offsets: Sequence[int], to: AnyQueue, until: float
-    ) -> dict[int, BrokerError | None]:
-        """Claim letters, and move those that nobody has claimed before."""
+        self,
+        info: TopicInfo,
+        offsets: Sequence[int],
+        to: AnyQueue,
+        until: float,
+        results: dict[int, BrokerError | None],
+    ) -> None:
+        """Claim letters, and move those that nobody has claimed before: what became of these is put into *results*."""
         loop = asyncio.get_running_loop()
         by = os.urandom(8).hex()
         end = min(until, loop.time() + _HELD)
@@ -298,18 +303,18 @@ class Letters:
             raise
         mine = [offset for offset in offsets if self.here(offset)]
         taken = self._claimed(mine, at)
-        results = await self._copy(info, [offset for offset in mine if offset not in taken], to, end)
-        gone = tuple(offset for offset, error in results.items() if error is None)
+        copied = await self._copy(info, [offset for offset in mine if offset not in taken], to, end)
+        gone = tuple(offset for offset, error in copied.items() if error is None)
         try:
             at = await self._note(Mark(info.id.hex, by, gone=gone), max(end, loop.time() + _HELD / 2))
         except BrokerError as error:  # copied, but it cannot be said that they are gone
-            results |= dict.fromkeys(gone, error)
+            copied |= dict.fromkeys(gone, error)
         else:
             self._gone.update(gone)
             self._claims.pop(by, None)
             if at == self._at:  # nobody else has written meanwhile
                 self._at = at + 1
-        return results
+        results |= copied
 
     async def _note(self, mark: Mark, until: float) -> int:
         """Write *mark* into the log of what is gone; return where."""
