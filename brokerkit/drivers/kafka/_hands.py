@@ -3,8 +3,7 @@
 A broker may give partitions of ours to others at the earliest
 
 * *session* seconds after it received the last request of ours, so counted from when that was sent;
-* after a rebalance has begun, as soon as everybody else has come again, or ``2 * session`` seconds later: from its beginning
-  on, signs of life help only for so long.
+* if we do not come again, `REBALANCE` sessions after a rebalance has begun: signs of life help only for so long.
 """
 
 from __future__ import annotations
@@ -14,12 +13,15 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from ...errors import BrokerError
 from ._assign import Claim, Share
 
 logger = logging.getLogger("brokerkit")
+
+REBALANCE: Final = 2.0
+"""Sessions that a rebalance waits for members that live and do not come again; it waits a session for those that do not."""
 
 
 class Told(Protocol):
@@ -140,7 +142,7 @@ class Hands:
         if calm:
             self._calm = max(self._calm, sent)
         now = asyncio.get_running_loop().time()
-        until = min(sent + self._session, self._calm + 2 * self._session)
+        until = min(sent + self._session, self._calm + REBALANCE * self._session)
         if until <= now:
             return False
         self._proven = max(self._proven, until)

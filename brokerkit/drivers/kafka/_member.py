@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from kio.schema.heartbeat.v4 import request as heartbeat
 from kio.schema.join_group.v7 import request as join_group
@@ -14,9 +14,8 @@ from kio.schema.sync_group.v5 import request as sync_group
 
 from ._assign import PROTOCOL, PROTOCOL_TYPE, Claim, Share, write_claim, write_share
 from ._coordinator import commit_request
+from ._hands import REBALANCE
 
-REBALANCE: Final = 2.0
-"""Sessions that a rebalance waits for members that live and do not come again."""
 _instances: set[tuple[str, str]] = set()
 """Group and name of the static members in this process."""
 
