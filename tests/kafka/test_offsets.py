@@ -179,7 +179,7 @@ async def test_a_cursor_is_a_place_in_all_partitions() -> None:
     "text",
     [
         "nonsense", "0", "-1", "9" * 20, "é", "0" * 10_000, "1-1-1-1", "{name}[0]@1", "{name}[x]@1-1", "{name}[0]@1-1,1-1",
-        "other[0]@1-1", "other[*]@1-1", "{name}[*]@1-1,", "{name}[*]@", "{name}[0]@-1-1", "{name}[0]@1-1\n", "{name}[*]@1-1\n",
+        "other[0]@1-1", "other[*]@1-1", "{name}[*]@1-1,", "{name}[*]@", "{name}[0]@1-1\n", "{name}[*]@1-1\n",
         "{name}[0]@1-" + "9" * 30, "{name}[*]@1-" + "9" * 30,
     ],
 )  # fmt: skip
@@ -194,7 +194,13 @@ async def test_offsets_beyond_what_a_log_may_have_are_refused() -> None:
     kafka = shared_kafka()
     topic = filled(kafka)
     async with cluster(kafka.url()) as c:
-        for text in (f"{topic}[0]@1-{'9' * 19}", f"{topic}[{'9' * 10}]@1-1", f"{topic}[*]@1-{'9' * 19}"):
+        for text in (
+            f"{topic}[0]@1-{'9' * 19}",
+            f"{topic}[0]@{'9' * 19}-1",
+            f"{topic}[0]@-{'9' * 19}-1",
+            f"{topic}[{'9' * 10}]@1-1",
+            f"{topic}[*]@1-{'9' * 19}",
+        ):
             with pytest.raises((ConfigError, PositionLost)):
                 await places(c, topic, Start.position(text))
 

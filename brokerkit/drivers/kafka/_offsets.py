@@ -31,6 +31,8 @@ UNCOMMITTED: Final = 0
 _CURSOR: Final = re.compile(r"([^\[\]]+)\[\*\]@([0-9]{1,15}-[0-9]{1,19}(?:,[0-9]{1,15}-[0-9]{1,19})*)", re.ASCII)
 _LONGEST: Final = 200_000
 """Characters of a cursor."""
+_LAST: Final = 2**63 - 1
+"""The last millisecond that can be asked for."""
 _TRY: Final = 3.0
 """Seconds that one broker has for an answer before its partitions' leaders are looked up anew."""
 _T = TypeVar("_T")
@@ -309,7 +311,8 @@ class _Asking:
         """Return the same, and the end where nothing is as late as *when*."""
         # The ends first: what is stored in between is read, rather than missed.
         ends = await self.all(LATEST)
-        return [end if offset < 0 else offset for offset, end in zip(await self.all(when), ends, strict=True)]
+        found = await self.all(min(when, _LAST))
+        return [end if offset < 0 else offset for offset, end in zip(found, ends, strict=True)]
 
 
 async def _at_position(asking: _Asking, shown: str, partition: int, when: int, offset: int) -> list[int]:
