@@ -53,7 +53,7 @@ class Stage:
         self.lost: list[Claim] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.held: dict[object, Delivery] = {}
-        self.commits = Commits(self.group, 10.0, self.spawn, self.lost.extend)
+        self.commits = Commits("g", self.group, 10.0, self.spawn, self.lost.extend)
         self.claims = [Claim(TOPIC, number, 0, "", lambda: 0.0) for number in range(2)]
         self.logs = [FakeLog(range(2000)), FakeLog(range(2000))]
 

@@ -20,7 +20,7 @@ EVERY: Final = 0.4
 """Seconds after which what is done is stored, if nothing has done so before."""
 APART: Final = 0.04
 """Seconds between commits on the average, while nobody waits for one."""
-BURST: Final = 5
+BURST: Final = 10
 """Commits that may follow each other at once after a quiet time."""
 _AGAIN: Final = 0.1
 _LONGEST: Final = 2.0
@@ -39,11 +39,14 @@ class Commits:
 
     def __init__(
         self,
+        name: str,
         group: Group,
         timeout: float,
         spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
         lost: Callable[[list[Claim]], None],
     ) -> None:
+        self._name = name
+        """Whose positions these are, for logs."""
         self._group = group
         self._timeout = timeout
         self._spawn = spawn
@@ -178,7 +181,7 @@ class Commits:
         except BrokerError as error:
             failure = self._take_in(claims, dict.fromkeys(claims, error))
         except Exception as error:
-            logger.exception("storing positions failed")
+            logger.exception("%s: storing positions has broken", self._name)
             broken = BrokerError(f"the driver failed: {type(error).__name__}")
             broken.__cause__ = error
             failure = self._take_in(claims, dict.fromkeys(claims, broken))
@@ -188,7 +191,7 @@ class Commits:
         finally:
             self._busy = self.unsent = False
             self._flying = {}
-            self.problem = failure
+            self._log(failure)
             self._failures = 0 if failure is None else min(8, self._failures + 1)
             if failure is not None:
                 self._rested = asyncio.get_running_loop().time() + min(_LONGEST, _AGAIN * 2**self._failures)
@@ -219,6 +222,14 @@ class Commits:
         if lost:
             self._lost(lost)
         return failure
+
+    def _log(self, failure: BrokerError | None) -> None:
+        """Keep *failure* for health, and log each cause once."""
+        if failure is not None and str(failure) != str(self.problem):
+            logger.warning("%s: what is done is not stored yet: %s", self._name, failure)
+        elif failure is None and self.problem is not None:
+            logger.info("%s: what is done is stored again", self._name)
+        self.problem = failure
 
     def _tell_quiet(self) -> None:
         quiet, self._quiet = self._quiet, []

@@ -37,8 +37,10 @@ logger = logging.getLogger("brokerkit")
 
 LEAVING: Final = 5.0
 """Most seconds that leaving waits for the cluster."""
-CUT_OFF: Final = 10.0
-"""Most seconds without an answer of any broker until `receive` says so."""
+READY: Final = 2.0
+"""Most seconds that entering waits for the leaders of what is in hand: one that has none is read later."""
+CUT_OFF: Final = 30.0
+"""Most seconds without an answer of any broker until `receive` says so; a session that is shorter has ended by then."""
 _LOOKS: Final = 5
 """How often a new group's start is looked at again, if others are joining at the same time."""
 
@@ -132,12 +134,12 @@ class TopicConsumer(Owner):
     async def _guard(self) -> None:
         """Have it said when no broker answers any more."""
         cluster = self._cluster
-        tick = min(self._session / 2, CUT_OFF) / 5
+        tick = min(self._session, CUT_OFF) / 5
         silent = 0
         while True:
             await asyncio.sleep(tick)
             silent = 0 if cluster.problem is None else silent + 1
-            if silent > 5 and cluster.problem is not None:
+            if silent >= 5 and cluster.problem is not None:
                 error = type(cluster.problem)(f"no broker answers: {cluster.problem}")
                 error.__cause__ = cluster.problem
                 self.fail(error)
@@ -145,18 +147,6 @@ class TopicConsumer(Owner):
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._io is not None:
             self._io.start_soon(work)
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run what talks to the cluster, and say so if it breaks."""
-        try:
-            await work()
-        except BrokerError as error:
-            self.fail(error)
-        except Exception as error:
-            logger.exception("%s: reading has broken", self._name)
-            broken = BrokerError(f"the driver failed: {type(error).__name__}")
-            broken.__cause__ = error
-            self.fail(broken)
 
     # ------------------------------------------------------------------ entering
 
@@ -175,6 +165,15 @@ class TopicConsumer(Owner):
                 self._telling.start_soon(self._run, self._appear)
             return
         await self._begin(info, self._source.start)
+        with anyio.move_on_after(READY):
+            await self._first_answers()
+
+    async def _first_answers(self) -> None:
+        """Wait until the leaders of all partitions in hand have answered: what may not be read is refused on entering."""
+        assert self._fetcher is not None
+        while any(self._fetcher.end(number) is None for number in self._claims):
+            self._arrival.clear()
+            await self._arrival.wait()
 
     async def _appear(self) -> None:
         """Wait until a derived topic is created; everything in it is read."""
@@ -247,7 +246,7 @@ class TopicConsumer(Owner):
             self._cluster, group_id, self._name, self, session=self._session, instance=context.settings.instance
         )
         timeout = context.settings.timeout
-        self._commits = Commits(group, timeout, self._spawn, self._refused)
+        self._commits = Commits(group_id, group, timeout, self._spawn, self._refused)
         self._copies = Copies(context.outboxes, group, self._held, self._session, timeout, self._spawn, self._copied)
         self._spawn(self._fetch)
         self._spawn(self._take_part)

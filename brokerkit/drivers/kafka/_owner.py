@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -52,6 +53,18 @@ class Owner(Reader):
     def owned_until(self) -> float:
         """Until when what it holds is certainly its own; an ephemeral reader owns nothing that others might take."""
         return math.inf if self._group is None else self._group.owned_until
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run something in the background, and say so if it breaks."""
+        try:
+            await work()
+        except BrokerError as error:
+            self.fail(error)
+        except Exception as error:
+            logger.exception("%s: reading has broken", self._name)
+            broken = BrokerError(f"the driver failed: {type(error).__name__}")
+            broken.__cause__ = error
+            self.fail(broken)
 
     # ------------------------------------------------------------------ settling
 
@@ -196,7 +209,7 @@ class Owner(Reader):
         busy = {lease_of(delivery).claim for delivery in self._held.values()}
         for part in ([claim for claim in claims if claim not in busy], [claim for claim in claims if claim in busy]):
             if part and self._telling is not None:
-                self._telling.start_soon(self._move, part)
+                self._telling.start_soon(self._run, functools.partial(self._move, part))
         self._wake()
 
     async def _move(self, claims: list[Claim]) -> None:

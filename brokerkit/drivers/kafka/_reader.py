@@ -53,6 +53,7 @@ class Reader:
         self._news: dict[Claim, None] = {}
         """Partitions that may have something to hand out, in the order in which they are looked at."""
         self._fetcher: Fetcher | None = None
+        self._arrival = asyncio.Event()
         self._group: Group | None = None
         self._commits: Commits | None = None
         self._ends: list[int] | None = None
@@ -192,6 +193,7 @@ class Reader:
 
     def arrived(self) -> None:
         """Something was fetched, or a log goes on further than was known."""
+        self._arrival.set()
         if self._waiter is not None:
             if self._fetcher is not None and not self._fetcher.ready():
                 self._news.update(dict.fromkeys(self._claims.values()))
