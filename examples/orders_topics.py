@@ -1,6 +1,6 @@
 """The topic half of the demo: a shop's orders are billed and packed by two groups, in order per customer.
 
-    orders (topic) ─┬─ group "billing" ──→ invoices (topic), stored together with the acknowledgement
+    orders (topic) ─┬─ group "billing" ──→ invoices (topic), stored with the acknowledgement
                     └─ group "warehouse"
 
 `python examples/orders_topics.py [URL]` runs this half alone; `orders.py` adds queues and a request with a reply.
@@ -108,7 +108,7 @@ warehouse = Service("warehouse")
 
 @billing.subscribe(ORDERS, concurrency=8, retry=RetryPolicy(attempts=3, wait_initial=0.1))
 async def bill(message: Message[Order], provider: Payments) -> None:
-    """Charge the customer; the invoice is stored together with this message's acknowledgement, or not at all."""
+    """Charge the customer; the invoice is stored before this message is acknowledged, and has the same id each time."""
     order = message.value
     if order.total <= 0:
         raise Reject(f"nothing to pay: the total is {order.total}")
