@@ -281,3 +281,25 @@ async def test_files_of_certificates_are_looked_at_before_connecting(tmp_path: P
     ):
         with pytest.raises(ConfigError, match=text):
             await open_wire(read("kafka+ssl://127.0.0.1:1", **options))
+
+
+async def test_certificates_are_read_when_their_files_change(kafka: Endpoints, tmp_path: Path) -> None:
+    ca, cert, key = (tmp_path / name for name in ("ca.pem", "cert.pem", "key.pem"))
+    other = trustme.CA()
+    other.cert_pem.write_to_path(str(ca))
+    cert.write_bytes(Path(kafka.client[0]).read_bytes())
+    key.write_bytes(Path(kafka.client[1]).read_bytes())
+    made = read(kafka.url("MTLS"), ca_file=str(ca), cert_file=str(cert), key_file=str(key))
+    with pytest.raises(BrokerUnavailable, match="ca_file="):
+        await open_wire(made)
+    ca.write_bytes(Path(kafka.authority).read_bytes())
+    (await open_wire(made)).close()
+    context = made.found.tls
+    (await open_wire(made)).close()
+    assert made.found.tls is context, "they were read again for nothing"
+    cert.write_text("half of a certif")  # while it is being replaced
+    (await open_wire(made)).close()
+    assert made.found.tls is context
+    cert.write_bytes(Path(kafka.client[0]).read_bytes())
+    (await open_wire(made)).close()
+    assert made.found.tls is not context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import ssl
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ _INSTANCE: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 class Found:
     """What connecting has found out about a cluster, so that the next connection need not."""
 
-    __slots__ = ("mechanism", "refused", "until", "wait")
+    __slots__ = ("files", "mechanism", "refused", "tls", "until", "wait")
 
     def __init__(self) -> None:
         self.mechanism = ""
@@ -34,6 +35,10 @@ class Found:
         """Seconds for which that password is not tried again."""
         self.until = 0.0
         """Until when, by the loop's clock."""
+        self.tls: ssl.SSLContext | None = None
+        """How TLS is spoken, with the certificates of *files*: reading those of the system takes a while."""
+        self.files: tuple[object, ...] = ()
+        """What tells whether the files of `tls` have changed."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

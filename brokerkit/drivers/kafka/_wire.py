@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, cast
 
 from kio.schema.errors import ErrorCode as Code
@@ -433,11 +434,33 @@ def _caused(error: BrokerError, cause: BaseException | None) -> BrokerError:
 
 
 def _context(settings: Settings) -> ssl.SSLContext:
-    """Return how TLS is spoken, with files that are read anew: certificates are renewed under running programs.
+    """Return how TLS is spoken, with the files as they are now: certificates are renewed under running programs.
 
     Raises:
-        ConfigError: one of them cannot be used.
+        ConfigError: one of them cannot be used, and none could before.
     """
+    found = settings.found
+    files = tuple(_state(path) for path in (settings.ca_file, settings.cert_file, settings.key_file) if path)
+    if found.tls is None or found.files != files:
+        try:
+            found.tls, found.files = _new_context(settings), files
+        except ConfigError:
+            if found.tls is None:
+                raise
+            # They are being replaced right now, or somebody has made a mistake; what was read before may do.
+    return found.tls
+
+
+def _state(path: str) -> object:
+    """Return what is another thing when a file was written or replaced."""
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+def _new_context(settings: Settings) -> ssl.SSLContext:
     option, path = "ca_file", settings.ca_file
     try:
         context = ssl.create_default_context(cafile=settings.ca_file or None)
