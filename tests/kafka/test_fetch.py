@@ -362,6 +362,18 @@ async def test_a_missing_right_is_told_of_and_reading_goes_on_when_it_is_given()
         assert (await reader.read({0: 10}))[0] == numbered(10)
         with kafka.wire() as admin:
             admin.forbid([read, describe])
+        reader.errors.clear()
+        await reader.until(lambda: reader.errors, within=8)
+        assert isinstance(reader.errors[0], AuthorizationError)
+        c.stale()
+        await asyncio.sleep(3)
+        assert len(reader.errors) < 6
+        with kafka.wire() as admin:
+            admin.allow([read])
+        write(writer(kafka), topic, numbered(5, 10))
+        assert (await reader.read({0: 15}))[0] == numbered(15)
+        with kafka.wire() as admin:
+            admin.forbid([read])
 
 
 # ---------------------------------------------------------------------- faults

@@ -79,6 +79,9 @@ class Script:
     def known(self, name: str) -> TopicInfo:
         return TopicInfo(name, self.id, tuple(Partition(index, node, 1) for index, node in enumerate(self.leaders)))
 
+    def trouble(self, name: str) -> BrokerError | None:
+        return None
+
     def watch(self, name: str) -> None:
         pass
 

@@ -17,9 +17,9 @@ import anyio
 from anyio.abc import TaskGroup
 from kio.schema.errors import ErrorCode
 
-from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
+from ...errors import AuthenticationError, BrokerError, ConfigError, NotFound
 from ._ask import Fetch
-from ._cluster import PAUSE, Cluster, TopicInfo
+from ._cluster import PAUSE, Cluster, TopicInfo, again
 from ._errors import DENIED, RETRY, STALE_LEADER, Unanswered, of_code
 from ._offsets import EARLIEST, LATEST, UNCOMMITTED, offsets_at
 from ._part import Part
@@ -49,7 +49,7 @@ _THROTTLED: Final = 60.0
 _LOOKS: Final = 0.25
 """Seconds between looks for the leader of a partition that has none."""
 _ABSENT: Final = 1.0
-"""Seconds until it is believed that a topic has gone."""
+"""Seconds until it is believed that a topic has gone, or may not be seen any more."""
 
 
 class FetchTold(Protocol):
@@ -159,29 +159,17 @@ class Fetcher:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            absent = math.inf
+            since = loop.time()
             while not self._gone and any(part.node < 0 for part in self._parts.values()):
-                if self._info is not None:
-                    absent = math.inf
-                elif absent == math.inf:
-                    absent = loop.time()
-                elif loop.time() > absent + _ABSENT:
-                    await self._ask_for_topic()
+                trouble = self._cluster.trouble(self._topic) if self._info is None else None
+                if trouble is None:
+                    since = loop.time()
+                elif loop.time() >= since + _ABSENT:  # a broker that has just started may not know it yet
+                    since = loop.time()
+                    self._gone = isinstance(trouble, NotFound)
+                    self._told.fail(again(trouble))
                 self._cluster.stale()
                 await asyncio.sleep(_LOOKS)
-
-    async def _ask_for_topic(self) -> None:
-        try:
-            await self._cluster.topic(self._topic, timeout=self._cluster.settings.timeout)
-        except BrokerUnavailable:
-            return
-        except Exception as error:
-            if not isinstance(error, BrokerError):
-                logger.exception("%r: looking for the topic failed", self)
-                return
-            self._gone = isinstance(error, NotFound)
-            self._told.fail(error)
-            await asyncio.sleep(_REFUSED)
 
     def _look(self) -> None:
         """Take in what is known of the topic by now."""
