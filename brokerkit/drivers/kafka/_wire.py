@@ -33,6 +33,8 @@ from ._sasl import exchange
 LARGEST: Final = 256 * 1024 * 1024
 """Bytes of an answer; more is no answer of a broker."""
 
+_SIZE: Final = 4
+"""Bytes of a frame that tell how long the rest is."""
 _EARLY: Final = 0.8
 """How much of the time that a log-in is good for is used: what was asked just before needs an answer, too."""
 _AGAIN: Final = 1.0
@@ -77,7 +79,7 @@ class Wire(asyncio.Protocol):
         self._expiry: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._have = 0
-        self._need = 4
+        self._need = _SIZE
 
     def __repr__(self) -> str:
         return f"<Wire {self.place}{' closed' if self.closed else ''}>"
@@ -170,24 +172,38 @@ class Wire(asyncio.Protocol):
             self._have += len(data)
             if self._have < self._need:
                 return
-            data = b"".join(self._parts)
-            self._parts.clear()
-        at, end, need = 0, len(data), 4
-        while end - at >= 4:
-            size = int.from_bytes(data[at : at + 4], "big", signed=True)
-            if not 4 <= size <= LARGEST:
-                self._end(error := self._strange(data[at : at + 4]), str(error))
-                return
-            if end - at < 4 + size:
-                need = 4 + size
-                break
-            self._take(data[at + 4 : at + 4 + size])
+            data = self._joined()
             if self._over:
                 return
-            at += 4 + size
+        at, end, need = 0, len(data), _SIZE
+        while end - at >= _SIZE:
+            size = int.from_bytes(data[at : at + _SIZE], "big", signed=True)
+            if not 4 <= size <= LARGEST:
+                self._end(error := self._strange(data[at : at + _SIZE]), str(error))
+                return
+            if end - at < _SIZE + size:
+                need = _SIZE + size
+                break
+            self._take(data[at + _SIZE : at + _SIZE + size])
+            if self._over:
+                return
+            at += _SIZE + size
         if at < end:
             self._parts.append(data[at:] if at else data)
             self._have, self._need = end - at, need
+
+    def _joined(self) -> bytes:
+        """Return what has come in parts; a long answer is put together without its size, and handed out."""
+        parts: list[bytes | memoryview] = [*self._parts]
+        self._parts.clear()
+        if self._need == _SIZE:
+            return b"".join(parts)
+        last = parts[-1]
+        whole = len(last) - (self._have - self._need)
+        parts[-1] = memoryview(last)[:whole]
+        parts[0] = memoryview(parts[0])[_SIZE:]
+        self._take(b"".join(parts))
+        return bytes(last[whole:])
 
     def _take(self, frame: bytes) -> None:
         """Hand out an answer."""
