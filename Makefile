@@ -40,7 +40,7 @@ pytest: $(VENV)/.dev
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 
 test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
-	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 tests/faults
+	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults
 
 promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite on all systems
 	@rm -f $(RESULTS)

@@ -31,7 +31,6 @@ class KafkaHarness(Harness):
         """Of this test alone."""
         self.endpoints: Endpoints
         self.prefix = f"{PREFIX}{secrets.token_hex(4)}."
-        """Of all names of this test."""
 
     async def open(self) -> str:
         if self.alone:

@@ -115,7 +115,12 @@ class Proxy:
             link.hang_up()
 
     def freeze(self) -> None:
-        """Hold all bytes, and connections that are being made, in both directions until `thaw`."""
+        """Hold all bytes, and connections that are being made, in both directions until `thaw`.
+
+        What the client has sent before still arrives, as it does when its process stops.
+        """
+        for link in list(self._links):
+            link.client.drain()
         self.frozen = True
         self._changed()
 

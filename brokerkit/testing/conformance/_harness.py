@@ -109,6 +109,8 @@ class Harness:
         self.url = ""
         self.alone = False
         """Whether this test restarts the system: one that several tests use at a time is then not to be used."""
+        self.prefix = ""
+        """What `connect` puts before all names."""
         self.events: list[Event] = []
         """What every broker of this test has told."""
 

@@ -81,8 +81,8 @@ class DeadLetters(Suite):
             assert list(letter.headers) == list(headers)
             assert letter.key == ("key" if kind == "topic" else None)
             dead = letter.dead
-            assert (dead.error, dead.attempts, dead.origin) == ("RuntimeError", 3, address.name)
-            assert dead.group == ("workers" if kind == "topic" else None)
+            assert (dead.error, dead.attempts, dead.origin) == ("RuntimeError", 3, system.prefix + address.name)
+            assert dead.group == (system.prefix + "workers" if kind == "topic" else None)
             assert "cannot handle id" in dead.text
             assert dead.reason
             assert before <= letter.timestamp <= dead.first_failed < dead.last_failed <= after
@@ -369,7 +369,7 @@ class DeadLetters(Suite):
                 (message,) = await system.take(messages, 1)
                 await message.reject(reason)
                 (letter,) = await self.dead(system, broker, address, 1)
-                assert (letter.dead.reason, letter.dead.origin) == (reason, address.name)
+                assert (letter.dead.reason, letter.dead.origin) == (reason, system.prefix + address.name)
                 assert (letter.body, letter.headers) == (b"value", {"name": "text"})
                 await broker.redrive(system.letters(address))
 

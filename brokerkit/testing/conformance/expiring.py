@@ -111,7 +111,7 @@ class Expiring(Suite):
             async with broker.subscribe(queue) as messages:
                 assert [m.value for m in await system.drain(messages)] == ["stays"]
                 await system.eventually(lambda: sum(event.count for event in system.seen(Expired)) == 7)
-            assert {event.address for event in system.seen(Expired)} == {queue.name}
+            assert {event.address for event in system.seen(Expired)} == {system.prefix + queue.name}
             backlog = await broker.backlog(queue)
             assert backlog.waiting in {None, 0}
             assert backlog.dead in {None, 0}

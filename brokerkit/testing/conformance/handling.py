@@ -113,7 +113,7 @@ class Handling(Suite):
 
         options: dict[str, Any] = {"retry": RetryPolicy(attempts=2, wait_initial=0.01), "name": "billing"}
         async with system.connect() as broker, system.serve(broker, address, handler, **options):
-            assert {event.address for event in system.seen(Subscribed)} >= {address.name}
+            assert {event.address for event in system.seen(Subscribed)} >= {system.prefix + address.name}
             await system.publish(broker, address, ["good", "late", "bad"])
             await system.eventually(lambda: len(system.seen(Handled)) == 2 and system.seen(DeadLettered))
         assert sorted((event.id, event.attempt) for event in system.seen(Handled)) == [("good", 1), ("late", 2)]
@@ -124,10 +124,10 @@ class Handling(Suite):
         ]
         (dead,) = system.seen(DeadLettered)
         assert (dead.id, dead.attempt, dead.error) == ("bad", 2, "LookupError")
-        group = "billing" if kind == "topic" else None
+        group = system.prefix + "billing" if kind == "topic" else None
         events: list[Event] = [*system.seen(Handled), *system.seen(Retried), dead]
-        assert {(event.address, event.group) for event in events} == {(address.name, group)}
-        assert {event.address for event in system.seen(Unsubscribed)} >= {address.name}
+        assert {(event.address, event.group) for event in events} == {(system.prefix + address.name, group)}
+        assert {event.address for event in system.seen(Unsubscribed)} >= {system.prefix + address.name}
         assert len(system.seen(Drained)) == 1
 
     async def test_a_listener_that_raises_disturbs_nothing(self, system: Harness, kind: Kind) -> None:

@@ -195,7 +195,7 @@ class Reconnecting(Suite):
             assert not system.seen(Resumed)
             await system.reconnect(broker)
             await system.eventually(lambda: system.seen(Resumed))
-            assert {event.address for event in system.seen(Disconnected)} >= {address.name}
+            assert {event.address for event in system.seen(Disconnected)} >= {system.prefix + address.name}
 
     async def test_reconnecting_waits_longer_each_time_with_full_jitter(self, system: Harness, kind: Kind) -> None:
         """N5: never all at once, never for ever: at most ten seconds, and two that were cut off together part ways."""
@@ -206,7 +206,9 @@ class Reconnecting(Suite):
             pass
 
         def waits(address: AnyTopic | AnyQueue) -> list[float]:
-            return [event.wait for event in system.seen(Disconnected) if event.address == address.name][:count]
+            return [event.wait for event in system.seen(Disconnected) if event.address == system.prefix + address.name][
+                :count
+            ]
 
         async with (
             system.connect() as broker,
@@ -220,7 +222,12 @@ class Reconnecting(Suite):
                 within=10 * system.deadline,
             )
             await system.reconnect(broker)
-            await system.eventually(lambda: {event.address for event in system.seen(Resumed)} >= {one.name, two.name})
+            await system.eventually(
+                lambda: (
+                    {event.address for event in system.seen(Resumed)}
+                    >= {system.prefix + one.name, system.prefix + two.name}
+                )
+            )
         assert all(0 <= wait <= 10 for wait in (*waits(one), *waits(two)))
         assert not set(waits(one)) & set(waits(two))
         assert sum(waits(one)[:2] + waits(two)[:2]) < sum(waits(one)[-2:] + waits(two)[-2:])

@@ -37,6 +37,7 @@ QUICK: Final[Mapping[str, str]] = {
     "controller.quorum.append.linger.ms": "0",
     "log.segment.delete.delay.ms": "500",  # of topics that are deleted
     "log.retention.check.interval.ms": "500",
+    "log.cleaner.backoff.ms": "200",
     "log.initial.task.delay.ms": "500",
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "500",

@@ -15,7 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Self, TypeAlias
 
-METADATA, LIST_OFFSETS, CREATE_TOPICS, DELETE_TOPICS, CREATE_ACLS, DELETE_ACLS, ALTER_SCRAM = 3, 2, 19, 20, 30, 31, 51
+LIST_OFFSETS, METADATA, CREATE_TOPICS, DELETE_TOPICS, DESCRIBE_ACLS, CREATE_ACLS, DELETE_ACLS = 2, 3, 19, 20, 29, 30, 31
+ALTER_SCRAM = 51
 PATIENCE: Final = 30.0
 
 Resource: TypeAlias = Literal["topic", "group", "cluster", "transactional_id"]
@@ -212,9 +213,24 @@ class Wire:
         answer.number("i")
         for _ in answer.items():
             answer.good("allow")
+        self._told(rights, held=True)
+
+    def _told(self, rights: Sequence[Right], *, held: bool) -> None:
+        """Return when this broker has heard of what a controller has decided."""
+        end = time.monotonic() + PATIENCE
+        for right in rights:
+            while self._holds(right) != held:
+                assert time.monotonic() < end, f"the broker does not hear of {right}"
+                time.sleep(0.005)
+
+    def _holds(self, right: Right) -> bool:
+        answer = self.ask(DESCRIBE_ACLS, 1, right.packed())
+        answer.number("i")
+        answer.good("rights")
+        return len(answer.items()) > 0
 
     def forbid(self, rights: Sequence[Right]) -> int:
-        """Take rights away; return how many there were."""
+        """Take rights away; return how many there were, when this broker knows."""
         answer = self.ask(DELETE_ACLS, 1, array([right.packed() for right in rights]))
         answer.number("i")
         count = 0
@@ -229,6 +245,7 @@ class Wire:
                 for _ in ("user", "host"):
                     answer.text()
                 answer.skip(2)
+        self._told(rights, held=False)
         return count
 
     def passwd(self, user: str, password: str, *, iterations: int = 4096) -> None:
