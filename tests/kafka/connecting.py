@@ -6,8 +6,9 @@ from kio.schema.metadata.v12.request import MetadataRequest
 
 from brokerkit.drivers._url import Options, parse
 from brokerkit.drivers.kafka._api import Request
+from brokerkit.drivers.kafka._connect import connect
 from brokerkit.drivers.kafka._options import Settings, settings
-from brokerkit.drivers.kafka._wire import Wire, connect
+from brokerkit.drivers.kafka._wire import Wire
 from tests.servers.kafka import Endpoints, Listener
 
 from .liar import (

@@ -17,8 +17,8 @@ from kio.schema.errors import ErrorCode
 from brokerkit import Topic
 from brokerkit import connect as connect_to
 from brokerkit.drivers.kafka._api import SPOKEN
+from brokerkit.drivers.kafka._connect import connect
 from brokerkit.drivers.kafka._errors import code_of
-from brokerkit.drivers.kafka._wire import connect
 from brokerkit.errors import (
     AuthenticationError,
     BrokerError,

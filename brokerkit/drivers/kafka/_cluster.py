@@ -24,9 +24,10 @@ from kio.schema.types import TopicName
 
 from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound
 from ._api import Request
+from ._connect import connect
 from ._errors import of_code
 from ._options import Settings
-from ._wire import Wire, connect
+from ._wire import Wire
 
 logger = logging.getLogger("brokerkit")
 
