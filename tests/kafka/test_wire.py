@@ -199,7 +199,7 @@ async def test_closing_twice_is_closing_once() -> None:
     [
         (None, Unanswered, "the broker closed it"),
         (ConnectionResetError(104, "Connection reset by peer"), Unanswered, "Connection reset"),
-        (ssl.SSLError(1, "[SSL: SSLV3_ALERT_BAD_RECORD_MAC] bad mac"), BrokerUnavailable, "TLS failed"),
+        (ssl.SSLError(1, "[SSL: SSLV3_ALERT_BAD_RECORD_MAC] bad mac"), Unanswered, "TLS failed"),
     ],
 )
 async def test_a_connection_that_breaks_leaves_answers_unknown(

@@ -129,6 +129,8 @@ class _Attempt:
         try:
             code, wire.versions = await self._ask(wire, Hello(_version()))
         except Unanswered as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                raise
             hint = "does this port speak TLS? then use kafka+ssl://"
             if settings.tls:
                 hint = "does it want another certificate?" if settings.cert_file else "does it want a cert_file=?"

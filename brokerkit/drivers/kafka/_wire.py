@@ -127,7 +127,8 @@ class Wire(asyncio.Protocol):
         if isinstance(cause, BrokerError):
             return caused(type(cause)(*cause.args), cause.__cause__)
         if isinstance(cause, ssl.SSLError):
-            return translate(cause, f"the connection to {self.place}", certificate=self._certificate)
+            error = translate(cause, f"the connection to {self.place}", certificate=self._certificate)
+            return caused(Unanswered(str(error)), cause) if isinstance(error, BrokerUnavailable) else error
         return caused(Unanswered(f"the connection to {self.place} is lost: {text}"), cause)
 
     # ------------------------------------------------------------------ the loop calls these
