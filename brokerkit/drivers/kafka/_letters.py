@@ -90,6 +90,7 @@ class Letters:
         self._lock = asyncio.Lock()
         log: AnyTopic = Topic("gone", bytes, partitions=1, retention=None)
         self._log = log._named(gone_log(letters))
+        self._no_log = False
         self._forget(None)
         self._of = uuid.UUID(int=0)
         self.start = self.end = 0
@@ -132,7 +133,7 @@ class Letters:
         async with self._lock:
             info, log = await asyncio.gather(
                 self._cluster.topic(self.address.name, timeout=_left(until), fresh=fresh),
-                self._cluster.topic(self._log.name, timeout=_left(until), fresh=fresh),
+                self._find_log(until, fresh=fresh),
                 return_exceptions=True,
             )
             if isinstance(info, BaseException):
@@ -150,6 +151,16 @@ class Letters:
             else:
                 raise log
             return info
+
+    async def _find_log(self, until: float, *, fresh: bool) -> TopicInfo:
+        """Return the log of what is gone; unless *fresh* it is believed that there is still none."""
+        if self._no_log and not fresh and self._cluster.known(self._log.name) is None:
+            raise NotFound(self._log.name)
+        try:
+            return await self._cluster.topic(self._log.name, timeout=_left(until), fresh=fresh)
+        except NotFound:
+            self._no_log = True
+            raise
 
     async def _read(self, log: TopicInfo, until: float) -> None:
         """Read on in the log of what is gone."""
