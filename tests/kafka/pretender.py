@@ -124,6 +124,8 @@ class Pretender:
         """What is said to those who want to be a producer."""
         self.frozen: dict[int, asyncio.Event] = {}
         """Nodes that answer nothing until this is set."""
+        self.slow: dict[int, asyncio.Event] = {}
+        """APIs that are answered when this is set, one request of a connection after the other."""
         self.blind: set[int] = set()
         """Nodes that know of no topics: they lag behind."""
         self.down: set[int] = set()
@@ -228,6 +230,8 @@ class Pretender:
         self.asked.append((node, key))
         if key == VERSIONS:
             return versions()(number)
+        if key in self.slow:
+            await self.slow[key].wait()
         schema: Any = load_request_schema(key, version)
         at = 10 + int.from_bytes(request[8:10], "big") + 1
         entity = entity_reader(schema)(request, at)[0]
