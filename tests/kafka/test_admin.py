@@ -16,6 +16,7 @@ import pytest
 from brokerkit.address import Topic, redrive_queue
 from brokerkit.driver import Source
 from brokerkit.drivers._log import Tracker
+from brokerkit.drivers.kafka import _remove
 from brokerkit.errors import AuthorizationError, ConfigError, NotFound, PositionLost
 from brokerkit.policy import Start
 from tests.servers.access import USER
@@ -140,11 +141,12 @@ async def test_deleting_letters_leaves_the_topic() -> None:
             await r.admin.delete(r.letters, GROUP)
 
 
-async def test_many_derived_topics_are_deleted() -> None:
+async def test_many_derived_topics_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_remove, "_AT_ONCE", 5)
     async with opened(url(), named(1)) as r:
         await r.admin.declare(r.topic)
         with shared_kafka().wire() as wire:
-            for number in range(120):
+            for number in range(12):
                 wire.create(f"{r.topic.name}..g{number}..dead")
         await r.admin.delete(r.topic, None)
         assert left_of(r.topic.name) == []
