@@ -186,7 +186,7 @@ class _Attempt:
         if not low <= 2 <= high:
             raise ConfigError(f"{self.what}: the broker logs in as before Kafka {OLDEST}")
         username = self.settings.username
-        login = exchange(mechanism, username, password)
+        login = exchange(mechanism, username, password, self.settings.found.salted)
         said: bytes | None = login.begin()
         lifetime = 0.0
         while said is not None:

@@ -24,11 +24,13 @@ _INSTANCE: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 class Found:
     """What connecting has found out about a cluster, so that the next connection need not."""
 
-    __slots__ = ("files", "mechanism", "refused", "tls", "until", "wait")
+    __slots__ = ("files", "mechanism", "refused", "salted", "tls", "until", "wait")
 
     def __init__(self) -> None:
         self.mechanism = ""
         """The strongest way to log in that was offered last."""
+        self.salted: dict[tuple[str, Secret, bytes, int], bytes] = {}
+        """The password as SCRAM hashes it with a broker's salt: the same for all connections, and slow to make."""
         self.refused: tuple[Secret, str] | None = None
         """The password that was refused last, and with what text."""
         self.wait = 0.0

@@ -8,7 +8,7 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from ...errors import AuthenticationError, ConfigError
 from .._url import Secret
@@ -38,15 +38,19 @@ class Exchange(Protocol):
         ...
 
 
-def exchange(mechanism: str, username: str, password: Secret) -> Exchange:
-    """Return a log-in by *mechanism*.
+Salted: TypeAlias = dict[tuple[str, Secret, bytes, int], bytes]
+"""The last password that was hashed, by all that it was hashed with."""
+
+
+def exchange(mechanism: str, username: str, password: Secret, salted: Salted) -> Exchange:
+    """Return a log-in by *mechanism*; *salted* is kept for the next one.
 
     Raises:
         ConfigError: the user name or the password cannot be sent.
     """
     if "\0" in username or "\0" in password.reveal():
         raise ConfigError("a user name and a password cannot contain a NUL character")
-    return Scram(mechanism, username, password) if mechanism in _HASHES else Plain(username, password)
+    return Scram(mechanism, username, password, salted) if mechanism in _HASHES else Plain(username, password)
 
 
 class Plain:
@@ -68,7 +72,10 @@ class Plain:
 class Scram:
     """A proof of knowing the password, for one of the broker."""
 
-    def __init__(self, mechanism: str, username: str, password: Secret, nonce: str | None = None) -> None:
+    def __init__(
+        self, mechanism: str, username: str, password: Secret, salted: Salted, nonce: str | None = None
+    ) -> None:
+        self._salted = salted
         self._hash = _HASHES[mechanism]
         self._password = password
         self._nonce = secrets.token_urlsafe(24) if nonce is None else nonce
@@ -100,11 +107,7 @@ class Scram:
             raise AuthenticationError(
                 f"the broker asks for {rounds} rounds of hashing; brokerkit does {FEWEST} to {MOST}"
             )
-        secret = self._password.reveal().encode()
-        if rounds <= _INLINE:
-            salted = hashlib.pbkdf2_hmac(self._hash, secret, salt, rounds)
-        else:
-            salted = await asyncio.to_thread(hashlib.pbkdf2_hmac, self._hash, secret, salt, rounds)
+        salted = await self._hashed(salt, rounds)
         final = f"c=biws,r={nonce}"
         told = f"{self._first},{said.decode()},{final}".encode()
         key = self._mac(salted, b"Client Key")
@@ -112,6 +115,20 @@ class Scram:
         self._signature = self._mac(self._mac(salted, b"Server Key"), told)
         proof = bytes(one ^ other for one, other in zip(key, signature, strict=True))
         return f"{final},p={base64.b64encode(proof).decode()}".encode()
+
+    async def _hashed(self, salt: bytes, rounds: int) -> bytes:
+        """Return the password as it is stored at the broker."""
+        key = (self._hash, self._password, salt, rounds)
+        salted = self._salted.get(key)
+        if salted is None:
+            secret = self._password.reveal().encode()
+            if rounds <= _INLINE:
+                salted = hashlib.pbkdf2_hmac(self._hash, secret, salt, rounds)
+            else:
+                salted = await asyncio.to_thread(hashlib.pbkdf2_hmac, self._hash, secret, salt, rounds)
+            self._salted.clear()
+            self._salted[key] = salted
+        return salted
 
     def _mac(self, key: bytes, text: bytes) -> bytes:
         return hmac.digest(key, text, self._hash)
