@@ -22,6 +22,8 @@ LARGEST_COPY: Final = 64 * 1024 * 1024
 """The same where copies go: what was accepted once, from whatever client, has to be accepted again."""
 AGAIN_PARTITIONS: Final = 4
 """Partitions of a group's redrive queue."""
+_FOREVER: Final = 9e15
+"""Seconds whose milliseconds Kafka cannot count."""
 _TRY: Final = 5.0
 """Seconds that one call to create a topic may take."""
 
@@ -37,8 +39,8 @@ def partitions_of(address: Address) -> int:
 def _configs(address: Address) -> dict[str, str]:
     if isinstance(address, Topic):
         topic: AnyTopic = address
-        forever = topic.retention is None or topic.retention == math.inf
-        retention = -1 if forever else max(1, round((topic.retention or 0) * 1000))
+        seconds = math.inf if topic.retention is None else topic.retention
+        retention = round(seconds * 1000) if seconds < _FOREVER else -1
         return {"cleanup.policy": "delete", "retention.ms": str(retention), "max.message.bytes": str(LARGEST)}
     configs = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     configs["max.message.bytes"] = str(LARGEST_COPY)
