@@ -14,13 +14,18 @@ MANY := -n 12 --dist worksteal
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all test-faults check bench mutants promises servers clean lock pytest sample
+.PHONY: help demo demo-topics test test-all test-faults check bench mutants promises servers clean lock pytest sample
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(if $(filter redis%,$(URL)),$(VENV)/.redis,$(if $(filter kafka%,$(URL)),$(VENV)/.kafka,$(VENV)/.run)) ## Run the example service on real orders; URL=... for another broker than memory://
+INSTALLED := $(VENV)/$(if $(filter redis%,$(URL)),.redis,$(if $(filter kafka%,$(URL)),.kafka,.run))
+
+demo: $(INSTALLED) ## Run the example service on real orders; URL=... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
+
+demo-topics: $(INSTALLED) ## Run its half that has topics alone; URL=kafka://... for Kafka
+	@$(BIN)/python examples/orders_topics.py $(URL)
 
 test: check pytest sample ## Run everything: lint, types, unit, conformance, examples, mutants
 
