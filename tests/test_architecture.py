@@ -73,7 +73,7 @@ REDIS = (
 KAFKA = (
     ("_errors", "_options"),
     ("_api", "_inflate", "_records", "_sasl"),
-    ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_wire"),
+    ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_tolerant", "_wire"),
     ("_cluster", "_commit", "_part"),
     ("_calls", "_coordinator", "_copies", "_create", "_hands", "_member", "_offsets", "_outbox", "_remove"),
     ("_fetch", "_group", "_look", "_publish", "_sender"),

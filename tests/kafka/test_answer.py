@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 
 from brokerkit.drivers.kafka._answer import records, split
 from brokerkit.drivers.kafka._part import Part
+from brokerkit.drivers.kafka._tolerant import decoded
 from brokerkit.errors import BrokerError, ConfigError
 
-from .logs import LENGTH, Abort, batch, empty, offsets_of, old, sealed, spoilt
+from .logs import LENGTH, TIME, Abort, batch, empty, offsets_of, old, sealed, spoilt
 
 PLACE = "orders[3]"
 
@@ -244,3 +247,74 @@ def test_a_format_of_later_is_not_guessed_at() -> None:
     data = bytearray(batch(0, 1))
     data[16] = 3
     assert "nobody knows its format, 3" in str(part(0, bytes(data)).broken)
+
+
+# ---------------------------------------------------------------------- what somebody has made up
+
+
+def made_up(change: Callable[[bytearray], None], *offsets: int, codec: int = 0, time: int | None = None) -> bytes:
+    """Return a batch with a right checksum that no client of good will writes."""
+    data = bytearray(batch(*offsets))
+    change(data)
+    if time is not None:
+        data[22] |= 8
+        struct.pack_into(">q", data, 35, time)
+    if codec:
+        head, body = data[:61], gzip.compress(bytes(data[61:]))
+        head[22] |= codec
+        data = head + body
+        struct.pack_into(">i", data, LENGTH, len(data) - 12)
+    return sealed(data)
+
+
+def no_text(data: bytearray) -> None:
+    """Make the name of the last record's header something that is no text."""
+    data[data.rindex(b"\2h\2") + 1] = 0xE9
+
+
+def attributes(data: bytearray) -> None:
+    """Set a bit in a byte of the first record that means nothing."""
+    data[62] = 0x80
+
+
+@pytest.mark.parametrize("change", [no_text, attributes])
+@pytest.mark.parametrize("codec", [0, 1])
+def test_a_record_that_the_decoder_refuses_stops_nobody(change: Callable[[bytearray], None], codec: int) -> None:
+    data = made_up(change, *range(10), codec=codec)
+    for most in (1, 3, 100):
+        for offset in (0, 4, 9):
+            got = part(offset, data, batch(10, 11))
+            seen: list[Any] = []
+            while some := got.take(most):
+                seen += some
+            assert offsets_of(seen) == list(range(offset, 12))
+            assert (got.broken, got.next, got.at_hand) == (None, 12, 0)
+    (*others, last) = records(split(data, 0, None, PLACE), PLACE)
+    assert last.headers == [("\\xe9" if change is no_text else "h", b"1")]
+    assert [(record.timestamp, record.headers) for record in others] == [(TIME + n, [("h", b"1")]) for n in range(9)]
+
+
+def test_a_record_that_the_decoder_refuses_has_the_brokers_time() -> None:
+    taken = part(0, made_up(no_text, 0, 1, 2, time=77)).take(9)
+    assert [record.timestamp for record in taken] == [77, 77, 77]
+
+
+def test_what_is_written_by_hand_is_read_like_what_is_not() -> None:
+    data = batch(*range(300))
+    assert repr(part(0, data).take(1)).startswith("[DefaultRecord(offset=0, timestamp=")
+    assert [repr(record) for record in decoded(memoryview(data))] == [repr(one) for one in part(0, data).take(300)]
+
+
+def test_no_damage_leads_the_second_decoder_astray() -> None:
+    good = batch(*range(5))
+    for at in range(61, len(good)):
+        for mask in (0x01, 0x40, 0x80, 0xFF):
+            data = bytearray(good)
+            data[at] ^= mask
+            got = part(0, sealed(data))
+            while got.take(2):
+                pass
+            assert got.next == 5 or got.broken is not None
+    for end in range(61, len(good)):
+        with pytest.raises(ValueError, match="record"):
+            decoded(memoryview(good)[:end])

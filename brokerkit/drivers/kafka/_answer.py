@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from aiokafka.errors import UnsupportedCodecError  # pyright: ignore[reportMissingTypeStubs]
@@ -19,12 +19,16 @@ from aiokafka.record.legacy_records import LegacyRecordBatch  # pyright: ignore[
 from ...errors import BrokerError, ConfigError
 from ._inflate import inflated
 from ._records import Native
+from ._tolerant import decoded
 
 # Base offset, length, leader epoch, format, checksum, attributes, last offset - base offset, timestamps of the first record
 # and the latest, producer's id and epoch, sequence number, number of records.
 _HEAD: Final = struct.Struct(">qiibIhiqqqhii")
 _START: Final = struct.Struct(">qiib")
 """What all formats begin with; in the old ones the third is a checksum."""
+_LAST: Final = struct.Struct(">i")
+_LAST_AT: Final = 23
+"""Where the difference between first and last offset is."""
 _BEFORE: Final = 12
 """Bytes that the length does not count."""
 _TRANSACTIONAL: Final = 0x10
@@ -60,10 +64,13 @@ _current: Callable[[memoryview], _Decoder] = cast("Any", DefaultRecordBatch)
 _old: Callable[[memoryview, int], _Decoder] = cast("Any", LegacyRecordBatch)
 
 
+Decoded: TypeAlias = list[Native]
+
+
 class Batch:
     """Records that follow one another."""
 
-    __slots__ = ("_data", "_end", "_made", "_start", "base", "count", "next", "size")
+    __slots__ = ("_data", "_end", "_made", "_start", "base", "count", "dense", "next", "size")
 
     def __init__(
         self, data: bytes, start: int, end: int, base: int, next: int, count: int, made: Sequence[Native] | None
@@ -77,20 +84,32 @@ class Batch:
         """Where the log goes on behind it: further than its last record, where what follows is not for readers."""
         self.count = count
         """How many records it has."""
+        self.dense = made is None and next - base == count
+        """Whether there is one at each offset; `records` gives them one by one then."""
         self.size = end - start
 
     def records(self, place: str) -> Iterator[Native]:
-        """Return its records one by one, `count` of them.
+        """Return its records, `count` of them; whether they have the offsets that they should have was not looked at if `dense`.
 
         Raises:
             BrokerError: it is damaged; the text names *place*.
         """
-        if self._made is not None:
-            return iter(self._made)
-        return _read(memoryview(self._data)[self._start : self._end], self.base, place)
+        if not self.dense:
+            return iter(self.rest(place, self.base))
+        return _read(self._bytes, self.base, place)
 
+    def rest(self, place: str, offset: int) -> Decoded:
+        """Return its records from *offset* on, also those that `records` has stopped at.
 
-Decoded: TypeAlias = list[Native]
+        Raises:
+            BrokerError: it is damaged.
+        """
+        made = _whole(self._bytes, self.base, place) if self._made is None else self._made
+        return [record for record in made if record.offset >= offset]
+
+    @property
+    def _bytes(self) -> memoryview:
+        return memoryview(self._data)[self._start : self._end]
 
 
 class Answer(NamedTuple):
@@ -143,8 +162,7 @@ def split(data: bytes | None, offset: int, aborted: Iterable[Aborted] | None, pl
         if behind > next:
             epoch = leader
             if count and base < offset:
-                records = _read(memoryview(data)[at:end], base, place)
-                made = [record for record in _all(records, base, place) if record.offset >= offset]
+                made = [record for record in _whole(memoryview(data)[at:end], base, place) if record.offset >= offset]
                 count = len(made)
             next = behind
             if count:
@@ -191,7 +209,7 @@ def records(answer: Answer, place: str) -> Decoded:
     Raises:
         BrokerError: a batch is damaged.
     """
-    return [record for batch in answer.batches for record in _all(batch.records(place), batch.base, place)]
+    return [record for batch in answer.batches for record in batch.rest(place, batch.base)]
 
 
 def _read(data: memoryview, base: int, place: str) -> Iterator[Native]:
@@ -202,6 +220,38 @@ def _read(data: memoryview, base: int, place: str) -> Iterator[Native]:
             raise damaged(place, base, "its checksum is wrong")
         return _begun(_current(inflated(data, f"{place} at offset {base}")), base, place)
     return _opened(batch, base, place)
+
+
+def _in_order(records: Decoded, first: int, end: int) -> bool:
+    """Return whether *records* are one behind the other, from *first* on and below *end*.
+
+    One whose meaningless byte means something to the decoder is read shifted by one field, offset and all.
+    """
+    offsets = [first - 1, *(record.offset for record in records), end]
+    return all(one < other for one, other in pairwise(offsets))
+
+
+def _whole(data: memoryview, base: int, place: str) -> Decoded:
+    """Return all records of a batch of the current format, whatever somebody has made up."""
+    (delta,) = _LAST.unpack_from(data, _LAST_AT)
+    end = base + delta + 1
+    problem: Exception
+    try:
+        made = list(_read(data, base, place))
+        if _in_order(made, base, end):
+            return made
+        problem = ValueError("its offsets make no sense")
+    except BrokerError:
+        raise
+    except Exception as error:
+        problem = error
+    try:
+        made = decoded(inflated(data, f"{place} at offset {base}"))
+    except (ValueError, struct.error):
+        raise unreadable(place, base, problem) from problem
+    if not _in_order(made, base, end):
+        raise damaged(place, base, "its offsets make no sense")
+    return made
 
 
 def _opened(batch: _Decoder, base: int, place: str) -> Iterator[Native]:

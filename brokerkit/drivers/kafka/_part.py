@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from ...errors import BrokerError
-from ._answer import Aborted, Batch, damaged, split, unreadable
+from ._answer import Aborted, Batch, damaged, split
 from ._records import Native
 
 
@@ -16,7 +16,7 @@ class Part:
     """One partition from an offset on.  Batches are opened one at a time, when their records are taken."""
 
     __slots__ = (
-        "_after", "_batches", "_left", "_records", "_size", "asked", "at_hand", "broken", "busy", "end", "epoch", "fetch",
+        "_after", "_batch", "_batches", "_dense", "_left", "_records", "_size", "asked", "at_hand", "broken", "busy", "end", "epoch", "fetch",
         "index", "next", "node", "place", "until",
     )  # fmt: skip
 
@@ -44,8 +44,12 @@ class Part:
         self.busy = True
         """Whether something may be there at once: the last answer had something, or there was none yet."""
         self._batches: deque[Batch] = deque()
+        self._batch: Batch | None = None
+        """What is being taken."""
+        self._dense = False
+        """Whether it has to have a record at each offset, as all have that were not compacted."""
         self._records: Iterator[Native] = iter(())
-        """What is left of the batch that is being taken."""
+        """What is left of it."""
         self._left = 0
         """How many records that are."""
         self._after = offset
@@ -90,12 +94,12 @@ class Part:
             wanted = min(left, most)
             try:
                 some = list(islice(self._records, wanted))
-            except Exception as error:
-                self._break(unreadable(self.place, self.next, error))
-                break
-            if len(some) < wanted:
-                self._break(damaged(self.place, self.next, "a batch has fewer records than it says"))
-                break
+            except Exception:
+                some = []
+            if self._dense and [record.offset for record in some] != list(range(self.next, self.next + wanted)):
+                if not self._read_on():
+                    break
+                continue
             most -= wanted
             if wanted == left:
                 self._left = 0
@@ -122,8 +126,26 @@ class Part:
             self.next = batch.base
             self._break(error)
             return False
+        self._batch = batch
+        self._dense = batch.dense
+        if self._dense:
+            self.next = batch.base
         self._left = batch.count
         self._after = batch.next
+        return True
+
+    def _read_on(self) -> bool:
+        """Go on where the decoder is at its wits' end, unless that is for damage."""
+        assert self._batch is not None
+        try:
+            rest = self._batch.rest(self.place, self.next)
+            if len(rest) != self._left:
+                raise damaged(self.place, self.next, "a batch has fewer records than it says")
+        except BrokerError as error:
+            self._break(error)
+            return False
+        self._records = iter(rest)
+        self._dense = False
         return True
 
     def _break(self, error: BrokerError) -> None:
