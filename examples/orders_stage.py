@@ -92,7 +92,12 @@ def perform(demo: Demo) -> int:
 async def play(demo: Demo, run: Run) -> int:
     ledger = run.ledger
     began = time.monotonic()
-    killed = 0 if run.url.startswith("memory:") else await apart(demo, run, ledger)
+    addresses = list(dict.fromkeys([*(station.address for station in demo.stations), *demo.also]))
+    killed = 0
+    if not run.url.startswith("memory:"):
+        async with run.connect() as broker:  # what this broker cannot do it says before anything has begun
+            await broker.declare(*sorted(addresses, key=lambda address: isinstance(address, Topic)))
+        killed = await apart(demo, run, ledger)
     if not killed:
         await together(demo, run, ledger)
     report = Report(ledger, killed=bool(killed))
@@ -101,7 +106,7 @@ async def play(demo: Demo, run: Run) -> int:
             print(f"The service was killed with {killed} messages to go, and started again.")
         print()
         await tell(demo, report, broker)
-        for address in dict.fromkeys([*(station.address for station in demo.stations), *demo.also]):
+        for address in addresses:
             await broker.delete(address)
     print()
     for wrong in report.wrong:
