@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 
@@ -213,6 +214,26 @@ def test_what_waits_and_is_missing_at_the_end_is_passed_over() -> None:
     heir.settle(0)
     assert heir.take() == []
     assert heir.claim.note() == (6, "")
+
+
+def test_passing_over_thousands_takes_no_time_worth_mentioning() -> None:
+    hand = Hand(FakeLog(range(LOG_AHEAD)))
+    hand.take()
+    heir = hand.heir(FakeLog([LOG_AHEAD]))
+    began = time.perf_counter()
+    assert heir.take() == [LOG_AHEAD]
+    assert time.perf_counter() - began < 0.5
+    assert heir.claim.tracker.base == LOG_AHEAD
+
+
+@pytest.mark.parametrize("compacted", [(), (0,), (5,), (0, 1, 2), (3, 4, 5), range(6)])
+def test_nothing_else_vanishes_with_what_was_compacted(compacted: Collection[int]) -> None:
+    hand = Hand(FakeLog(range(6)))
+    hand.take()
+    left = [offset for offset in range(10) if offset not in compacted]
+    heir = hand.heir(FakeLog(left))
+    taken = heir.take()
+    assert [*taken, *heir.take()] == left
 
 
 def test_gaps_do_not_hold_the_position_back() -> None:

@@ -162,15 +162,17 @@ class Claim:
         fresh = max(at, tracker.high)
         lost = 0
         while missing and missing[0] < start:
-            lost += self._vanished(missing.popleft())
+            self._vanished(missing.popleft())
+            lost += 1
         lost += max(0, start - fresh)
         if start > tracker.high and (tracker.base == tracker.high or start - tracker.base < LOG_AHEAD):
             tracker.skip(tracker.high, start)
         return lost
 
-    def _vanished(self, offset: int) -> int:
+    def _vanished(self, offset: int) -> None:
         """Count *offset*, which waits, as done: it is no more."""
-        return self.tracker.skip(offset, offset + 1)
+        self.tracker.hand_out(offset)
+        self.tracker.done(offset)
 
     # ------------------------------------------------------------------ handing out
 
@@ -260,12 +262,12 @@ class Claim:
         for place, native in enumerate(natives):
             while missing and missing[0] < native.offset:
                 self._vanished(missing.popleft())
-            if missing and missing[0] == native.offset:
+            if not missing:
+                self._put_back(natives[place:])
+                break
+            if missing[0] == native.offset:
                 missing.popleft()
                 self._wait(native)
-            if not missing:
-                self._put_back(natives[place + 1 :])
-                break
         if not natives:
             at = log.next_offset(self.number)
             while missing and missing[0] < at:
@@ -275,23 +277,27 @@ class Claim:
     def _go_on(self, log: Log, most: int, held: dict[object, Delivery], out: deque[Delivery]) -> None:
         """Hand out what was never handed out."""
         tracker, end = self.tracker, self.end
-        high = tracker.high
-        most = min(most, tracker.base + LOG_AHEAD - high)
-        if end is not None:
-            most = min(most, end - high)
-        if most <= 0:
-            if (end is None or high < end) and (self.stash or self.number in log.ready()):
-                self._stand(high)
-            return
-        natives = self._take(log, most)
-        if not natives:
-            self._jump(log.next_offset(self.number))
-            return
-        first, last = natives[0].offset, natives[-1].offset
-        if first == high and last - first + 1 == len(natives) and not self.queue:
-            self._run(natives, held, out)
-        else:
-            self._one_by_one(natives, held, out)
+        found = len(out)
+        while len(out) == found:  # there may be much that is done already, or not due
+            high = tracker.high
+            count = min(most, tracker.base + LOG_AHEAD - high)
+            if end is not None:
+                count = min(count, end - high)
+            if count <= 0:
+                if (end is None or high < end) and (self.stash or self.number in log.ready()):
+                    self._stand(high)
+                return
+            natives = self._take(log, count)
+            if not natives:
+                self._jump(log.next_offset(self.number))
+                return
+            first, last = natives[0].offset, natives[-1].offset
+            if first == high and last - first + 1 == len(natives) and not self.queue:
+                self._run(natives, held, out)
+            elif not self._one_by_one(natives, held, out):
+                return
+            if self.alone:
+                return
 
     def _run(self, natives: Sequence[Native], held: dict[object, Delivery], out: deque[Delivery]) -> None:
         """Hand out records whose offsets follow each other."""
@@ -323,8 +329,8 @@ class Claim:
         self._wait(native)
         self.alone = True
 
-    def _one_by_one(self, natives: Sequence[Native], held: dict[object, Delivery], out: deque[Delivery]) -> None:
-        """Hand out records between which others are missing, or that may be due later."""
+    def _one_by_one(self, natives: Sequence[Native], held: dict[object, Delivery], out: deque[Delivery]) -> bool:
+        """Hand out records between which others are missing, or that may be due later; return whether more may follow."""
         tracker = self.tracker
         for place, native in enumerate(natives):
             offset = native.offset
@@ -332,12 +338,12 @@ class Claim:
                 continue  # read again for the sake of one before it
             if self.end is not None and offset >= self.end:
                 self._jump(offset)
-                return
+                return False
             self._jump(offset)
             if tracker.high < offset:
                 self._stand(offset)
                 self._put_back(natives[place:])
-                return
+                return False
             when = due(native) if self.queue else None
             if when is not None and when > self.now():
                 tracker.hand_out(offset)
@@ -348,7 +354,8 @@ class Claim:
             self._run((native,), held, out)
             if self.alone:
                 self._put_back(natives[place + 1 :])
-                return
+                return False
+        return True
 
     def _jump(self, offset: int) -> None:
         """Pass over what is before *offset* and was not in the log, if that is not too far ahead."""

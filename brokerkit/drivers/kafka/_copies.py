@@ -18,6 +18,12 @@ MARGIN: Final = 2.0
 """Most seconds for which a delivery must be owned still when its copies are sent."""
 
 
+STORING: Final = 30.0
+"""Least seconds until the storing of copies is given up.  Up to then a lost answer is asked for again under the same number;
+what is settled again afterwards may be stored twice.
+"""
+
+
 class Store(Protocol):
     """Where copies go."""
 
@@ -123,7 +129,7 @@ class Copies:
             else:
                 self._end(job, None if job.lease.settled else DeliveryLost())
         records = [record for job in owned for record in job.records]
-        results = iter(await self._store.publish(records, self._timeout) if records else ())
+        results = iter(await self._store.publish(records, max(STORING, self._timeout)) if records else ())
         for job in owned:
             failure: BrokerError | None = None
             stored: list[Record] = []
