@@ -47,6 +47,8 @@ class Harness:
     """``Topic.retention`` of the topics from which `expire` removes records."""
     bounded: ClassVar[Mapping[str, object] | None] = None
     """Options for `connect` with which an address is full after some dozens of messages; None if there are none."""
+    dots: ClassVar[bool] = True
+    """Whether there may be two addresses whose names differ only in a dot for an underscore."""
     deadline: ClassVar[float] = 60.0
     """Seconds after which a test that waits for something fails."""
 

@@ -241,10 +241,14 @@ class Peers(Suite):
         async def handler(message: Message[Any]) -> None:
             handled.append(message.value)
 
+        async def stored() -> bool:
+            return bool(await system.browse(broker, system.letters(old)))
+
         async with system.connect() as publisher, system.connect() as broker:
             async with system.serve(broker, old, handler):
                 await publisher.publish(new, "of a later version")
                 await system.eventually(lambda: system.seen(DeadLettered))
+                await system.eventually(stored)
                 (letter,) = await system.browse(broker, system.letters(old))
                 assert letter.body == b"of a later version"
             async with system.serve(publisher, new, handler):
