@@ -43,14 +43,14 @@ class Producer(msgspec.Struct, frozen=True):
 
 
 class Call:
-    """What one call publishes to one topic."""
+    """What one call publishes to one topic, several records."""
 
     __slots__ = ("deadline", "entries", "future", "left", "size")
 
     def __init__(
         self, records: Sequence[Record], size: int, deadline: float, future: asyncio.Future[list[Result]]
     ) -> None:
-        self.entries = [Entry(record, self) for record in records]
+        self.entries: Sequence[Entry] = [Entry(record, self, future) for record in records]
         self.left = len(records)
         """Entries without a result."""
         self.size = size
@@ -58,21 +58,19 @@ class Call:
         self.future = future
 
 
-class Entry:
-    """One record on its way."""
+class _Waiting:
+    __slots__ = ("batch", "future", "record", "result")
 
-    __slots__ = ("batch", "call", "record", "result")
-
-    def __init__(self, record: Record, call: Call) -> None:
-        self.record = record
-        self.call = call
-        self.result: Result | None = None
-        self.batch: Batch | None = None
+    record: Record
+    future: asyncio.Future[list[Result]]
+    """Of its call."""
+    result: Result | None
+    batch: Batch | None
 
     @property
     def open(self) -> bool:
         """Whether somebody waits for its result."""
-        return self.result is None and not self.call.future.done()
+        return self.result is None and not self.future.done()
 
     @property
     def doubtful(self) -> bool:
@@ -80,12 +78,58 @@ class Entry:
         return self.batch is not None and (self.batch.sent or self.batch.doubtful)
 
 
+class Entry(_Waiting):
+    """One record on its way."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, record: Record, call: Call, future: asyncio.Future[list[Result]]) -> None:
+        self.record = record
+        self.call = call
+        self.future = future
+        self.result = None
+        self.batch = None
+
+
+class Alone(_Waiting):
+    """A call that publishes one record, as most do: call and entry in one, as making and freeing both takes time."""
+
+    __slots__ = ("deadline", "size")
+
+    def __init__(self, record: Record, size: int, deadline: float, future: asyncio.Future[list[Result]]) -> None:
+        self.record = record
+        self.size = size
+        self.deadline = deadline
+        self.future = future
+        self.result = None
+        self.batch = None
+
+    @property
+    def call(self) -> Alone:
+        """Itself."""
+        return self
+
+    @property
+    def entries(self) -> Sequence[Alone]:
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def left(self) -> int:
+        """Entries without a result."""
+        return int(self.result is None)
+
+
+AnyEntry: TypeAlias = Entry | Alone
+AnyCall: TypeAlias = Call | Alone
+
+
 class Batch:
     """Records that are stored together or not at all."""
 
-    __slots__ = ("data", "doubtful", "entries", "latest", "producer", "sent", "sequence")
+    __slots__ = ("data", "doubtful", "entries", "latest", "producer", "sent", "sequence", "times")
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[AnyEntry]) -> None:
         self.entries = entries
         for entry in entries:
             entry.batch = self
@@ -98,6 +142,8 @@ class Batch:
         self.latest = _NEVER
         """The latest timestamp that records are written with."""
         self.data = b""
+        self.times: Sequence[int] = ()
+        """The timestamps that records are written with."""
 
     def number(self, producer: Producer, sequence: int, codec: int, kind: Kind) -> None:
         """Make the bytes, which bear *producer* and *sequence*; in doubt they stay what was sent before."""
@@ -117,10 +163,11 @@ class Batch:
             batch_size=1 << 30,
         )
         append, latest, queue = builder.append, self.latest, kind == "queue"
-        for offset, entry in enumerate(self.entries):
+        self.times = times = [milliseconds(entry.record.timestamp) for entry in self.entries]
+        for offset, (entry, ms) in enumerate(zip(self.entries, times, strict=True)):
             record = entry.record
-            ms = milliseconds(record.timestamp)
             if ms > latest:
+                times[offset] = latest
                 append(offset, latest, record.key, record.body, headers_of(record, timed=True))
             else:
                 append(offset, ms, record.key, record.body, headers_of(record, timed=queue))
@@ -151,7 +198,7 @@ class Lane:
         self.kind: Kind = kind
         self.leader = -1
         """The node to send to; -1 while there is none."""
-        self.pending: deque[Entry] = deque()
+        self.pending: deque[AnyEntry] = deque()
         self.batches: deque[Batch] = deque()
         """Cut and not stored, in order; more than one only where a broker has refused one and it was split."""
         self.busy = False
@@ -182,7 +229,7 @@ class Lane:
         self.lost = self.producer or self.lost
         self.producer, self.sequence = None, 0
 
-    def first(self, now: float, drop: Callable[[Entry], None]) -> Batch | None:
+    def first(self, now: float, drop: Callable[[AnyEntry], None]) -> Batch | None:
         """Return the batch to send next, cut from what waits; *drop* is told of entries that nobody waits for."""
         while self.batches:
             batch = self.batches[0]
@@ -202,9 +249,9 @@ class Lane:
         self.cuts += 1
         return batch
 
-    def _thin_out(self, batch: Batch, now: float, drop: Callable[[Entry], None]) -> bool:
+    def _thin_out(self, batch: Batch, now: float, drop: Callable[[AnyEntry], None]) -> bool:
         """Leave in *batch*, which is certainly not stored, what is worth sending; return whether there is anything."""
-        kept: list[Entry] = []
+        kept: list[AnyEntry] = []
         for entry in batch.entries:
             if not entry.open:
                 drop(entry)
@@ -217,9 +264,13 @@ class Lane:
             batch.entries, batch.data = kept, b""
         return bool(kept)
 
-    def _cut(self, drop: Callable[[Entry], None]) -> list[Entry]:
+    def _cut(self, drop: Callable[[AnyEntry], None]) -> list[AnyEntry]:
         pending = self.pending
-        entries: list[Entry] = []
+        if len(pending) <= BATCH and self._fit():
+            whole = list(pending)
+            pending.clear()
+            return whole
+        entries: list[AnyEntry] = []
         size = 0
         while pending and len(entries) < BATCH:
             entry = pending[0]
@@ -233,7 +284,17 @@ class Lane:
             entries.append(pending.popleft())
         return entries
 
-    def abandon(self, drop: Callable[[Entry], None]) -> None:
+    def _fit(self) -> bool:
+        """Return whether all that is pending is open, and small enough for one batch."""
+        size = OVERHEAD * len(self.pending)
+        for entry in self.pending:
+            if entry.result is not None or entry.future.done():
+                return False
+            record = entry.record
+            size += len(record.body or b"") + len(record.key or b"")
+        return size <= BATCH_BYTES
+
+    def abandon(self, drop: Callable[[AnyEntry], None]) -> None:
         """Give up the first batch, which may be stored and nobody waits for: its numbers are not used again."""
         for entry in self.batches.popleft().entries:
             drop(entry)
@@ -250,7 +311,7 @@ class Lane:
         half = len(entries) // 2
         self.batches.extendleft((Batch(entries[half:]), Batch(entries[:half])))
 
-    def sweep(self, drop: Callable[[Entry], None]) -> None:
+    def sweep(self, drop: Callable[[AnyEntry], None]) -> None:
         """Forget entries that nobody waits for, where they wait to be sent."""
         if not all(entry.open for entry in self.pending):
             before, self.pending = self.pending, deque()
@@ -260,7 +321,7 @@ class Lane:
                 else:
                     drop(entry)
 
-    def take_all(self) -> list[Entry]:
+    def take_all(self) -> list[AnyEntry]:
         """Take out everything, in order."""
         if any(batch.sent or batch.doubtful for batch in self.batches):
             self.lose_numbers()

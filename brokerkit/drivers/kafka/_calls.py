@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ...address import Topic
-from ...driver import Record
+from ...driver import Receipt, Record
 from ...errors import BrokerError, BrokerUnavailable, BufferFull, Closed, NotAttempted, PublishUnknown
-from ._batch import OVERHEAD, Call, Entry, Result
+from ._batch import OVERHEAD, Alone, AnyCall, AnyEntry, Call, Result
 from ._cluster import again
 
 MAX_WAITING: Final = 64 * 1024 * 1024
@@ -29,7 +29,7 @@ class Calls:
         self._shown = shown
         self._expired = expired
         """Called when entries have got their results that may wait to be sent still."""
-        self._calls: dict[Call, None] = {}
+        self._calls: dict[AnyCall, None] = {}
         self._bytes = 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -56,6 +56,18 @@ class Calls:
             self._arm(deadline)
         return call
 
+    def add_one(self, record: Record, deadline: float) -> Alone | None:
+        """Let *record* wait; None if that fails, as `add` tells."""
+        if self.closed or self._bytes > MAX_WAITING:
+            return None
+        size = OVERHEAD + len(record.body or b"")
+        self._bytes += size
+        call = Alone(record, size, deadline, self._loop.create_future())
+        self._calls[call] = None
+        if deadline < self._timer_at:
+            self._arm(deadline)
+        return call
+
     async def idle(self) -> None:
         """Return when nobody waits."""
         while waiting := [call.future for call in self._calls if not call.future.done()]:
@@ -73,26 +85,45 @@ class Calls:
 
     # ------------------------------------------------------------------ results
 
-    def put(self, entry: Entry, result: Result) -> None:
+    def stored(self, entries: Iterable[AnyEntry], place: str, times: Iterable[int], offset: int) -> None:
+        """Give *entries* receipts: the first is at *offset*, and positions are *place*, one of *times*, and the offset."""
+        for entry, ms in zip(entries, times, strict=True):
+            if entry.result is None:
+                receipt = Receipt(entry.record.id, f"{place}{ms}-{offset}")
+                if type(entry) is Alone:
+                    entry.result = receipt
+                    del self._calls[entry]
+                    self._bytes -= entry.size
+                    if not entry.future.done():
+                        entry.future.set_result([receipt])
+                else:
+                    self.put(entry, receipt)
+            offset += 1
+
+    def put(self, entry: AnyEntry, result: Result) -> None:
         """Give *entry* its result."""
         if entry.result is not None:
             return
         entry.result = result
         call = entry.call
-        call.left -= 1
-        if not call.left:
-            del self._calls[call]
-            self._bytes -= call.size
-            if not call.future.done():
-                call.future.set_result([entry.result for entry in call.entries if entry.result is not None])
+        if isinstance(call, Call):
+            call.left -= 1
+            if call.left:
+                return
+        del self._calls[call]
+        self._bytes -= call.size
+        if not call.future.done():
+            call.future.set_result([entry.result for entry in call.entries if entry.result is not None])
+        if isinstance(call, Call):
+            call.entries = ()  # they know their call: only the garbage collector would free them
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: AnyEntry) -> None:
         """Nobody waits for *entry*."""
         self.put(entry, NotAttempted("nobody waits for it"))
 
-    def fail(self, entries: Iterable[Entry], error: BrokerError) -> None:
+    def fail(self, entries: Iterable[AnyEntry], error: BrokerError) -> None:
         """Let *entries*, in order, fail, and of their calls what would overtake one of them."""
-        failed: dict[Call, tuple[BrokerError, set[bytes]]] = {}
+        failed: dict[AnyCall, tuple[BrokerError, set[bytes]]] = {}
         for entry in entries:
             if entry.result is not None:
                 continue
@@ -139,7 +170,7 @@ class Calls:
         if nearest < math.inf:
             self._arm(max(nearest, now + _GRAIN))
 
-    def _expire(self, call: Call) -> None:
+    def _expire(self, call: AnyCall) -> None:
         """The time of *call* is up."""
         error = BrokerUnavailable("not stored before the deadline" + (f": {self.problem}" if self.problem else ""))
         error.__cause__ = self.problem

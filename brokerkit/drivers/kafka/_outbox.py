@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...address import Address, DeadLetters, Queue
-from ._batch import Entry, Kind, Lane, Producer
+from ._batch import AnyEntry, Kind, Lane, Producer
 from ._cluster import TopicInfo
 from ._records import hash_of
 
@@ -32,12 +32,12 @@ class Outbox:
         self._run = 0
         self._cuts = 0
 
-    def adopt(self, info: TopicInfo, producer: Producer | None) -> list[Entry]:
+    def adopt(self, info: TopicInfo, producer: Producer | None) -> list[AnyEntry]:
         """Take note of what the topic is by now; return what was on its way to another topic of that name.
 
         *producer* must not be used for a topic that is new: a broker may not have heard yet that it is another one.
         """
-        stranded: list[Entry] = []
+        stranded: list[AnyEntry] = []
         lost: Producer | None = None
         if self._id != info.id:
             stranded = self.take_all()
@@ -57,7 +57,7 @@ class Outbox:
         for lane in self.lanes:
             lane.leader = -1
 
-    def take_all(self) -> list[Entry]:
+    def take_all(self) -> list[AnyEntry]:
         """Take out all that is on its way."""
         return [entry for lane in self.lanes for entry in lane.take_all()]
 

@@ -12,7 +12,7 @@ from ...address import Address
 from ...driver import Record
 from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound, PublishUnknown, TooLarge
 from ...policy import MAX_BODY
-from ._batch import Result
+from ._batch import Lane, Result
 from ._calls import Calls, failures, overtakes
 from ._cluster import PAUSE, Cluster, TopicInfo
 from ._create import create
@@ -30,6 +30,7 @@ class Outboxes:
         self._calls = Calls(cluster.settings.shown, self._sweep)
         self._boxes: dict[str, Outbox] = {}
         """By topic, for good: the numbers of its partitions are counted there."""
+        self._now = asyncio.get_running_loop().time
         self._tasks: TaskGroup | None = None
         self._sender: Sender | None = None
 
@@ -55,21 +56,31 @@ class Outboxes:
 
     # ------------------------------------------------------------------ adding
 
+    def quick(self, record: Record, timeout: float) -> asyncio.Future[list[Result]] | None:
+        """Store *record*, if there is nothing to find out before; else return None, and nothing has happened."""
+        box, sender = self._boxes.get(record.address.name), self._sender
+        if box is None or box.info is None or sender is None or (record.body and len(record.body) > MAX_BODY):
+            return None
+        call = self._calls.add_one(record, self._now() + timeout)
+        if call is None:
+            return None
+        lane = box.lane(record.key)
+        lane.pending.append(call)
+        sender.add(lane)
+        return call.future
+
     async def publish(self, records: Sequence[Record], timeout: float) -> list[Result]:
         """Store *records*, in order within each address and key; one result each, after *timeout* seconds at the latest."""
         if self._sender is None:
             raise Closed("the connection is closed")
         if not records:
             return []
-        end = asyncio.get_running_loop().time() + timeout
-        first = records[0]
-        if len(records) == 1:
-            box = self._boxes.get(first.address.name)
-            if box is not None and box.info is not None and (first.body is None or len(first.body) <= MAX_BODY):
-                return await self._add(box, records, end)
-        elif any(record.address is not first.address for record in records):
-            return await self._mixed(records, end)
-        return await self._one(first.address, records, end)
+        end = self._now() + timeout
+        first = records[0].address
+        for record in records:
+            if record.address is not first:
+                return await self._mixed(records, end)
+        return await self._one(first, records, end)
 
     async def _mixed(self, records: Sequence[Record], end: float) -> list[Result]:
         """Store *records* of several addresses."""
@@ -91,7 +102,7 @@ class Outboxes:
                 box = await self._open(address, end)
             except BrokerError as error:
                 return failures(records, error)
-        if box.derived or all(record.body is None or len(record.body) <= MAX_BODY for record in records):
+        if box.derived or not _too_large(records):
             return await self._add(box, records, end)
         results: dict[int, Result] = {}
         refused: set[bytes] = set()
@@ -132,10 +143,13 @@ class Outboxes:
         sender = self._sender
         if sender is not None:
             run = box.run(len(records))
+            last: Lane | None = None
             for entry in call.entries:
                 lane = box.lane(entry.record.key, run)
                 lane.pending.append(entry)
-                sender.add(lane)
+                if lane is not last:
+                    sender.add(lane)
+                    last = lane
         return call.future
 
     def _sweep(self) -> None:
@@ -202,3 +216,10 @@ class Outboxes:
 
 def _absent(address: Address) -> NotFound:
     return NotFound(f"{address!r} does not exist; declare it")
+
+
+def _too_large(records: Sequence[Record]) -> bool:
+    for record in records:  # noqa: SIM110 - any() takes twice the time
+        if record.body is not None and len(record.body) > MAX_BODY:
+            return True
+    return False

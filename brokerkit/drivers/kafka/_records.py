@@ -71,6 +71,8 @@ def milliseconds(timestamp: float) -> int:
 
 def headers_of(record: Record, *, timed: bool) -> KafkaHeaders:
     """Return the headers of *record*; *timed* has them tell when it was published, as the timestamp does not."""
+    if not (timed or record.attempts or record.deliveries or record.delay > 0):
+        return [(ID, record.id.encode()), *record.headers]
     ours: KafkaHeaders = [(ID, record.id.encode())]
     if record.attempts:
         ours.append((ATTEMPTS, b"%d" % record.attempts))
@@ -165,6 +167,11 @@ def _number(value: bytes | None) -> int:
 def position(name: str, partition: int, timestamp: int, offset: int) -> str:
     """Return the position of a record; the timestamp, in milliseconds, is for `Start.position` in other partitions."""
     return f"{name}[{partition}]@{timestamp}-{offset}"
+
+
+def place(name: str, partition: int) -> str:
+    """Return what the positions of a partition begin with."""
+    return f"{name}[{partition}]@"
 
 
 def parse_position(text: str, name: str) -> tuple[int, int, int] | None:

@@ -24,7 +24,7 @@ from ._calls import Calls
 from ._cluster import PAUSE, Cluster
 from ._errors import LOST_SESSION, STALE_LEADER, of_code
 from ._produce import Produce
-from ._records import milliseconds, position
+from ._records import milliseconds, place
 from ._wire import Wire
 
 logger = logging.getLogger("brokerkit")
@@ -303,19 +303,19 @@ class Sender:
     def _stored(self, lane: Lane, batch: Batch, part: Any) -> None:
         lane.stored()
         self._calls.problem = None
-        put = self._calls.put
         base: int = part.base_offset
         if base < 0:  # so long ago that the broker does not remember where
             for entry in batch.entries:
-                put(entry, Receipt(entry.record.id))
+                self._calls.put(entry, Receipt(entry.record.id))
             return
-        appended = part.log_append_time
-        at, latest = None if appended is None else milliseconds(appended.timestamp()), batch.latest
-        topic, number = lane.topic, lane.number
-        for offset, entry in enumerate(batch.entries, base):
-            record = entry.record
-            ms = min(milliseconds(record.timestamp), latest) if at is None else at
-            put(entry, Receipt(record.id, position(topic, number, ms, offset)))
+        times, appended = batch.times, part.log_append_time
+        if appended is not None:
+            at = milliseconds(appended.timestamp())
+            # Of a batch that was stored before a broker tells the latest of its own times, as if it had set them.
+            if at != max(times):
+                times = [at] * len(batch.entries)
+        self._calls.stored(batch.entries, place(lane.topic, lane.number), times, base)
+        batch.entries = []  # they know their batch: only the garbage collector would free them
 
     def _missed(self, lane: Lane, error: BaseException, *, look: bool = True) -> None:
         """Nothing came of it this time; *look* who leads by now."""
