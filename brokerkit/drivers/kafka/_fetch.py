@@ -30,8 +30,8 @@ logger = logging.getLogger("brokerkit")
 PARTITION: Final = 1024 * 1024
 """Bytes that are asked for of one partition, when half as many or more of an earlier answer have been taken; a single batch
 may be larger."""
-ANSWER: Final = 16 * PARTITION
-"""Bytes of one answer."""
+ANSWER: Final = 4 * PARTITION
+"""Bytes of one answer: while it is taken in, some milliseconds, nothing else runs."""
 HELD: Final = 64 * PARTITION
 """Bytes that many partitions share: each is asked for less."""
 LEAST: Final = 64 * 1024

@@ -34,7 +34,7 @@ _LONGEST: Final = 200_000
 _LAST: Final = 2**63 - 1
 """The last millisecond that can be asked for."""
 _TRY: Final = 3.0
-"""Seconds that one broker has for an answer before its partitions' leaders are looked up anew."""
+"""Seconds that a broker has for an answer before its partitions' leaders are looked up anew; more each time."""
 _T = TypeVar("_T")
 
 # Of kio's numbers, which are classes of their own for type checkers only.
@@ -78,12 +78,14 @@ async def _of_leaders(
     found: dict[int, _T] = {}
     problem: BrokerError | None = None
     id = info.id
+    patience = _TRY
 
     async def ask(node: int, parts: Mapping[int, int]) -> None:
         nonlocal problem
-        patience = max(0.05, min(_TRY, end - loop.time()))
         try:
-            answer = await cluster.call(node, request(info, parts), timeout=patience)
+            answer = await cluster.call(
+                node, request(info, parts), timeout=max(PAUSE, min(patience, end - loop.time()))
+            )
         except BrokerUnavailable as error:
             problem = error
             return
@@ -107,6 +109,7 @@ async def _of_leaders(
         if loop.time() + PAUSE >= end:
             break
         await asyncio.sleep(PAUSE)
+        patience *= 2
         info = await cluster.topic(info.name, timeout=max(PAUSE, end - loop.time()), fresh=True)
         if info.id != id:
             raise NotFound(f"topic {info.name} was deleted and made again")
