@@ -422,7 +422,7 @@ Address: TypeAlias = AnyTopic | AnyQueue | AnyDeadLetters
 
 def redrive_queue(topic: AnyTopic, group: str) -> AnyQueue:
     """Return the private queue that *group*'s subscriptions of *topic* read beside it: where redriven letters go."""
-    queue: AnyQueue = Queue(topic.name, bytes)
+    queue: AnyQueue = Queue("again", bytes)  # the topic's own name may be as long as names are behind a prefix
     object.__setattr__(queue, "type", topic.type)
     object.__setattr__(queue, "codec", topic.codec)
     return queue._named(internal(topic.name, group, "again"))
