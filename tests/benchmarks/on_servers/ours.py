@@ -84,7 +84,9 @@ class OurTopic(Ours):
     def address(self, broker: Broker) -> Publisher:
         topic = self.topic
 
-        def many(items: Sequence[tuple[Any, str]]) -> Any:
+        def many(items: Sequence[tuple[Any, str | None]]) -> Any:
+            if items[0][1] is None:
+                return broker.publish_many(topic, [value for value, _ in items])
             outgoing: list[Outgoing[Any]] = [topic.outgoing(value, key=key) for value, key in items]
             return broker.publish_many(topic, outgoing)
 
