@@ -24,7 +24,7 @@ from brokerkit.drivers.kafka._ask import Fetch
 from brokerkit.drivers.kafka._cluster import Partition, TopicInfo
 from brokerkit.drivers.kafka._errors import Unanswered
 from brokerkit.drivers.kafka._fetch import ANSWER, LEAST, PARTITION
-from brokerkit.errors import AuthenticationError, AuthorizationError, BrokerError, BrokerUnavailable
+from brokerkit.errors import AuthenticationError, AuthorizationError, BrokerError, BrokerUnavailable, NotFound
 
 from .logs import batch, offsets_of, spoilt
 from .reading import reading
@@ -69,6 +69,7 @@ class Script:
         self.leaders = leaders
         self.asked: list[Asked] = []
         self.stales = 0
+        self.problem: BrokerError | None = None
         self.dropped: list[object] = []
         self.wires: set[tuple[int, object]] = set()
         self.log: dict[int, list[bytes]] = {}
@@ -76,11 +77,13 @@ class Script:
         """What is answered instead of the log; raised if it is an error; nothing for what is in the log."""
         self.changed = asyncio.Event()
 
-    def known(self, name: str) -> TopicInfo:
+    def known(self, name: str) -> TopicInfo | None:
+        if self.problem is not None:
+            return None
         return TopicInfo(name, self.id, tuple(Partition(index, node, 1) for index, node in enumerate(self.leaders)))
 
     def trouble(self, name: str) -> BrokerError | None:
-        return None
+        return self.problem
 
     def watch(self, name: str) -> None:
         pass
@@ -445,3 +448,58 @@ async def test_a_partition_without_a_leader_is_looked_for() -> None:
         stales = script.stales
         await rest(0.6)
         assert script.stales <= stales + 1
+
+
+async def test_a_topic_that_was_away_for_a_moment_is_read_on_if_it_is_the_same() -> None:
+    script = Script((1,))
+    async with follow(script, 0) as reader:
+        script.put(0, batch(0))
+        assert await taken(reader, 0, 1) == [0]
+        script.problem = NotFound("there is no topic orders")
+        script.look()
+        await rest(0.5)
+        assert not reader.errors, "a broker that has just started may not know it yet"
+        script.problem = None
+        script.look()
+        script.put(0, batch(1))
+        assert await taken(reader, 0, 1) == [1]
+        script.problem = NotFound("there is no topic orders")
+        script.look()
+        await rest(0.2)
+        script.id, script.problem = uuid.uuid4(), None
+        script.put(0, batch(2))
+        script.look()
+        await reader.until(lambda: reader.errors)
+        assert isinstance(reader.errors[0], NotFound)
+        await rest(0.1)
+        assert reader.fetcher.take(0, 1) == []
+
+
+async def test_a_topic_that_is_gone_is_asked_for_no_more() -> None:
+    script = Script((1,))
+    async with follow(script, 0) as reader:
+        await rest(0.01)
+        script.problem = NotFound("there is no topic orders")
+        script.look()
+        await reader.until(lambda: reader.errors)
+        assert [str(error) for error in reader.errors] == ["there is no topic orders"]
+        asked, stales = len(script.asked), script.stales
+        script.problem = None
+        script.look()
+        await rest(1.5)
+        assert (len(script.asked), len(reader.errors)) == (asked, 1)
+        assert script.stales <= stales + 1
+
+
+async def test_a_topic_that_may_not_be_seen_is_read_on_when_it_may() -> None:
+    script = Script((1,))
+    async with follow(script, 0) as reader:
+        await rest(0.01)
+        script.problem = AuthorizationError("DESCRIBE on topic orders")
+        script.look()
+        await rest(3)
+        assert 1 <= len(reader.errors) <= 3
+        script.problem = None
+        script.look()
+        script.put(0, batch(0))
+        assert await taken(reader, 0, 1) == [0]

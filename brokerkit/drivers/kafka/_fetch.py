@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import uuid
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -85,6 +86,7 @@ class Fetcher:
         self._ready: dict[int, None] = {}
         self._share = PARTITION
         self._info: TopicInfo | None = None
+        self._id: uuid.UUID | None = None
         self._lanes: dict[int, tuple[_Lane, _Lane]] = {}
         self._tasks: TaskGroup | None = None
         self._changed = asyncio.Event()
@@ -174,10 +176,11 @@ class Fetcher:
     def _look(self) -> None:
         """Take in what is known of the topic by now."""
         info = self._cluster.known(self._topic)
-        first = self._info
-        if first is not None and info is not None and info.id != first.id and not self._gone:
-            self._gone = True
-            self._told.fail(NotFound(f"topic {self._topic} was deleted and made again"))
+        if info is not None and not self._gone:
+            if self._id is not None and self._id != info.id:
+                self._gone = True
+                self._told.fail(NotFound(f"topic {self._topic} was deleted and made again"))
+            self._id = info.id
         if self._gone:
             return
         self._info = info
