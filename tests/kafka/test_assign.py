@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from kio.schema.consumer_protocol_assignment.v1.data import ConsumerProtocolAssignment
@@ -24,6 +24,8 @@ from brokerkit.drivers.kafka._assign import (
     write_share,
 )
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Time says nothing on a busy machine."""
 NUMBERS = st.frozensets(st.integers(0, 40), max_size=20)
 GENERATIONS = st.integers(-1, 2**31 - 1)
 
@@ -51,6 +53,7 @@ def consistent(count: int, members: int, seed: int) -> dict[str, Claim]:
 # ---------------------------------------------------------------------- what travels
 
 
+@patient
 @given(NUMBERS, NUMBERS, GENERATIONS, st.integers(0, 2**31 - 1))
 def test_a_claim_survives_its_way(held: frozenset[int], leaving: frozenset[int], generation: int, count: int) -> None:
     claim = Claim(held | leaving, leaving, generation, count)
@@ -58,6 +61,7 @@ def test_a_claim_survives_its_way(held: frozenset[int], leaving: frozenset[int],
     assert read_claim(write_claim("orders", claim), "others") is None
 
 
+@patient
 @given(NUMBERS, st.booleans())
 def test_a_share_survives_its_way(partitions: frozenset[int], moving: bool) -> None:
     share = Share(partitions, moving)
@@ -65,12 +69,14 @@ def test_a_share_survives_its_way(partitions: frozenset[int], moving: bool) -> N
     assert not read_share(write_share("orders", share), "others").partitions
 
 
+@patient
 @given(st.binary(max_size=200))
 def test_what_nobody_of_ours_has_written_claims_nothing(data: bytes) -> None:
     assert read_claim(data, "orders") is None
     assert read_share(data, "orders").partitions == frozenset()
 
 
+@patient
 @given(st.data(), claims())
 def test_a_damaged_claim_breaks_nothing(data: st.DataObject, claim: Claim) -> None:
     whole = write_claim("orders", claim)
@@ -104,6 +110,7 @@ def test_lengths_that_lie_are_not_believed(data: bytes) -> None:
         tracemalloc.stop()
 
 
+@patient
 @given(claims(), st.booleans())
 def test_kafkas_own_schemas_read_it_too(claim: Claim, moving: bool) -> None:
     told = entity_reader(ConsumerProtocolSubscription)(write_claim("orders", claim), 2)[0]
@@ -126,6 +133,7 @@ def test_the_bytes_are_those_of_the_consumer_protocol() -> None:
 # ---------------------------------------------------------------------- one round
 
 
+@patient
 @given(st.integers(0, 40), GROUPS)
 def test_any_claims_lead_to_shares_that_overlap_with_nobody(count: int, members: Mapping[str, Claim]) -> None:
     shares = share_out(count, members)
@@ -137,6 +145,7 @@ def test_any_claims_lead_to_shares_that_overlap_with_nobody(count: int, members:
     assert all(len(share.partitions) <= most for share in shares.values())
 
 
+@patient
 @given(st.integers(0, 40), GROUPS)
 def test_nobody_gets_what_another_holds(count: int, members: Mapping[str, Claim]) -> None:
     for name, share in share_out(count, members).items():
@@ -144,6 +153,7 @@ def test_nobody_gets_what_another_holds(count: int, members: Mapping[str, Claim]
             assert not any(partition in claim.held for claim in members.values())
 
 
+@patient
 @given(st.integers(0, 40), GROUPS)
 def test_of_several_claims_the_latest_counts(count: int, members: Mapping[str, Claim]) -> None:
     for name, share in share_out(count, members).items():
@@ -153,6 +163,7 @@ def test_of_several_claims_the_latest_counts(count: int, members: Mapping[str, C
         assert not share.partitions & members[name].leaving
 
 
+@patient
 @given(st.integers(0, 40), GROUPS, st.randoms())
 def test_the_order_of_the_members_changes_nothing(
     count: int, members: Mapping[str, Claim], chance: random.Random
@@ -162,6 +173,7 @@ def test_the_order_of_the_members_changes_nothing(
     assert share_out(count, members) == share_out(count, {name: members[name] for name in names})
 
 
+@patient
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(0, 2**32))
 def test_all_is_shared_out_but_what_moves(count: int, members: int, seed: int) -> None:
     group = consistent(count, members, seed)
@@ -172,6 +184,7 @@ def test_all_is_shared_out_but_what_moves(count: int, members: int, seed: int) -
     assert all(share.moving == (len(given) < count) for share in shares.values())
 
 
+@patient
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(0, 2**32))
 def test_no_more_moves_than_balance_needs(count: int, members: int, seed: int) -> None:
     group = consistent(count, members, seed)
@@ -278,7 +291,7 @@ class Rounds(RuleBasedStateMachine):
 
 
 def test_a_group_is_never_torn_and_comes_to_rest() -> None:
-    run_state_machine_as_test(Rounds, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(Rounds, settings=settings(patient, max_examples=100, stateful_step_count=40))
 
 
 @pytest.mark.parametrize("seed", range(5))

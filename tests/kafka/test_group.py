@@ -98,7 +98,7 @@ async def test_signs_of_life_keep_what_is_ours(endpoints: Endpoints, kafka: Clus
     topic = made(endpoints)
     async with member(kafka, topic, session=1) as one:
         seen = []
-        for _ in range(12):
+        for _ in range(8):
             await asyncio.sleep(0.2)
             seen.append(one.left)
         assert min(seen) > 0.4

@@ -274,13 +274,14 @@ async def test_who_is_late_asks_what_only_a_coordinator_that_knows_the_group_ans
     kafka = Coordinator()
     async with taking_part(kafka) as one:
         one.go_on = False
-        kafka.answers["Heartbeat"] = [Unanswered("frozen") for _ in range(100)]
+        for name in ("Heartbeat", "SyncGroup"):
+            kafka.answers[name] = [Unanswered("frozen") for _ in range(100)]
         await asyncio.sleep(0.9)
         assert one.left < 0
         kafka.answers.clear()
         beats, syncs = kafka.asked.count("Heartbeat"), kafka.asked.count("SyncGroup")
         await one.until(lambda: ("late", ()) in one.told)
-        assert kafka.asked.count("SyncGroup") == syncs + 1
+        assert kafka.asked.count("SyncGroup") > syncs
         assert kafka.asked.count("Heartbeat") <= beats + 1
         assert one.left < 0
         one.group.go_on()
@@ -307,7 +308,7 @@ async def test_signs_of_life_during_a_rebalance_help_only_so_long(monkeypatch: p
 
 async def test_a_failure_of_ours_is_survived(caplog: pytest.LogCaptureFixture) -> None:
     kafka = Coordinator()
-    async with taking_part(kafka, session=4) as one:
+    async with taking_part(kafka, session=2.5) as one:
         kafka.answers["Heartbeat"] = [ZeroDivisionError("bug"), NONE, ErrorCode.rebalance_in_progress]
         kafka.answers["JoinGroup"] = [ZeroDivisionError("bug")]
         await asked(kafka, "SyncGroup")

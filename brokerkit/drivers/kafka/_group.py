@@ -158,6 +158,7 @@ class Group:
             await self._ended.wait()
             if self._member.id and self._member.instance is None:
                 await self._sign_off()
+        self._hands.drop()  # it may have been given something in the last moment
         self._member.forget()
 
     async def _sign_off(self) -> None:
@@ -193,7 +194,7 @@ class Group:
         return 0 if info is None else len(info.partitions)
 
     def _prove(self, sent: float, *, calm: bool) -> None:
-        if self._hands.prove(sent, calm=calm):
+        if not self._left and self._hands.prove(sent, calm=calm):
             self._since = asyncio.get_running_loop().time()
             self._trouble(None)
 
@@ -333,12 +334,11 @@ class Group:
 
     async def _ask(self, request: object, timeout: float) -> Any:
         """Make a request that may wait at the coordinator for the others."""
-        loop = asyncio.get_running_loop()
-        sent = loop.time()
+        late = asyncio.get_running_loop().time() + timeout - PAUSE
         try:
             return await ask(self._cluster, self._group, request, timeout=timeout, line=self)
         except Unanswered:
-            if loop.time() - sent < timeout - PAUSE:
+            if asyncio.get_running_loop().time() < late:
                 raise
             raise _Again from None
 
@@ -396,7 +396,8 @@ class Group:
         if id != member.id:
             return
         if code is ErrorCode.none:
-            self._prove(sent, calm=settled)
+            if sure or loop.time() < self.owned_until:
+                self._prove(sent, calm=settled)
         elif code is ErrorCode.unknown_member_id:
             self._lose()
         elif code in {ErrorCode.rebalance_in_progress, ErrorCode.illegal_generation}:
