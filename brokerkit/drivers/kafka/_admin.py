@@ -26,6 +26,7 @@ from ._errors import RETRY, of_code
 from ._letters import TIMEOUT, Letters, gone_log, letters_in
 from ._look import Look, bounds
 from ._offsets import resolve
+from ._records import record_of
 from ._remove import delete_groups, delete_topics, groups_like, topics_like
 
 _TOPIC: Final = 2
@@ -39,6 +40,7 @@ _KEPT: Final = 1000
 class _Progress(NamedTuple):
     """How far a group is."""
 
+    address: AnyTopic | AnyQueue
     info: TopicInfo
     bounds: Mapping[int, tuple[int, int]]
     trackers: Mapping[int, Tracker]
@@ -218,7 +220,7 @@ class Admin:
         native = await look.first(number)
         if native is None:
             return None
-        self._times[key] = time = max(0, native.timestamp) / 1000
+        self._times[key] = time = record_of(found.address, number, native).timestamp
         if len(self._times) > _KEPT:
             del self._times[next(iter(self._times))]
         return time
@@ -266,7 +268,7 @@ class Admin:
                 tracker = Tracker.decode(*note)
             tracker.skip(tracker.base, found[number][0])  # what was removed is nothing to do
             known[number] = tracker
-        return _Progress(info, found, known)
+        return _Progress(address, info, found, known)
 
     # ------------------------------------------------------------------ what moves or goes
 

@@ -239,7 +239,7 @@ class Letters:
         look = Look(self._cluster, info, until, records=1)
         look.begin(0, self.first, self.end)
         native = await look.first(0)
-        return None if native is None else native.timestamp / 1000
+        return None if native is None else record_of(self.address, 0, native).timestamp
 
     # ------------------------------------------------------------------ moving
 
