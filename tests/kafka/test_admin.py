@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from brokerkit import connect
 from brokerkit.address import Topic, redrive_queue
 from brokerkit.driver import Source
 from brokerkit.drivers._log import Tracker
@@ -284,6 +285,25 @@ async def test_seek_is_refused_where_it_makes_no_sense() -> None:
         with pytest.raises(PositionLost):
             await r.admin.seek(Source(r.topic, GROUP, Start.position(positions[0])))
         assert (await r.stored())[0] is None
+
+
+async def test_a_group_with_live_members_is_neither_moved_nor_deleted() -> None:
+    async with opened(url()) as r, connect(url()) as broker:
+        async with broker.subscribe(r.topic, group=GROUP):
+            for refused in (r.admin.seek(Source(r.topic, GROUP, Start.LATEST)), r.admin.delete(r.topic, GROUP)):
+                with pytest.raises(ConfigError, match="live members; stop them first"):
+                    await refused
+            assert [place for place in (await r.stored()).values() if place] == [(0, "")] * 4
+        await r.admin.seek(Source(r.topic, GROUP, Start.LATEST))
+        await r.admin.delete(r.topic, GROUP)
+        assert set((await r.stored()).values()) == {None}
+
+
+async def test_a_topic_is_deleted_under_its_members() -> None:
+    async with opened(url()) as r, connect(url()) as broker:
+        async with broker.subscribe(r.topic, group=GROUP):
+            await r.admin.delete(r.topic, None)
+            assert await r.admin.describe(r.topic) is None
 
 
 # ---------------------------------------------------------------------- rights
