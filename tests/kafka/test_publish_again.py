@@ -121,6 +121,17 @@ async def test_a_lost_number_does_not_make_a_record_a_duplicate_of_an_abandoned_
         assert str(result.position).endswith("-2")
 
 
+async def test_an_error_that_may_come_after_storing_leaves_it_open(brokers: Pretender) -> None:
+    """A leader that has lost its partition while it waited for copies says what one says that never had it."""
+    async with driver(brokers.url) as made:
+        await a_number_in_use(made)
+        brokers.always = "late:not_leader_or_follower"
+        assert kinds(await publish(made, "a", timeout=0.3)) == [PublishUnknown]
+        brokers.always = None
+        assert kinds(await publish(made, "b")) == [Receipt]
+        assert values(brokers) == [b"first", b"a", b"b"]
+
+
 async def test_of_a_batch_in_doubt_each_call_has_its_own_deadline(brokers: Pretender) -> None:
     async with driver(brokers.url) as made:
         await a_number_in_use(made)
@@ -368,6 +379,24 @@ async def test_one_broker_that_lags_behind_makes_no_topic_vanish(brokers: Preten
         assert kinds(await publish(made, "a")) == [Receipt]
         brokers.blind.clear()
         assert kinds(await publish(made, "b")) == [Receipt]
+
+
+async def test_what_is_under_way_when_a_topic_vanishes_leaves_its_number_unused(brokers: Pretender) -> None:
+    async with driver(brokers.url) as made:
+        await a_number_in_use(made)
+        gate = asyncio.Event()
+        brokers.verdicts.append(gate)
+        brokers.arrived.clear()
+        waiting = asyncio.ensure_future(publish(made, "a"))
+        await brokers.arrived.wait()
+        brokers.denied["orders"] = ErrorCode.topic_authorization_failed
+        await cluster_of(made).refreshed(5)
+        assert kinds(await waiting) == [PublishUnknown]
+        gate.set()
+        brokers.denied.clear()
+        # With the number of the other this would be taken for it.
+        assert kinds(await publish(made, "b")) == [Receipt]
+        assert values(brokers) == [b"first", b"a", b"b"]
 
 
 async def test_a_topic_that_may_not_be_seen_is_told_and_comes_back(brokers: Pretender) -> None:
