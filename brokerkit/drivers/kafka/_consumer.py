@@ -6,7 +6,6 @@ The private queue of a group, where redriven letters go, is read in the same way
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
@@ -268,9 +267,7 @@ class TopicConsumer(Owner):
                 if under_way := copies.of(list(self._claims.values())):
                     await asyncio.wait(under_way)
             self._hand_back(list(self._held.values()))
-            with anyio.move_on_after(min(LEAVING, self._session) / 2):
-                with contextlib.suppress(BrokerError):
-                    await commits.stored()
+            await self._store(list(self._claims.values()), min(LEAVING, self._session) / 2)
             try:
                 await group.leave(timeout=min(LEAVING, self._session) / 2)
             except BrokerError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import math
@@ -235,12 +234,7 @@ class Owner(Reader):
         group, commits = self._group, self._commits
         assert group is not None
         assert commits is not None
-        with anyio.move_on_after(STORING):
-            while commits.concerns(claims):
-                with contextlib.suppress(BrokerError):
-                    await commits.stored()
-                    continue
-                await asyncio.sleep(2 * PAUSE)
+        await self._store(claims, STORING)
         # A commit that is under way still is of this generation: none of the next one may follow it.
         commits.drop(claims)
         claims = [claim for claim in claims if not claim.gone]
@@ -249,6 +243,17 @@ class Owner(Reader):
         if claims:
             group.let_go([claim.number for claim in claims])
         self._wake()
+
+    async def _store(self, claims: Collection[Claim], patience: float) -> None:
+        """Have everything of *claims* stored, within *patience* seconds."""
+        commits = self._commits
+        assert commits is not None
+        with anyio.move_on_after(patience):
+            while commits.concerns(claims):
+                try:
+                    await commits.stored()
+                except BrokerError:
+                    await asyncio.sleep(2 * PAUSE)
 
     def _forget(self, claim: Claim) -> None:
         """Have nothing to do with *claim* any more."""
