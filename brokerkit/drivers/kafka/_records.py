@@ -31,6 +31,7 @@ _OURS: Final = frozenset({ID, ATTEMPTS, DELIVERIES, DELAY, TIME})
 _POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(-?\d{1,19})-(\d{1,19})", re.ASCII)
 _LAST: Final = 253_402_300_799.0
 """The end of the year 9999, behind which Python knows no time; other clients may write any."""
+_LAST_MS: Final = int(_LAST) * 1000
 
 KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
 
@@ -91,11 +92,15 @@ def record_of(address: Address, partition: int, native: Native) -> Record:
     """Return what *native*, read from *partition*, says."""
     headers = native.headers
     timestamp = native.timestamp
-    if len(headers) > 1:
-        return _with_headers(address, partition, native, headers)
     id = ""
     own: tuple[tuple[str, bytes], ...] = ()
-    if headers:
+    if len(headers) > 1:
+        (first, told), (name, value) = headers[0], headers[1]
+        if len(headers) > 2 or first != ID or name in _OURS:
+            return _with_headers(address, partition, native, headers)
+        id = _text(told)  # and a content type: as most are that brokerkit writes
+        own = ((name, value or b""),)
+    elif headers:
         ((name, value),) = headers
         if name == ID:
             id = _text(value)
@@ -131,7 +136,7 @@ def _with_headers(
 
 
 def _time(ms: int) -> float:
-    return min(max(ms / 1000, 0.0), _LAST)
+    return ms / 1000 if 0 <= ms < _LAST_MS else min(max(ms / 1000, 0.0), _LAST)
 
 
 def due(native: Native) -> float | None:
