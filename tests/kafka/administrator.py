@@ -103,7 +103,7 @@ async def opened(url: str, topic: AnyTopic | None = None, **options: Any) -> Asy
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cluster.run, started, stopping)
         await started
-        outboxes.start(tasks)
+        outboxes.start()
         try:
             yield Opened(Context(cluster, outboxes, made, lambda _: None, {}), topic or named())
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import datetime as dt
 import time
 from collections.abc import AsyncIterator
@@ -409,3 +410,18 @@ async def test_a_group_that_may_not_be_seen(brokers: Pretender) -> None:
         with pytest.raises(AuthorizationError, match="group group"):
             await cluster_of(made).coordinator("group", timeout=5)
         assert brokers.seen[COORDINATOR] == 1
+
+
+async def test_what_is_begun_for_a_caller_knows_nothing_of_its_context(brokers: Pretender) -> None:
+    """A connection outlives the call that it was made for by far."""
+    span: contextvars.ContextVar[str] = contextvars.ContextVar("span", default="none")
+    seen: list[str] = []
+
+    async def task() -> None:
+        seen.append(span.get())
+
+    async with driver(brokers.url) as made:
+        span.set("of the caller")
+        cluster_of(made).begin(task)
+        await asyncio.sleep(0)
+        assert seen == ["none"]

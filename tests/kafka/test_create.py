@@ -17,7 +17,7 @@ from kio.schema.errors import ErrorCode
 from brokerkit.address import Address, Topic, redrive_queue
 from brokerkit.driver import Receipt
 from brokerkit.drivers.kafka._create import create
-from brokerkit.errors import AuthorizationError, BrokerUnavailable, ConfigError
+from brokerkit.errors import AuthorizationError, BrokerUnavailable, ConfigError, InvalidName
 from tests.servers.kafka import Endpoints, shared_kafka
 
 from .guests import guest
@@ -142,3 +142,14 @@ async def test_settings_that_the_cluster_cannot_keep_are_told_at_once() -> None:
     async with driver(endpoints.url(), replication=3) as made:
         with pytest.raises(ConfigError, match="replication"):
             await create(cluster_of(made), topic(), timeout=5)
+
+
+async def test_names_that_kafka_does_not_tell_apart_are_told() -> None:
+    endpoints = shared_kafka()
+    name = topic().name
+    async with driver(endpoints.url()) as made:
+        await create(cluster_of(made), topic(f"{name}.b"), timeout=10)
+        with pytest.raises(InvalidName, match="collides with existing topic"):
+            await create(cluster_of(made), topic(f"{name}_b"), timeout=10)
+    with endpoints.wire() as admin:
+        admin.delete([f"{name}.b"])

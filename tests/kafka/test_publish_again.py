@@ -188,6 +188,7 @@ async def test_a_broker_that_is_gone_is_unavailable_and_comes_back(brokers: Pret
         (result,) = await publish(made, "a", timeout=0.3)
         assert type(result) is BrokerUnavailable
         assert 0.28 < time.monotonic() - began < 0.6
+        assert isinstance(result.__cause__, OSError), "an error is wrapped once"
         waiting = asyncio.ensure_future(publish(made, "b"))
         await asyncio.sleep(0.1)
         await brokers.start(1)

@@ -173,7 +173,7 @@ class Calls:
     def _expire(self, call: AnyCall) -> None:
         """The time of *call* is up."""
         error = BrokerUnavailable("not stored before the deadline" + (f": {self.problem}" if self.problem else ""))
-        error.__cause__ = self.problem
+        error.__cause__ = self.problem.__cause__ if self.problem else None
         self.fail(call.entries, error)
 
 
@@ -182,7 +182,7 @@ def _unknown(error: BrokerError) -> PublishUnknown:
     if isinstance(error, PublishUnknown):
         return error
     unknown = PublishUnknown(f"it may be stored: {error}")
-    unknown.__cause__ = error
+    unknown.__cause__ = error.__cause__
     return unknown
 
 

@@ -7,10 +7,11 @@ one connection one after the other.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, cast
 
@@ -43,7 +44,6 @@ _GONE: Final = 0.3
 """Seconds for which brokers must say that a topic is gone: one alone may know less than others."""
 _LOOKING: Final = "looking"
 """Metadata is asked for on connections of its own: creating a topic, say, may hold up others for seconds."""
-_COORDINATOR_ERRORS: Final = {ErrorCode.coordinator_not_available, ErrorCode.coordinator_load_in_progress}
 
 
 class Partition(msgspec.Struct, frozen=True):
@@ -97,6 +97,7 @@ class Cluster:
         self._wires: set[Wire] = set()
         """All that are open, also those that only wait for their last answers."""
         self._tasks: TaskGroup | None = None
+        self._context = contextvars.Context()
         self._topics: dict[str, TopicInfo | BrokerError] = {}
         self._missing: dict[str, float] = {}
         """Since when a broker says that a topic is gone, until that is believed."""
@@ -121,6 +122,7 @@ class Cluster:
             AuthenticationError: the credentials were refused.
         """
         try:
+            self._context = contextvars.copy_context()
             async with anyio.create_task_group() as self._tasks:
                 await self._first_look()
                 started.set_result(None)
@@ -139,17 +141,20 @@ class Cluster:
             waiting, self._waiting = self._waiting, []
             _tell(waiting, Closed("the connection is closed"))
 
+    def begin(self, task: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
+        """Run *task* as one of the cluster's, which knows nothing of the context of whoever calls; only while it is open."""
+        if self._tasks is not None:
+            self._context.run(self._tasks.start_soon, task, *args)
+
     async def _first_look(self) -> None:
         """Ask each address of the URL until one answers."""
         patience = self.settings.connect_timeout
         problem = BrokerUnavailable(f"no broker of {self.settings.shown} answers")
         for node in self._first:
             try:
-                await self._look(node, patience if len(self._first) == 1 else min(patience, _LOOK))
+                return await self._look(node, patience if len(self._first) == 1 else min(patience, _LOOK))
             except BrokerUnavailable as error:
                 problem = error
-            else:
-                return
         raise problem
 
     @property
@@ -224,7 +229,7 @@ class Cluster:
         entry = self._lines.setdefault((node, line), _Line())
         if entry.waiting is None:
             entry.waiting = asyncio.get_running_loop().create_future()
-            self._tasks.start_soon(self._connect, node, line, entry, entry.waiting)
+            self.begin(self._connect, node, line, entry, entry.waiting)
         waiting = entry.waiting
         await asyncio.wait((waiting,), timeout=timeout)
         if not waiting.done():
@@ -294,8 +299,7 @@ class Cluster:
 
     def known(self, name: str) -> TopicInfo | None:
         """Return what is known of a topic, without asking."""
-        info = self._topics.get(name)
-        return info if isinstance(info, TopicInfo) else None
+        return info if isinstance(info := self._topics.get(name), TopicInfo) else None
 
     async def topic(self, name: str, *, timeout: float, fresh: bool = False) -> TopicInfo:
         """Return what the cluster says of a topic; with *fresh* it is asked now.
@@ -322,8 +326,7 @@ class Cluster:
 
     def trouble(self, name: str) -> BrokerError | None:
         """Return why a topic is not `known`, if it is known why."""
-        info = self._topics.get(name)
-        return info if isinstance(info, BrokerError) else None
+        return info if isinstance(info := self._topics.get(name), BrokerError) else None
 
     def stale(self) -> None:
         """Look at the cluster again soon: something is not as it was."""
@@ -441,8 +444,7 @@ class Cluster:
             AuthorizationError: the group may not be described.
             BrokerUnavailable: there is none within *timeout* seconds.
         """
-        node = self._coordinators.get(group)
-        if node is not None:
+        if (node := self._coordinators.get(group)) is not None:
             return node
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
@@ -456,7 +458,7 @@ class Cluster:
                 self.brokers.setdefault(node, (answer.host, int(answer.port)))
                 self._coordinators[group] = node
                 return node
-            if not answer.error_code.retriable and answer.error_code not in _COORDINATOR_ERRORS:
+            if not answer.error_code.retriable:
                 raise of_code(int(answer.error_code), f"DESCRIBE on group {group}")
             await asyncio.sleep(min(2 * PAUSE, max(0.0, end - loop.time())))
 
@@ -484,12 +486,11 @@ def _later(known: TopicInfo, told: TopicInfo) -> TopicInfo:
 
 def _tell(waiting: list[asyncio.Future[None]], error: BrokerError | None) -> None:
     for future in waiting:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(again(error))
+        if not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(again(error))
 
 
 def again(error: BrokerError) -> BrokerError:

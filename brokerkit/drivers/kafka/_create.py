@@ -99,7 +99,7 @@ async def _ask(cluster: Cluster, address: Address, timeout: float) -> BrokerErro
     code = cast("ErrorCode", result.error_code)
     if code in {ErrorCode.none, ErrorCode.topic_already_exists}:
         return None
-    refusal = of_code(int(code), f"CREATE on topic {address.name}")
+    refusal = of_code(int(code), f"CREATE on topic {address.name}", result.error_message)
     if code.retriable:
         return refusal
     if code in {ErrorCode.invalid_replication_factor, ErrorCode.invalid_partitions, ErrorCode.invalid_config}:

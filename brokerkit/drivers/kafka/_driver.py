@@ -79,7 +79,7 @@ class KafkaDriver:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(cluster.run, connected, self._hosted.stopping)
                 await connected
-                outboxes.start(tasks)
+                outboxes.start()
                 self._context = Context(cluster, outboxes, self._settings, self._emit, {})
                 self._admin = Admin(self._context)
                 started.set_result(None)

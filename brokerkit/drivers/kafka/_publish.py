@@ -6,8 +6,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from anyio.abc import TaskGroup
-
 from ...address import Address
 from ...driver import Record
 from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound, PublishUnknown, TooLarge
@@ -31,13 +29,11 @@ class Outboxes:
         self._boxes: dict[str, Outbox] = {}
         """By topic, for good: the numbers of its partitions are counted there."""
         self._now = asyncio.get_running_loop().time
-        self._tasks: TaskGroup | None = None
         self._sender: Sender | None = None
 
-    def start(self, tasks: TaskGroup) -> None:
-        """Send, with the help of *tasks*, from now on."""
-        self._tasks = tasks
-        self._sender = Sender(self._cluster, self._calls, tasks)
+    def start(self) -> None:
+        """Send from now on: the cluster is open."""
+        self._sender = Sender(self._cluster, self._calls)
         self._cluster.watchers.add(self._looked)
 
     async def idle(self) -> None:
@@ -52,7 +48,7 @@ class Outboxes:
         self._calls.close()
         for box in self._boxes.values():
             box.take_all()
-        self._tasks = self._sender = None
+        self._sender = None
 
     # ------------------------------------------------------------------ adding
 
@@ -196,8 +192,8 @@ class Outboxes:
             self._calls.fail(box.take_all(), error or BrokerUnavailable(f"nothing is known of topic {box.name}"))
         elif not box.derived:
             self._calls.fail(box.take_all(), _absent(box.address))
-        elif box.waiting and self._tasks is not None:
-            self._tasks.start_soon(self._make, box)
+        elif box.waiting:
+            self._cluster.begin(self._make, box)
 
     async def _make(self, box: Outbox) -> None:
         """Create a derived topic anew: something waits for it."""

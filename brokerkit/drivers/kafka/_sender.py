@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from anyio.abc import TaskGroup
 from kio.schema.errors import ErrorCode
 from kio.schema.init_producer_id.v4 import request as init
 
@@ -65,12 +64,11 @@ class _Sent:
 class Sender:
     """Sends what waits in lanes, and gives the results to calls."""
 
-    def __init__(self, cluster: Cluster, calls: Calls, tasks: TaskGroup) -> None:
+    def __init__(self, cluster: Cluster, calls: Calls) -> None:
         self.producer: Producer | None = None
         """Who sends, where nobody has before."""
         self._cluster = cluster
         self._calls = calls
-        self._tasks = tasks
         self._timeout = cluster.settings.timeout
         self._codec = CODECS[cluster.settings.compression]
         self._loop = asyncio.get_running_loop()
@@ -140,7 +138,7 @@ class Sender:
         if wire is None or not all(lane.takes(self.producer) for lane in lanes):
             for lane in lanes:
                 lane.busy = True
-            self._tasks.start_soon(self._prepare, node, lanes)
+            self._cluster.begin(self._prepare, node, lanes)
             return
         work: list[tuple[Lane, Batch]] = []
         size = 0
