@@ -188,6 +188,22 @@ async def test_a_member_with_a_name_comes_back_without_a_rebalance(endpoints: En
                 await settled([again, other, third], 4)
 
 
+async def test_what_was_on_its_way_from_a_member_with_a_name_goes_on_when_that_is_back(
+    endpoints: Endpoints, kafka: Cluster
+) -> None:
+    """It is given its share without a rebalance, and knows nothing of what it was about to let go."""
+    topic = made(endpoints, 2)
+    one = Member(kafka, topic, session=20, instance="w")
+    one.keep = True
+    one.start()
+    await one.group.join()
+    async with member(kafka, topic, session=20) as other:
+        await one.until(lambda: one.wanted)
+        await one.die()
+        async with member(kafka, topic, session=20, instance="w") as again:
+            await settled([again, other], 2)
+
+
 async def test_members_of_one_process_have_names_of_their_own(endpoints: Endpoints, kafka: Cluster) -> None:
     topic = made(endpoints, 4)
     async with member(kafka, topic, instance="w") as one, member(kafka, topic, instance="w") as two:

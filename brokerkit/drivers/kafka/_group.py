@@ -35,7 +35,7 @@ _PATIENCE: Final = 3.0
 _PARKED: Final = 5.0
 """Seconds until a request is made again that the coordinator answers when all others have come; that changes nothing."""
 _NAMING: Final = 2.0
-"""Seconds that being given a name may take: that is not given up half-way."""
+"""Seconds that being given a name may take, which is not given up half-way."""
 _SOON: Final = 0.1
 """Seconds between signs of life while partitions move from one member to another."""
 _MOVING: Final = 5.0
@@ -165,10 +165,9 @@ class Group:
         while True:
             try:
                 answer = await ask(self._cluster, self._group, self._member.leave(), timeout=_PATIENCE, line=_BEATS)
-            except BrokerUnavailable:
-                pass
-            except BrokerError:
-                return
+            except BrokerError as error:
+                if not isinstance(error, BrokerUnavailable):
+                    return
             else:
                 moved(self._cluster, self._group, answer.error_code)
                 if answer.error_code not in RETRY:
@@ -308,7 +307,10 @@ class Group:
             raise _Again
         self._check(answer.error_code, member.id)
         share = read_share(answer.assignment, self._topic)
-        unknown = self._hands.take(share, member.generation)
+        back = member.instance is not None and self._hands.generation < 0
+        # Who is back under its name gets what it had without a rebalance: nobody would let go what was on its way then.
+        if self._hands.take(share, member.generation) or (back and share.moving):
+            self._due.set()
         self._prove(sent, calm=True)
         self._moving_until = loop.time() + _MOVING if share.moving else -math.inf
         self._soon.set()
@@ -317,15 +319,12 @@ class Group:
             self._new.set()
         else:
             self._has_joined()
-        if unknown:
-            self._due.set()
         self._looked()
 
     async def _join(self, timeout: float) -> Any:
         """Return the answer of who joins; None if it has a name now, and has to come again."""
         id, self._count = self._member.id, self._known()
-        request = self._member.join(self._hands.claim(self._count), self._session)
-        answer = await self._ask(request, timeout)
+        answer = await self._ask(self._member.join(self._hands.claim(self._count), self._session), timeout)
         if answer.error_code is ErrorCode.member_id_required:
             self._member.id = answer.member_id
             return None
