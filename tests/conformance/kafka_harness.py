@@ -44,6 +44,7 @@ class KafkaHarness(Harness):
             self.cluster.start()
             self.endpoints = self.cluster.endpoints
             with self.endpoints.wire() as admin:
+                admin.coordinator("group")
                 admin.allow(rights(PREFIX))
         else:
             self.endpoints = shared_kafka(self.version, rights=True)

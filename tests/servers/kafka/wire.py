@@ -15,7 +15,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Self, TypeAlias
 
-LIST_OFFSETS, METADATA, CREATE_TOPICS, DELETE_TOPICS, DESCRIBE_ACLS, CREATE_ACLS, DELETE_ACLS = 2, 3, 19, 20, 29, 30, 31
+LIST_OFFSETS, METADATA, FIND_COORDINATOR, CREATE_TOPICS, DELETE_TOPICS, DESCRIBE_ACLS, CREATE_ACLS, DELETE_ACLS = (
+    2,
+    3,
+    10,
+    19,
+    20,
+    29,
+    30,
+    31,
+)
 ALTER_SCRAM = 51
 PATIENCE: Final = 30.0
 
@@ -167,6 +176,19 @@ class Wire:
             if not error:
                 found[name] = partitions
         return Cluster(brokers, controller, found)
+
+    def coordinator(self, group: str) -> int:
+        """Return which broker looks after *group*; the first time that anybody asks a cluster makes the topic for that."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            answer = self.ask(FIND_COORDINATOR, 1, text(group) + b"\0")
+            answer.number("i")
+            code, said = answer.number("h"), answer.text()
+            if not code:
+                return answer.number("i")
+            if time.monotonic() > end:
+                raise Refused(f"coordinator: error {code} {said}")
+            time.sleep(0.02)
 
     def create(self, topic: str, partitions: int = 1, settings: Mapping[str, str] | None = None) -> None:
         """Create a topic, stored as often as the cluster does by default; return when this broker knows it."""
