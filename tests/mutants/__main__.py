@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import servers
+from tests.servers import kafka
 
 from .farm import WHOLE, Farm, Project, Verdict
+from .kafka import CONSUMED, FETCHED, GUARDED, PUBLISHED
 from .lua import check
 from .mutant import Mutant
 from .outcomes import OUTCOMES
@@ -23,7 +25,8 @@ from .running import RUNNING
 from .topics import ELSEWHERE, TOPICS, TRACKER
 
 REDIS: tuple[Mutant, ...] = (*LINK, *PUBLISHING, *SERVED_QUEUES, *SERVED_TOPICS)
-ALL: tuple[Mutant, ...] = (*SETTLING, *QUEUES, *TOPICS, *TRACKER, *ELSEWHERE, *OUTCOMES, *RUNNING, *REDIS)
+KAFKA: tuple[Mutant, ...] = (*PUBLISHED, *FETCHED, *CONSUMED, *GUARDED)
+ALL: tuple[Mutant, ...] = (*SETTLING, *QUEUES, *TOPICS, *TRACKER, *ELSEWHERE, *OUTCOMES, *RUNNING, *REDIS, *KAFKA)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -60,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     whole = 0.0 if options.named else WHOLE
     try:
-        verdicts = Farm(Project(ROOT), check=check, workers=options.workers, whole=whole).run(chosen, say)
+        with kafka.Run():  # one broker for all of them, if any of them needs one
+            verdicts = Farm(Project(ROOT), check=check, workers=options.workers, whole=whole).run(chosen, say)
     finally:
         servers.stop_shared()
     print(table(verdicts))

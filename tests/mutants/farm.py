@@ -40,11 +40,13 @@ LIBRARIES: Final = (
     "uvloop",
     "hiredis",
     "redis.asyncio",
+    "aiokafka.record.default_records",
     "trustme",
 )
 """Imported once and shared by all forks; never brokerkit, which each fork takes from its own copy."""
 SUITES: Final[Mapping[str, tuple[str, ...]]] = {
     "brokerkit/drivers/redis/": ("tests/redis", "tests/conformance/test_redis.py"),
+    "brokerkit/drivers/kafka/": ("tests/kafka", "tests/conformance/test_kafka.py"),
     "": ("tests/conformance/test_memory.py", "tests/unit"),
 }
 """All tests that may catch a mutant of a file, by how its path begins: the first that fits."""

@@ -50,3 +50,8 @@ def served(*names: str) -> tuple[str, ...]:
 def driver(module: str, *tests: str) -> tuple[str, ...]:
     """Return the ids of *tests* of ``tests/redis``; those of several servers end with ``[redis]``."""
     return tuple(f"tests/redis/{module}.py::{test}" for test in tests)
+
+
+def broker(module: str, *tests: str) -> tuple[str, ...]:
+    """Return the ids of *tests* of ``tests/kafka``."""
+    return tuple(f"tests/kafka/{module}.py::{test}" for test in tests)

@@ -13,7 +13,7 @@ from itertools import chain, pairwise
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from aiokafka.errors import UnsupportedCodecError  # pyright: ignore[reportMissingTypeStubs]
-from aiokafka.record.default_records import DefaultRecordBatch  # pyright: ignore[reportMissingTypeStubs]
+from aiokafka.record.default_records import DefaultRecord, DefaultRecordBatch  # pyright: ignore[reportMissingTypeStubs]
 from aiokafka.record.legacy_records import LegacyRecordBatch  # pyright: ignore[reportMissingTypeStubs]
 
 from ...errors import BrokerError, ConfigError
@@ -62,6 +62,7 @@ class _Decoder(Protocol):
 
 _current: Callable[[memoryview], _Decoder] = cast("Any", DefaultRecordBatch)
 _old: Callable[[memoryview, int], _Decoder] = cast("Any", LegacyRecordBatch)
+_record: Callable[..., Native] = cast("Any", DefaultRecord)
 
 
 Decoded: TypeAlias = list[Native]
@@ -195,12 +196,18 @@ def _split_old(data: bytes, at: int, offset: int, next: int, batches: list[Batch
             raise damaged(place, next, "its head makes no sense")
         if base >= next:
             records = _opened(_old(memoryview(data)[at:end], form), base, place)
-            made = [record for record in _all(records, base, place) if record.offset >= offset]
+            made = [_renewed(record) for record in _all(records, base, place) if record.offset >= offset]
             next = base + 1
             if made:
                 batches.append(Batch(data, at, end, made[0].offset, next, len(made), made))
         at = end
     return at, next
+
+
+def _renewed(record: Native) -> Native:
+    """Return *record* as one of the current format, in which each has a time: -1 where none was written."""
+    timestamp: int | None = record.timestamp
+    return _record(record.offset, -1 if timestamp is None else timestamp, 0, record.key, record.value, [])
 
 
 def records(answer: Answer, place: str) -> Decoded:
