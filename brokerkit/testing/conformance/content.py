@@ -194,6 +194,11 @@ class Content(Suite):
             assert message.attempt == 2
             await message.reject("y" * 100_000)
             await system.nothing(messages)
+
+            async def stored() -> bool:
+                return bool(await system.browse(broker, system.letters(address)))
+
+            await system.eventually(stored)
             (letter,) = await system.browse(broker, system.letters(address))
             assert letter.body == b"x" * MAX_BODY
             assert letter.headers == headers
