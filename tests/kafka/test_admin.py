@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import re
 import time
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from brokerkit.address import Topic, redrive_queue
 from brokerkit.driver import Source
 from brokerkit.drivers._log import Tracker
 from brokerkit.drivers.kafka import _remove
-from brokerkit.errors import AuthorizationError, ConfigError, NotFound, PositionLost
+from brokerkit.errors import AuthorizationError, BrokerUnavailable, ConfigError, NotFound, PositionLost
 from brokerkit.policy import Start
 from tests.servers.access import USER
 from tests.servers.kafka import Right, shared_kafka
@@ -151,6 +153,22 @@ async def test_many_derived_topics_are_deleted(monkeypatch: pytest.MonkeyPatch) 
                 wire.create(f"{r.topic.name}..g{number}..dead")
         await r.admin.delete(r.topic, None)
         assert left_of(r.topic.name) == []
+
+
+async def test_deleting_goes_on_at_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(url(), named(1)) as r:
+        await r.admin.declare(r.topic)
+        some, calls = _remove._delete_some, itertools.count()
+
+        async def unlucky(*args: Any) -> Any:
+            if not next(calls):
+                raise BrokerUnavailable("that one is down")
+            return await some(*args)
+
+        monkeypatch.setattr(_remove, "_delete_some", unlucky)
+        await r.admin.delete(r.topic, None)
+        assert left_of(r.topic.name) == []
+        assert next(calls) == 2
 
 
 # ---------------------------------------------------------------------- backlog

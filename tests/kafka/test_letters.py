@@ -167,7 +167,7 @@ async def test_a_claim_of_long_ago_is_not_waited_for() -> None:
 
 
 async def test_waiting_for_somebody_elses_claim_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_letters, "TIMEOUT", 0.5)
+    monkeypatch.setattr(_letters, "TIMEOUT", 3.0)
     async with opened(url()) as r:
         await r.admin.declare(r.topic)
         positions = await r.bury(["a", "b"])
@@ -181,8 +181,28 @@ async def test_waiting_for_somebody_elses_claim_has_an_end(monkeypatch: pytest.M
         assert await r.ids(r.letters) == ["a"]
 
 
-async def test_a_letter_that_cannot_be_stored_stays() -> None:
-    async with opened(url()) as r:
+async def test_a_letter_that_goes_while_it_is_claimed_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = named()
+    async with opened(url(), topic) as r, opened(url(), topic) as other:
+        await r.admin.declare(topic)
+        positions = await r.bury(["a", "b"])
+        letters = r.admin._of(r.letters)
+        note = letters._note
+
+        async def late(mark: Mark, until: float) -> int:
+            if mark.claim is not None:
+                assert outcome(await other.admin.redrive(r.letters, positions[:1], r.again)) == "m"
+            return await note(mark, until)
+
+        monkeypatch.setattr(letters, "_note", late)
+        assert outcome(await r.admin.redrive(r.letters, positions, r.again)) == "gm"
+        assert sorted(await r.ids(r.again)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [PublishUnknown("no answer"), NotFound("the queue is missing")], ids=repr)
+async def test_a_letter_that_cannot_be_stored_stays(error: BrokerError) -> None:
+    topic = named()
+    async with opened(url(), topic) as r, opened(url(), topic) as other:
         await r.admin.declare(r.topic)
         positions = await r.bury(["a", "b", "c"])
         publish = r.context.outboxes.publish
@@ -192,16 +212,17 @@ async def test_a_letter_that_cannot_be_stored_stays() -> None:
                 return await publish(records, timeout)
             good = [record for record in records if record.id != "b"]
             stored = iter(await publish(good, timeout))
-            return [PublishUnknown("no answer") if record.id == "b" else next(stored) for record in records]
+            return [error if record.id == "b" else next(stored) for record in records]
 
         letters = r.admin._of(r.letters)
         letters._outboxes = type("Failing", (), {"publish": staticmethod(failing)})()
         results = await r.admin.redrive(r.letters, positions, r.again)
         assert outcome(results) == "mfm"
-        assert isinstance(results[1], PublishUnknown)
+        assert str(error) in str(results[1])
         assert await r.ids(r.letters) == ["b"]
-        letters._outboxes = r.context.outboxes
-        assert outcome(await r.admin.redrive(r.letters, positions, r.again)) == "gmg"
+        began = asyncio.get_running_loop().time()
+        assert outcome(await other.admin.redrive(r.letters, positions, r.again)) == "gmg"
+        assert asyncio.get_running_loop().time() - began < 10  # the claim has ended
 
 
 async def test_a_redrive_that_cannot_be_noted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,11 @@ _KEPT: Final = 64
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a page ended: by partition, the next offset and the latest time that was shown of it."""
+    """Where a page ended: the next offset of each partition."""
 
     id: object
     """That of the topic."""
     offsets: tuple[int, ...]
-    times: tuple[int, ...]
 
 
 class Places:
@@ -68,11 +67,9 @@ async def browse_topic(
     info = await cluster.topic(topic.name, timeout=_left(until), fresh=after is None)
     count = len(info.partitions)
     begin = [0] * count
-    times = [-1] * count
     if after is not None:
         kept = places.get(after, info) or await _behind(cluster, info, after, until)
         begin = [*kept.offsets, *begin][:count]  # partitions may have been added since
-        times = [*kept.times, *times][:count]
     if start is not None and start.kind != "earliest":
         wanted = await resolve(cluster, topic, start, timeout=_left(until))
         begin = [max(*pair) for pair in zip(begin, wanted, strict=False)]
@@ -80,26 +77,21 @@ async def browse_topic(
     look = Look(cluster, info, until, records=limit)
     for number, (first, end) in (await bounds(cluster, info, range(count), timeout=_left(until))).items():
         look.begin(number, max(begin[number], first), end)
-    found = await _merge(look, range(count), limit, times)
+    found = await _merge(look, range(count), limit)
     stored = [_stored(topic, number, native) for number, native in found]
     if stored:
         offsets = tuple(look.at(number) for number in range(count))
-        places.put(stored[-1].position, Place(info.id, offsets, tuple(times)))
+        places.put(stored[-1].position, Place(info.id, offsets))
     return stored
 
 
-async def _merge(look: Look, partitions: Collection[int], limit: int, times: list[int]) -> list[tuple[int, Native]]:
-    """Take *limit* records in the order of their times, each partition in its own order.
-
-    Where the times of a partition go back, a record counts as being as late as the one before it: *times* has, by
-    partition, the latest that was seen.
-    """
+async def _merge(look: Look, partitions: Collection[int], limit: int) -> list[tuple[int, Native]]:
+    """Take *limit* records in the order of their times, each partition in its own order."""
     heads: list[tuple[int, int]] = []
 
     async def push(number: int) -> None:
         if (native := await look.first(number)) is not None:
-            times[number] = max(times[number], native.timestamp)
-            heapq.heappush(heads, (times[number], number))
+            heapq.heappush(heads, (native.timestamp or 0, number))  # the oldest format has no times
 
     for number in partitions:
         await push(number)
@@ -127,7 +119,7 @@ async def _behind(cluster: Cluster, info: TopicInfo, after: str, until: float) -
     offsets = [found[number][0] if found[number][0] >= 0 else ends[number][0] for number in sorted(wanted)]
     if partition < len(offsets):
         offsets[partition] = offset + 1
-    return Place(info.id, tuple(offsets), (-1,) * len(offsets))
+    return Place(info.id, tuple(offsets))
 
 
 async def browse_log(
@@ -166,7 +158,8 @@ async def browse_log(
 
 def _stored(address: Address, number: int, native: Native) -> StoredRecord:
     record = record_of(address, number, native)
-    return StoredRecord(record, position(address.name, number, native.timestamp, native.offset), record.deliveries)
+    place = position(address.name, number, native.timestamp or 0, native.offset)
+    return StoredRecord(record, place, record.deliveries)
 
 
 def _left(until: float) -> float:

@@ -409,7 +409,7 @@ class Letters:
                 await self._remove(self.address.name, info, first, until)
                 self.start = max(self.start, first)
             self._claimed((), 0)
-            nothing = self.start == self.end and self._below <= self.start and max(self._gone, default=-1) < self.start
+            nothing = self._below <= self.start and max(self._gone, default=-1) < self.start
             if nothing and not self._claims and self._seen is not None and self._begins < self._at:
                 log = await self._cluster.topic(self._log.name, timeout=_left(until))
                 if log.id == self._seen:

@@ -15,7 +15,7 @@ from kio.schema.metadata.v12 import request as metadata_requests
 
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
 from ._cluster import PAUSE, Cluster
-from ._errors import RETRY, STALE_COORDINATOR, Unanswered, of_code
+from ._errors import RETRY, STALE_COORDINATOR, of_code
 
 _TRY: Final = 10.0
 """Seconds that one request may take."""
@@ -67,8 +67,9 @@ async def delete_topics(cluster: Cluster, names: Sequence[str], *, timeout: floa
                 raise problem
             try:
                 left, found = await _delete_some(cluster, left, min(_TRY, end - loop.time()))
-            except Unanswered as error:  # whatever became of it, asking again does no harm
+            except BrokerUnavailable as error:  # whatever became of it, asking again does no harm
                 found = error
+                cluster.stale()  # the controller may be another broker by now
             problem = found or problem
             if left:
                 await asyncio.sleep(PAUSE)
