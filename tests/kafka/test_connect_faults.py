@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
 import time
 import traceback
@@ -213,3 +215,30 @@ async def test_a_password_that_was_refused_is_not_tried_again_at_once(tmp_path: 
             (await open_wire(made)).close()
         assert made.found.refused is None
         assert made.found.wait == 0
+
+
+async def test_an_address_that_is_silent_does_not_keep_from_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as sockets:
+        silent = sockets.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(4):  # behind these, nobody is let in or refused
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        nothing = raw(b"\0" + bytes(4) + b"\1\0" + bytes(4) + b"\1\0")  # no brokers and no topics
+        async with Liar({METADATA: nothing}) as liar:
+            places = [silent.getsockname(), ("127.0.0.1", liar.port)]
+
+            async def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
+                return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+
+            loop = asyncio.get_running_loop()
+            real = loop.getaddrinfo
+            monkeypatch.setattr(
+                loop,
+                "getaddrinfo",
+                lambda host, *a, **k: (look_up if host == "kafka.internal" else real)(host, *a, **k),
+            )
+            wire = await open_wire(read("kafka://kafka.internal:1", connect_timeout=2))
+            wire.close()

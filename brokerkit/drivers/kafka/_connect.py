@@ -7,7 +7,9 @@ import contextlib
 import functools
 import importlib.metadata
 import re
+import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,7 +121,7 @@ class _Attempt:
             return self.wire
 
         try:
-            await asyncio.get_running_loop().create_connection(made, self.host, self.port, ssl=context)
+            await self._reach(made, context)
         except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
             if context is None:
                 raise
@@ -139,6 +141,28 @@ class _Attempt:
         if code:
             raise of_code(code, self.what)
         return wire
+
+    async def _reach(self, made: Callable[[], Wire], context: ssl.SSLContext | None) -> None:
+        """Connect to an address of the host: one that is silent does not take the time of the others."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.settings.connect_timeout
+        known = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        places = list(dict.fromkeys(info[4][:2] for info in known))
+        name = None if context is None else self.host
+        failure: OSError | None = None
+        for left in range(len(places), 0, -1):
+            host, port = places[-left]
+            try:
+                async with asyncio.timeout((end - loop.time()) / left):
+                    await loop.create_connection(made, str(host), int(port), ssl=context, server_hostname=name)
+            except ssl.SSLError:
+                raise
+            except OSError as error:  # a TimeoutError is one
+                if failure is None or isinstance(failure, TimeoutError):  # it says least
+                    failure = error
+            else:
+                return
+        raise failure or OSError(f"{self.host} has no address")
 
     async def _check_open(self, wire: Wire) -> None:
         """Refuse a port that wants a password: it answers nothing but questions about logging in."""

@@ -205,7 +205,7 @@ class Wire(asyncio.Protocol):
         try:
             answer = asked.request.read(frame)
         except Exception as cause:
-            text = f"the answer of {self.place} to {asked.request.name} cannot be read"
+            text = f"the answer of {self.place} to {asked.request.name} cannot be read (is the broker newer than kio?)"
             unreadable = caused(BrokerError(f"{text}: {type(cause).__name__}: {one_line(str(cause))}"), cause)
             _fail(asked.answer, unreadable)
             self._end(unreadable, str(unreadable))
