@@ -59,7 +59,7 @@ async def test_an_address_that_is_frozen_is_passed_over(brokers: Pretender, monk
     async with Liar(mute=True) as frozen:
         began = time.monotonic()
         async with driver(f"kafka://127.0.0.1:{frozen.port},127.0.0.1:{brokers.ports[1]}") as made:
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 2
             assert (await cluster_of(made).topic("orders", timeout=1)).partitions
         await frozen.idle.wait()
 
@@ -70,7 +70,7 @@ async def test_no_broker_that_answers_is_told_in_time() -> None:
         with pytest.raises(BrokerUnavailable):
             async with driver(f"kafka://127.0.0.1:{frozen.port}", connect_timeout=0.3):
                 pass
-        assert 0.25 < time.monotonic() - began < 1
+        assert 0.25 < time.monotonic() - began < 2
         await frozen.idle.wait()
     with pytest.raises(BrokerUnavailable, match=str(frozen.port)):
         async with driver(f"kafka://127.0.0.1:{frozen.port}"):
@@ -140,7 +140,7 @@ async def test_no_answer_in_time_ends_the_connection_and_the_next_call_makes_ano
         began = time.monotonic()
         with pytest.raises(Unanswered):
             await cluster.call(1, request(), timeout=0.2)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 1.5
         with pytest.raises(Unanswered):
             await first
         brokers.slow.pop(INIT).set()
@@ -163,7 +163,7 @@ async def test_a_cancelled_call_leaves_the_connection_usable(brokers: Pretender)
 
 
 async def test_any_broker_is_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brokerkit.drivers.kafka._cluster._LOOK", 0.3)
+    monkeypatch.setattr("brokerkit.drivers.kafka._cluster._LOOK", 1.0)
     async with Pretender(3) as three, driver(three.url) as made:
         cluster = cluster_of(made)
         await cluster.call(None, request(), timeout=5)
@@ -171,10 +171,10 @@ async def test_any_broker_is_one_that_answers(monkeypatch: pytest.MonkeyPatch) -
         three.freeze(used)
         began = time.monotonic()
         await cluster.call(None, request(), timeout=5)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         began = time.monotonic()
         await cluster.call(None, request(), timeout=5)  # nobody asks the frozen one again
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 0.9
         three.thaw(used)
 
 
@@ -251,7 +251,7 @@ async def test_no_broker_that_answers_is_told_at_the_end_of_the_time(brokers: Pr
         began = time.monotonic()
         with pytest.raises(BrokerUnavailable):
             await cluster.topic("orders", timeout=0.4)
-        assert 0.35 < time.monotonic() - began < 0.8
+        assert 0.35 < time.monotonic() - began < 1.5
         assert isinstance(cluster.problem, BrokerUnavailable)
         waiting = asyncio.ensure_future(cluster.topic("orders", timeout=5))
         await asyncio.sleep(0.1)
@@ -274,7 +274,7 @@ async def test_one_broker_that_knows_less_is_not_believed_at_once(brokers: Prete
         began = time.monotonic()
         with pytest.raises(NotFound):
             await cluster.topic("orders", timeout=5, fresh=True)
-        assert 0.25 < time.monotonic() - began < 1
+        assert 0.25 < time.monotonic() - began < 2
         assert cluster.known("orders") is None
 
 
@@ -330,7 +330,7 @@ async def test_looks_are_paced_and_shared(brokers: Pretender) -> None:
         while time.monotonic() - began < 10 * PAUSE:
             cluster.stale()
             await asyncio.sleep(0)
-        assert 3 <= brokers.seen[METADATA] - before <= 11
+        assert 2 <= brokers.seen[METADATA] - before <= 11
         await asyncio.sleep(2 * PAUSE)
         before = brokers.seen[METADATA]
         await asyncio.sleep(4 * PAUSE)

@@ -150,7 +150,7 @@ async def test_a_broker_that_is_frozen_for_longer_than_a_deadline_leaves_it_open
                 await asyncio.sleep(pause)
                 one.thaw()
                 await storm.more()
-        assert storm.slowest < 1.0
+        assert storm.slowest < 2.5
         assert any(isinstance(outcome, PublishUnknown) for outcome in storm.outcomes.values())
         await storm.check(one)
 
@@ -251,7 +251,7 @@ async def test_rights_that_are_taken_and_given_back() -> None:
                 began = time.monotonic()
                 results = await made.publish([record(to, f"bad {turn}", b"k"), record(to, "c", b"k")], timeout=5)
                 assert kinds(results) == [AuthorizationError, NotAttempted]
-                assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 2
             who.forbid(describe)
             await cluster_of(made).refreshed(5)
             (result,) = await made.publish([record(to, "bad", b"k")], timeout=5)
@@ -307,7 +307,7 @@ async def test_publishing_is_refused_while_copies_are_missing(three: KafkaCluste
             for node in gone:
                 await asyncio.to_thread(three.revive, node)
             await storm.more(200)
-        assert storm.slowest < 1.5
+        assert storm.slowest < 3.0
         await storm.check(three)
 
 
