@@ -252,14 +252,20 @@ async def one_instance(stage: Stage, cluster: KafkaCluster) -> Verdict:
 
 
 async def storm(stage: Stage, cluster: KafkaCluster) -> Verdict:
-    """Let members join and leave, one after the other, as fast as that goes."""
-    await stage.start("service", "hand", "producer", work=0.02)
-    for _ in stage.rounds(range(6), range(60)):
-        if len(stage.consumers) > 2 and stage.random.random() < 0.6:
-            await stage.stop(stage.random.choice(stage.consumers))
-        else:
-            await stage.start(stage.random.choice(("service", "hand")), work=0.02)
-        await asyncio.sleep(0.2)
+    """Let a member join or leave twice a second, for a minute."""
+    members = await stage.start("service", "hand", work=0.02)
+    await stage.start("producer")
+
+    async def join() -> None:
+        members.extend(await stage.start(stage.random.choice(("service", "hand")), work=0.02))
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in stage.rounds(range(8), range(120)):
+            if len(members) > 2 and stage.random.random() < 0.6:
+                tasks.create_task(stage.stop(members.pop(stage.random.randrange(len(members)))))
+            elif len(stage.consumers) < 6:
+                tasks.create_task(join())
+            await asyncio.sleep(0.5)
     await stage.flow(timeout=FAILOVER)
     return await stage.finish()
 

@@ -72,8 +72,7 @@ class Group:
         self._base = instance
         self._member = Member(group, topic)
         self._hands = Hands(group, session, told)
-        self.problem: BrokerError | None = None
-        """What keeps it from taking part at the moment."""
+        self._problems: dict[str, BrokerError] = {}
         self._lives = 0
         """How often membership was lost."""
         self._count = -1
@@ -84,7 +83,8 @@ class Group:
         self._turns = 0
         """How many rounds have begun or ended: what was sent before says nothing about what is now."""
         self._due, self._new, self._soon = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._changes: set[asyncio.Future[None]] = set()
+        self._change = asyncio.Event()
+        """Set, and made anew, when it shares out anew or does so without us."""
         self._joining: asyncio.Future[None] | None = None
         self._joined = self._left = False
         self._since = math.inf
@@ -100,6 +100,11 @@ class Group:
     def owned_until(self) -> float:
         """Until when what it holds is certainly its own, on the loop's clock."""
         return self._hands.owned_until
+
+    @property
+    def problem(self) -> BrokerError | None:
+        """What keeps it from taking part at the moment."""
+        return next(iter(self._problems.values()), None)
 
     # ------------------------------------------------------------------ taking part
 
@@ -131,9 +136,9 @@ class Group:
         try:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
-                tasks.start_soon(self._persist, self._live)
-                tasks.start_soon(self._persist, self._place)
-                await self._persist(self._take_part)
+                tasks.start_soon(self._persist, self._live, "signs of life")
+                tasks.start_soon(self._persist, self._place, "positions")
+                await self._persist(self._take_part, "rounds")
         finally:
             self._scope = None
             self._cluster.watchers.discard(self._looked)
@@ -195,7 +200,6 @@ class Group:
     def _prove(self, sent: float, *, calm: bool) -> None:
         if not self._left and self._hands.prove(sent, calm=calm):
             self._since = asyncio.get_running_loop().time()
-            self._trouble(None)
 
     def _lose(self) -> None:
         """Be no member any more."""
@@ -207,10 +211,8 @@ class Group:
         self._changed()
 
     def _changed(self) -> None:
-        for waiting in self._changes:
-            if not waiting.done():
-                waiting.set_result(None)
-        self._changes.clear()
+        self._change.set()
+        self._change = asyncio.Event()
 
     def _has_joined(self) -> None:
         self._joined = True
@@ -219,7 +221,7 @@ class Group:
 
     # ------------------------------------------------------------------ surviving
 
-    async def _persist(self, once: Callable[[], Awaitable[None]]) -> None:
+    async def _persist(self, once: Callable[[], Awaitable[None]], what: str) -> None:
         """Do *once* again and again, whatever happens, until there is no hope."""
         pause = PAUSE
         while True:
@@ -230,7 +232,7 @@ class Group:
             except BrokerError as error:
                 if self._hopeless(error):
                     self._give_up(error)
-                self._trouble(error)
+                self._trouble(what, error)
                 wait = pause if isinstance(error, BrokerUnavailable) else _LONG
                 pause = min(2 * pause, _LONG, self._session / 4)
             except Exception as error:
@@ -239,8 +241,10 @@ class Group:
                 problem.__cause__ = error
                 if self._hopeless(problem):
                     self._give_up(problem)
+                self._trouble(what, problem)
                 wait = _LONG
             else:
+                self._trouble(what, None)
                 pause, wait = PAUSE, 0.0
             await asyncio.sleep(wait)
 
@@ -261,13 +265,17 @@ class Group:
         if self._scope is not None:
             self._scope.cancel()
 
-    def _trouble(self, error: BrokerError | None) -> None:
-        """Note what keeps it from taking part, and tell the log of the first of several."""
-        if error is not None and self.problem is None:
+    def _trouble(self, of: str, error: BrokerError | None) -> None:
+        """Note what *of* fails with, and tell the log of the first problem and the end of the last."""
+        before = self.problem
+        if error is None:
+            self._problems.pop(of, None)
+        else:
+            self._problems[of] = error
+        if error is not None and before is None:
             logger.warning("group %s: %s", self._group, error)
-        elif error is None and self.problem is not None:
+        elif before is not None and self.problem is None:
             logger.info("group %s: its coordinator answers again", self._group)
-        self.problem = error
 
     # ------------------------------------------------------------------ rounds
 
@@ -450,7 +458,8 @@ class Group:
             if not left or time <= 0:
                 return failed | dict.fromkeys(left, problem)
             if self._hands.generation != self._member.generation:
-                await self._change(time)
+                with anyio.move_on_after(time):
+                    await self._change.wait()
                 continue
             try:
                 codes = await self._commit(left, min(time, ATTEMPT))
@@ -487,13 +496,3 @@ class Group:
             else:
                 moved(self._cluster, self._group, code)
         return codes
-
-    async def _change(self, timeout: float) -> None:
-        """Wait until the group has shared out anew, or does so without us."""
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._changes.add(waiting)
-        try:
-            with anyio.move_on_after(timeout):
-                await waiting
-        finally:
-            self._changes.discard(waiting)
