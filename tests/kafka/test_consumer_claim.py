@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import pytest
 
-from brokerkit.address import AnyQueue, AnyTopic, Topic, redrive_queue
+from brokerkit.address import AnyQueue, AnyTopic, Topic
 from brokerkit.driver import Delivery
 from brokerkit.drivers._log import Tracker
 from brokerkit.drivers.kafka._claim import Claim, Lease, lease_of
@@ -16,7 +16,6 @@ from brokerkit.drivers.kafka._records import Native
 from brokerkit.policy import LOG_AHEAD, LOG_WINDOW
 
 TOPIC = Topic("orders", bytes)
-AGAIN = redrive_queue(TOPIC, "billing")
 
 
 class Entry:
@@ -430,45 +429,3 @@ def test_the_note_never_passes_what_is_unsettled() -> None:
     assert base == 0
     tracker = Tracker.decode(base, note)
     assert (tracker.high, tracker.in_hand) == (50, 10)
-
-
-# ---------------------------------------------------------------------- the redrive queue, whose records may be due later
-
-
-def queue(*entries: tuple[int, float]) -> Hand:
-    """Return a claim on records with an offset and a delay each, stored at the time 1000."""
-    log = FakeLog()
-    for offset, delay in entries:
-        log.add(offset, ("bk-delay", b"%.3f" % delay), ("bk-time", b"5000"))
-    return Hand(log, address=AGAIN)
-
-
-def test_a_record_that_is_not_due_waits_and_others_go_on() -> None:
-    hand = queue((0, 0.0), (1, 5.0), (2, 0.0), (3, 2.0))
-    assert hand.take() == [0, 2]
-    assert hand.of(0).record.timestamp == 5.0
-    hand.now = 1002.0
-    assert hand.take() == [3]
-    hand.now = 1005.0
-    assert hand.take() == [1]
-    hand.settle(0, 1, 2, 3)
-    assert hand.claim.note() == (4, "")
-
-
-def test_what_waits_for_its_time_is_not_counted_when_its_owner_dies() -> None:
-    hand = queue((0, 5.0), (1, 0.0))
-    assert hand.take() == [1]
-    log = FakeLog()
-    log.add(0, ("bk-delay", b"5"), ("bk-time", b"1"))
-    log.add(1)
-    heir = hand.heir(log)
-    assert heir.take() == [1]
-    heir.now = 1005.0
-    assert heir.take() == [0]
-    assert (heir.of(0).deliveries, heir.of(1).deliveries) == (1, 2)
-
-
-def test_the_first_time_that_something_is_due_is_known() -> None:
-    hand = queue((0, 5.0), (1, 3.0))
-    assert hand.take() == []
-    assert hand.claim.later[0] == (1003.0, 1)

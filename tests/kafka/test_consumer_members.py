@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +12,8 @@ import pytest_asyncio
 from brokerkit.address import AnyTopic
 from brokerkit.driver import Delivery, Receipt, Record, Settlement
 from brokerkit.drivers.kafka import _owner
-from brokerkit.errors import BrokerError, BrokerUnavailable, DeliveryLost
+from brokerkit.drivers.kafka._claim import lease_of
+from brokerkit.errors import BrokerError, BrokerUnavailable, DeliveryLost, PositionLost
 from tests.servers.kafka import Network, shared_kafka
 
 from .consuming import SOON, Process, done, eventually, ids, left, named, names, process, rest, settle, take
@@ -188,6 +189,112 @@ async def test_a_log_that_was_cut_is_read_again(url: str) -> None:
             assert isinstance(result, DeliveryLost)
             await done(consumer, again, confirm=True)
         assert await left(p, topic) == []
+
+
+async def test_a_confirmation_is_none_where_the_partition_was_lost_before_it_was_stored(url: str) -> None:
+    topic, out = named(1), named(1)
+    async with process(url, topic, out) as p:
+        await p.put(topic, names(2))
+        async with p.consume(topic) as consumer:
+            held = await take(consumer, 2)
+            assert consumer._group is not None
+
+            async def refused(offsets: Mapping[int, tuple[int, str]], *, timeout: float) -> dict[int, BrokerError]:
+                return {partition: DeliveryLost() for partition in offsets}
+
+            consumer._group.commit = refused  # type: ignore[method-assign]
+            items = [Settlement(held[0], (copy(held[0], out),)), Settlement(held[1])]
+            first, second = await consumer.settle(items, confirm=True)
+            assert isinstance(first, DeliveryLost)
+            assert first.published
+            assert isinstance(second, DeliveryLost)
+            assert not second.published
+
+
+async def test_a_confirmation_is_none_where_a_hand_over_gave_up_storing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_owner, "STORING", 0.2)
+    topic = named(1)
+    async with process(url, topic) as p:
+        await p.put(topic, ["m"])
+        async with p.consume(topic) as consumer:
+            held = await take(consumer, 1)
+            await consumer.hold(held[0], 1)
+            group = consumer._group
+            assert group is not None
+            go_on, let_go = asyncio.Event(), asyncio.Event()
+
+            async def slow(offsets: Mapping[int, tuple[int, str]], *, timeout: float) -> dict[int, BrokerError]:
+                await go_on.wait()
+                return {partition: DeliveryLost() for partition in offsets}
+
+            def gone(partitions: Collection[int]) -> None:
+                let_go.set()
+
+            group.commit = slow  # type: ignore[method-assign]
+            group.let_go = gone  # type: ignore[method-assign]
+            confirming = asyncio.ensure_future(consumer.settle([Settlement(held[0])], confirm=True))
+            await asyncio.sleep(0)
+            consumer.taken([0])
+            await let_go.wait()
+            go_on.set()
+            (result,) = await confirming
+            assert isinstance(result, DeliveryLost)
+
+
+async def test_partitions_that_move_do_not_wait_for_one_another(url: str) -> None:
+    topic = named(2)
+    slow = asyncio.Event()
+    async with process(url, topic) as p:
+        await p.put(topic, names(20), keyed=True)
+        numbers: dict[str, int] = {}
+
+        async def program(deliveries: Sequence[Delivery]) -> None:
+            if any(numbers[delivery.record.id] == 1 for delivery in deliveries):
+                await slow.wait()
+
+        async with p.consume(topic, revoked=program) as consumer:
+            for delivery in await take(consumer, 20):
+                numbers[delivery.record.id] = lease_of(delivery).claim.number
+            assert consumer._group is not None
+            free: list[int] = []
+            consumer._group.let_go = free.extend  # type: ignore[method-assign]
+            consumer.taken([0, 1])
+            await eventually(lambda: free == [0])
+            slow.set()
+            await eventually(lambda: free == [0, 1])
+
+
+async def test_a_log_that_is_cut_while_it_moves_is_let_go(url: str) -> None:
+    topic = named(1)
+    hanging = Hanging()
+    async with process(url, topic) as p:
+        await p.put(topic, names(10))
+        async with p.consume(topic, revoked=hanging) as consumer:
+            await take(consumer, 10)
+            assert consumer._group is not None
+            free: list[int] = []
+            consumer._group.let_go = free.extend  # type: ignore[method-assign]
+            consumer.taken([0])
+            await eventually(lambda: hanging.asked)
+            consumer.truncated(0, 10, 5)
+            assert free == [0]
+            assert not consumer.claims
+            hanging.go_on.set()
+
+
+async def test_what_is_removed_of_a_new_partition_is_a_loss_once_it_was_read(url: str) -> None:
+    topic = named(1)
+    async with process(url, topic) as p:
+        await p.put(topic, names(3))
+        async with p.consume(topic) as consumer:
+            await done(consumer, await take(consumer, 3))
+            consumer.claims[0].anew = True
+            consumer.overtaken(0, 3, 5)
+            with pytest.raises(PositionLost) as caught:
+                await consumer.receive(10, SOON)
+            assert caught.value.lost == 2
 
 
 # ---------------------------------------------------------------------- leaving

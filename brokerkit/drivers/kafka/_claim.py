@@ -165,8 +165,8 @@ class Claim:
             self._vanished(missing.popleft())
             lost += 1
         lost += max(0, start - fresh)
-        if start > tracker.high and (tracker.base == tracker.high or start - tracker.base < LOG_AHEAD):
-            tracker.skip(tracker.high, start)
+        if not self.stash:  # what is in there comes first, and `_jump` passes the gap behind it
+            self._jump(start)
         return lost
 
     def _vanished(self, offset: int) -> None:
@@ -229,7 +229,7 @@ class Claim:
         """Have a record that waits at hand."""
         address, offset = self.address, native.offset
         record = record_of(address, self.number, native)
-        place = position(address.name, self.number, native.timestamp, offset)
+        place = position(address.name, self.number, native.timestamp or 0, offset)
         self.back[offset] = Delivery(record, None, place, 0, native)
         when = due(native) if self.queue else None
         if when is None or when <= self.now():
@@ -254,6 +254,13 @@ class Claim:
     def _put_back(self, natives: Sequence[Native]) -> None:
         self.stash.extendleft(reversed(natives))
 
+    def _wait_or_put_back(self, natives: Sequence[Native], place: int) -> None:
+        try:
+            self._wait(natives[place])
+        except Exception:
+            self._put_back(natives[place:])
+            raise
+
     def _read_again(self, log: Log) -> bool:
         """Look for what was handed out before; return whether some of it was found, or found to be no more."""
         missing = self.missing
@@ -266,8 +273,8 @@ class Claim:
                 self._put_back(natives[place:])
                 break
             if missing[0] == native.offset:
+                self._wait_or_put_back(natives, place)
                 missing.popleft()
-                self._wait(native)
         if not natives:
             at = log.next_offset(self.number)
             while missing and missing[0] < at:
@@ -304,23 +311,28 @@ class Claim:
         address, number, prefix = self.address, self.number, self.prefix
         first = offset = natives[0].offset
         native = natives[0]
-        for native in natives:
-            record = record_of(address, number, native)
-            if record.deliveries:
-                self.repeats = True
-                if record.deliveries >= LONE_DELIVERY - 1:
-                    break
-            lease = Lease(self, offset)
-            place = f"{prefix}{native.timestamp}-{offset}"
-            held[lease] = delivery = Delivery(record, lease, place, 1 + record.deliveries, native)
-            out.append(delivery)
-            offset += 1
-        count = offset - first
-        self.ms = native.timestamp
-        self.tracker.hand_out_run(count)
-        if count < len(natives):
+        alone = False
+        try:
+            for native in natives:
+                record = record_of(address, number, native)
+                if record.deliveries:
+                    self.repeats = True
+                    if record.deliveries >= LONE_DELIVERY - 1:
+                        alone = True
+                        break
+                lease = Lease(self, offset)
+                place = f"{prefix}{native.timestamp or 0}-{offset}"  # none: written before Kafka 0.10
+                held[lease] = delivery = Delivery(record, lease, place, 1 + record.deliveries, native)
+                out.append(delivery)
+                offset += 1
+        finally:  # also where one cannot be read: nothing of the others is lost
+            count = offset - first
+            self.ms = native.timestamp or 0
+            self.tracker.hand_out_run(count)
+            if count < len(natives):
+                self._put_back(natives[count + alone :])
+        if alone:
             self._comes_alone(natives[count])
-            self._put_back(natives[count + 1 :])
 
     def _comes_alone(self, native: Native) -> None:
         """Have a fresh record wait until nothing else is in hand."""
@@ -349,9 +361,14 @@ class Claim:
                 tracker.hand_out(offset)
                 tracker.release(offset)
                 self._wait(native)
-                self.ms = native.timestamp
+                self.ms = native.timestamp or 0
                 continue
-            self._run((native,), held, out)
+            try:
+                self._run((native,), held, out)
+            except Exception:
+                self.stash.popleft()
+                self._put_back(natives[place:])
+                raise
             if self.alone:
                 self._put_back(natives[place + 1 :])
                 return False

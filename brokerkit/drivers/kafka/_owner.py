@@ -139,8 +139,8 @@ class Owner(Reader):
             failure = error
         for index, item in enumerate(items):
             if results[index] is None:
-                lost = not item.publish and lease_of(item.delivery).claim.lost
-                results[index] = DeliveryLost() if lost else failure
+                lost = lease_of(item.delivery).claim.lost
+                results[index] = DeliveryLost(published=bool(item.publish)) if lost else failure
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         """Hand *deliveries* back, uncounted."""
@@ -206,7 +206,8 @@ class Owner(Reader):
         self._hand_back(waiting)
         self._forget_fetched()
         busy = {lease_of(delivery).claim for delivery in self._held.values()}
-        for part in ([claim for claim in claims if claim not in busy], [claim for claim in claims if claim in busy]):
+        # Each that is busy by itself: none waits for the handlers of another.
+        for part in ([claim for claim in claims if claim not in busy], *([claim] for claim in claims if claim in busy)):
             if part and self._telling is not None:
                 self._telling.start_soon(self._run, functools.partial(self._move, part))
         self._wake()
@@ -235,11 +236,12 @@ class Owner(Reader):
         assert group is not None
         assert commits is not None
         await self._store(claims, STORING)
-        # A commit that is under way still is of this generation: none of the next one may follow it.
-        commits.drop(claims)
         claims = [claim for claim in claims if not claim.gone]
         for claim in claims:
+            claim.lost = commits.concerns([claim])  # who waits for a confirmation must not be told that it is stored
             self._forget(claim)
+        # A commit that is under way still is of this generation: none of the next one may follow it.
+        commits.drop(claims)
         if claims:
             group.let_go([claim.number for claim in claims])
         self._wake()
@@ -313,7 +315,10 @@ class Owner(Reader):
             base,
         )
         self._drop([claim])
-        self._touch(self._claim(partition, base, ""))
+        if claim.revoking and self._group is not None:
+            self._group.let_go([partition])  # whoever owns it next finds the same
+        else:
+            self._touch(self._claim(partition, base, ""))
 
     def late(self) -> None:
         """Nobody has taken over what is left, or the program is about to hear what was taken: go on behind that."""

@@ -348,8 +348,9 @@ class Reader:
         claim = self._claims.get(partition)
         if claim is None:
             return
+        unread = claim.anew and claim.tracker.high == 0
         lost = claim.overtaken(at, start)
-        if lost and not claim.anew:
+        if lost and not unread:
             text = f"{lost} records of {self._address.name}[{partition}] were removed before they were read"
             self._overtaken.append(PositionLost(text, lost=lost))
         claim.anew = False

@@ -136,6 +136,8 @@ def _with_headers(
 
 
 def _time(ms: int) -> float:
+    if not ms:  # None: it was written before Kafka 0.10
+        return 0.0
     return ms / 1000 if 0 <= ms < _LAST_MS else min(max(ms / 1000, 0.0), _LAST)
 
 
@@ -147,7 +149,9 @@ def due(native: Native) -> float | None:
                 delay = float(value or b"0")
             except ValueError:
                 return None
-            return native.timestamp / 1000 + min(delay, MAX_DELAY) if math.isfinite(delay) and delay > 0 else None
+            return (
+                (native.timestamp or 0) / 1000 + min(delay, MAX_DELAY) if math.isfinite(delay) and delay > 0 else None
+            )
     return None
 
 
@@ -171,7 +175,7 @@ def _number(value: bytes | None) -> int:
 
 def position(name: str, partition: int, timestamp: int, offset: int) -> str:
     """Return the position of a record; the timestamp, in milliseconds, is for `Start.position` in other partitions."""
-    return f"{name}[{partition}]@{timestamp}-{offset}"
+    return f"{name}[{partition}]@{timestamp or 0}-{offset}"
 
 
 def place(name: str, partition: int) -> str:
