@@ -259,7 +259,7 @@ async def test_partitions_that_move_do_not_wait_for_one_another(url: str) -> Non
                 numbers[delivery.record.id] = lease_of(delivery).claim.number
             assert consumer._group is not None
             free: list[int] = []
-            consumer._group.let_go = free.extend  # type: ignore[method-assign]
+            consumer._group.let_go = free.extend  # type: ignore[method-assign, assignment]
             consumer.taken([0, 1])
             await eventually(lambda: free == [0])
             slow.set()
@@ -275,7 +275,7 @@ async def test_a_log_that_is_cut_while_it_moves_is_let_go(url: str) -> None:
             await take(consumer, 10)
             assert consumer._group is not None
             free: list[int] = []
-            consumer._group.let_go = free.extend  # type: ignore[method-assign]
+            consumer._group.let_go = free.extend  # type: ignore[method-assign, assignment]
             consumer.taken([0])
             await eventually(lambda: hanging.asked)
             consumer.truncated(0, 10, 5)
