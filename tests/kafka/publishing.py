@@ -46,7 +46,7 @@ def empty(made: KafkaDriver) -> bool:
     """Return whether nothing is kept of anything that was published."""
     boxes = outboxes_of(made)
     lanes = [lane for box in boxes._boxes.values() for lane in box.lanes]
-    return not (boxes._calls._calls or boxes._calls._bytes or any(lane.pending or lane.batches for lane in lanes))
+    return not (boxes._calls.waiting or boxes._calls._bytes or any(lane.pending or lane.batches for lane in lanes))
 
 
 def topic(name: str = "", partitions: int = 1) -> AnyTopic:

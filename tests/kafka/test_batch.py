@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from brokerkit.drivers.kafka._batch import BATCH, BATCH_BYTES, LAST_MOMENT, AnyEntry, Call, Lane, Producer
+from brokerkit.drivers.kafka._batch import BATCH, BATCH_BYTES, LAST_MOMENT, Alone, AnyEntry, Call, Lane, Producer
+from brokerkit.drivers.kafka._calls import Calls
 
 from .publishing import record, topic
 
@@ -106,3 +107,48 @@ async def test_a_batch_that_is_split_is_sent_in_order() -> None:
             made.stored()
     assert sent == [b"a", b"b", b"c", b"d"]
     assert made.sequence == 4
+
+
+async def test_what_is_swept_is_what_nobody_waits_for() -> None:
+    dropped: list[AnyEntry] = []
+    calls = [call(b"%d" % number) for number in range(3000)]
+    made = lane(*calls)
+    for each in calls[:10] + calls[1000:]:
+        each.future.cancel()
+    made.sweep(dropped.append)
+    assert [entry.record.body for entry in made.pending] == [b"%d" % number for number in range(10, 1000)]
+    assert len(dropped) == 2010
+    calls[500].future.cancel()
+    made.sweep(dropped.append)
+    assert len(made.pending) == 990, "all of it is looked at only when it has doubled"
+    calls[10].future.cancel()
+    made.sweep(dropped.append)
+    assert len(made.pending) == 989
+    for each in calls[10:1000]:
+        each.future.cancel()
+    made.sweep(dropped.append)
+    assert not made.pending
+
+
+async def test_calls_fail_at_their_deadlines_and_not_all_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage there may be hundreds of thousands."""
+    monkeypatch.setattr("brokerkit.drivers.kafka._calls._MOST", 10)
+    turns: list[int] = []
+    loop = asyncio.get_running_loop()
+    made: list[Alone] = []
+    calls = Calls("kafka://nowhere", lambda: turns.append(sum(each.future.done() for each in made)))
+    began = loop.time()
+    for number in range(50):
+        one = calls.add_one(record(ORDERS, b"x"), began + (0.1 if number % 2 else 0.3))
+        assert one is not None
+        made.append(one)
+    short, long = made[1::2], made[::2]
+    await asyncio.gather(*(each.future for each in short))
+    assert 0.1 <= loop.time() - began < 0.3
+    assert turns == [10, 20, 25]
+    assert not any(each.future.done() for each in long)
+    await asyncio.gather(*(each.future for each in long))
+    assert loop.time() - began >= 0.3
+    assert turns == [10, 20, 25, 35, 45, 50]
+    assert not calls.waiting
+    calls.close()

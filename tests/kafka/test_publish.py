@@ -322,7 +322,7 @@ async def test_cancelled_publishes_to_a_frozen_broker_are_gone_at_their_deadline
         await asyncio.sleep(0.05)
         for call in calls:
             call.cancel()
-        await until(lambda: not outboxes_of(made)._calls._calls)
+        await until(lambda: not outboxes_of(made)._calls.waiting)
         (lane,) = outboxes_of(made)._boxes["orders"].lanes
         assert not lane.pending
         assert outboxes_of(made)._calls._bytes == 0

@@ -23,6 +23,8 @@ BATCH_BYTES: Final = 256 * 1024
 """Bytes after which a batch is full: the limit of a topic that brokerkit has not made is 1 MiB by default."""
 LAST_MOMENT: Final = 0.03
 """Seconds before its deadline in which a record is not sent once more."""
+_FEW: Final = 500
+"""Entries that it does not matter to keep for a while."""
 OVERHEAD: Final = 100
 """Bytes that a record takes beside body and key, roughly."""
 CODECS: Final = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
@@ -189,6 +191,7 @@ class Lane:
         "pending",
         "producer",
         "sequence",
+        "swept",
         "topic",
     )
 
@@ -199,6 +202,8 @@ class Lane:
         self.leader = -1
         """The node to send to; -1 while there is none."""
         self.pending: deque[AnyEntry] = deque()
+        self.swept = _FEW
+        """How much was left when all of it was swept."""
         self.batches: deque[Batch] = deque()
         """Cut and not stored, in order; more than one only where a broker has refused one and it was split."""
         self.busy = False
@@ -312,14 +317,18 @@ class Lane:
         self.batches.extendleft((Batch(entries[half:]), Batch(entries[:half])))
 
     def sweep(self, drop: Callable[[AnyEntry], None]) -> None:
-        """Forget entries that nobody waits for, where they wait to be sent."""
-        if not all(entry.open for entry in self.pending):
-            before, self.pending = self.pending, deque()
-            for entry in before:
+        """Forget entries that nobody waits for, where they wait to be sent; those behind others only now and then."""
+        pending = self.pending
+        while pending and not pending[0].open:
+            drop(pending.popleft())
+        if len(pending) > 2 * self.swept:
+            self.pending = deque()
+            for entry in pending:
                 if entry.open:
                     self.pending.append(entry)
                 else:
                     drop(entry)
+            self.swept = max(_FEW, len(self.pending))
 
     def take_all(self) -> list[AnyEntry]:
         """Take out everything, in order."""

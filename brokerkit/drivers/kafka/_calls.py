@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -15,8 +16,10 @@ from ._cluster import again
 
 MAX_WAITING: Final = 64 * 1024 * 1024
 """Bytes that may wait to be stored."""
-_GRAIN: Final = 0.005
-"""Seconds between two looks at deadlines, at least."""
+_GRAINS: Final = 100
+"""In a second: calls with a deadline in the same grain of time are kept together, and fail at its end."""
+_MOST: Final = 500
+"""Calls that fail in one turn of the loop: after an outage there may be very many, and others have work to do, too."""
 
 
 class Calls:
@@ -29,7 +32,8 @@ class Calls:
         self._shown = shown
         self._expired = expired
         """Called when entries have got their results that may wait to be sent still."""
-        self._calls: dict[AnyCall, None] = {}
+        self._grains: dict[int, dict[AnyCall, None]] = {}
+        """By when they have to be over."""
         self._bytes = 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -51,9 +55,7 @@ class Calls:
                 size += len(record.body)
         self._bytes += size
         call = Call(records, size, deadline, future)
-        self._calls[call] = None
-        if deadline < self._timer_at:
-            self._arm(deadline)
+        self._enter(call)
         return call
 
     def add_one(self, record: Record, deadline: float) -> Alone | None:
@@ -63,14 +65,35 @@ class Calls:
         size = OVERHEAD + len(record.body or b"")
         self._bytes += size
         call = Alone(record, size, deadline, self._loop.create_future())
-        self._calls[call] = None
-        if deadline < self._timer_at:
-            self._arm(deadline)
+        self._enter(call)
         return call
+
+    def _enter(self, call: AnyCall) -> None:
+        grain = int(call.deadline * _GRAINS)
+        calls = self._grains.get(grain)
+        if calls is None:
+            self._grains[grain] = {call: None}
+            if call.deadline < self._timer_at:
+                self._arm((grain + 1) / _GRAINS)
+        else:
+            calls[call] = None
+
+    def _leave(self, call: AnyCall) -> None:
+        self._bytes -= call.size
+        grain = int(call.deadline * _GRAINS)
+        calls = self._grains[grain]
+        del calls[call]
+        if not calls:
+            del self._grains[grain]
+
+    @property
+    def waiting(self) -> list[AnyCall]:
+        """All calls that are not over; some may have been cancelled."""
+        return [call for calls in self._grains.values() for call in calls]
 
     async def idle(self) -> None:
         """Return when nobody waits."""
-        while waiting := [call.future for call in self._calls if not call.future.done()]:
+        while waiting := [call.future for call in self.waiting if not call.future.done()]:
             await asyncio.wait(waiting)
 
     def close(self) -> None:
@@ -80,8 +103,9 @@ class Calls:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for call in list(self._calls):
-            self._expire(call)
+        error = self._overdue()
+        for call in self.waiting:
+            self.fail(call.entries, error)
 
     # ------------------------------------------------------------------ results
 
@@ -92,8 +116,7 @@ class Calls:
                 receipt = Receipt(entry.record.id, f"{place}{ms}-{offset}")
                 if type(entry) is Alone:
                     entry.result = receipt
-                    del self._calls[entry]
-                    self._bytes -= entry.size
+                    self._leave(entry)
                     if not entry.future.done():
                         entry.future.set_result([receipt])
                 else:
@@ -110,8 +133,7 @@ class Calls:
             call.left -= 1
             if call.left:
                 return
-        del self._calls[call]
-        self._bytes -= call.size
+        self._leave(call)
         if not call.future.done():
             call.future.set_result([entry.result for entry in call.entries if entry.result is not None])
         if isinstance(call, Call):
@@ -155,26 +177,28 @@ class Calls:
 
     def _late(self) -> None:
         """Fail what is over its deadline, and set the timer for what is next."""
-        now = self._loop.time()
         self._timer, self._timer_at = None, math.inf
-        nearest = math.inf
-        expired = False
-        for call in list(self._calls):
-            if now < call.deadline:
-                nearest = min(nearest, call.deadline)
-            else:
-                expired = True
-                self._expire(call)
-        if expired:
+        now = self._loop.time()
+        error = self._overdue()
+        room = _MOST
+        for grain in sorted([grain for grain in self._grains if grain + 1 <= now * _GRAINS]):
+            due = list(itertools.islice(self._grains[grain], room))
+            for call in due:
+                self.fail(call.entries, error)
+            room -= len(due)
+            if not room:
+                break
+        if room < _MOST:
             self._expired()
-        if nearest < math.inf:
-            self._arm(max(nearest, now + _GRAIN))
+        if self._grains:
+            self._arm((min(self._grains) + 1) / _GRAINS)
 
-    def _expire(self, call: AnyCall) -> None:
-        """The time of *call* is up."""
-        error = BrokerUnavailable("not stored before the deadline" + (f": {self.problem}" if self.problem else ""))
-        error.__cause__ = self.problem.__cause__ if self.problem else None
-        self.fail(call.entries, error)
+    def _overdue(self) -> BrokerError:
+        """Return why a call whose time is up has failed."""
+        problem = self.problem
+        error = BrokerUnavailable("not stored before the deadline" + (f": {problem}" if problem else ""))
+        error.__cause__ = problem.__cause__ if problem else None
+        return error
 
 
 def _unknown(error: BrokerError) -> PublishUnknown:
