@@ -7,6 +7,8 @@ VERSIONS := 3.11 3.12 3.13
 URL :=
 ROUNDS := 1
 CONSTRAINTS := tests/constraints.txt
+# By name, since a comma in a call of make's own would part its arguments.
+BACKENDS := redis,kafka
 RESULTS := $(abspath $(VENV))/results.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
 WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
@@ -112,9 +114,9 @@ $(VENV)/.kafka: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 # A pip older than 25.1 knows no dependency groups.
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(call install,brokerkit and its tools,--editable '.[redis,kafka]' --group dev)
+	@$(call install,brokerkit and its tools,--editable '.[$(BACKENDS)]' --group dev)
 	@touch $(VENV)/.run $(VENV)/.redis $(VENV)/.kafka
 
 # Its servers are those of the tests.
 $(VENV)/.bench: $(VENV)/.dev
-	@$(call install,the benchmarks,--editable '.[bench,redis,kafka]')
+	@$(call install,the benchmarks,--editable '.[bench,$(BACKENDS)]')
