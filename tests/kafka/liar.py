@@ -8,7 +8,7 @@ import datetime as dt
 import io
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Self, TypeAlias, cast
+from typing import Any, Final, Self, TypeAlias
 
 from kio.schema.api_versions.v3.response import ApiVersion, ApiVersionsResponse
 from kio.schema.errors import ErrorCode
@@ -32,7 +32,7 @@ def frame(number: int, entity: Any) -> bytes:
     buffer.seek(0, io.SEEK_END)
     if entity.__header_schema__.__flexible__:
         buffer.write(b"\0")
-    kind = cast("type[Any]", type(entity))
+    kind: Any = entity.__class__
     entity_writer(kind)(buffer, entity)
     return buffer.getvalue()
 
