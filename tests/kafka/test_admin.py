@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from kio.schema.metadata.v12 import request as requests
 
 from brokerkit import connect
 from brokerkit.address import Topic, redrive_queue
@@ -23,7 +24,7 @@ from brokerkit.drivers.kafka import _remove
 from brokerkit.errors import AuthorizationError, BrokerUnavailable, ConfigError, NotFound, PositionLost
 from brokerkit.policy import Start
 from tests.servers.access import USER
-from tests.servers.kafka import Right, shared_kafka
+from tests.servers.kafka import Endpoints, KafkaCluster, Right, shared_kafka
 from tests.servers.kafka.wire import Resource
 
 from .administrator import GROUP, named, opened
@@ -33,6 +34,12 @@ pytestmark = pytest.mark.asyncio
 
 def url() -> str:
     return shared_kafka().url()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Endpoints]:
+    with KafkaCluster(brokers=2) as cluster:
+        yield cluster.endpoints
 
 
 # ---------------------------------------------------------------------- declare and describe
@@ -81,6 +88,25 @@ async def test_settings_that_cannot_be_are_refused() -> None:
         with pytest.raises(ConfigError, match=r"replication"):
             await r.admin.declare(r.topic)
         assert await r.admin.describe(r.topic) is None
+
+
+@pytest.mark.parametrize("option, copies", [(1, 1), (-1, 2)], ids=["one", "as-the-cluster-does"])
+async def test_topics_are_stored_as_often_as_asked_for(pair: Endpoints, option: int, copies: int) -> None:
+    async with opened(pair.url(), named(3), replication=option) as r:
+        for address in (r.topic, r.letters, r.again):
+            await r.admin.declare(address)
+        positions = await r.bury(["a"])
+        assert await r.admin.redrive(r.letters, positions, r.again) == [None]  # makes the log of what is gone
+        names = [*(address.name for address in (r.topic, r.letters, r.again)), f"{r.group_id}..gone"]
+        entity: Any = requests
+        request = entity.MetadataRequest(
+            topics=tuple(entity.MetadataRequestTopic(topic_id=None, name=name) for name in names),
+            allow_auto_topic_creation=False,
+            include_topic_authorized_operations=False,
+        )
+        answer = await r.cluster.call(None, request, timeout=10)
+        found = {str(topic.name): {len(place.replica_nodes) for place in topic.partitions} for topic in answer.topics}
+        assert found == {name: {copies} for name in names}
 
 
 # ---------------------------------------------------------------------- delete
