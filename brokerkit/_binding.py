@@ -128,7 +128,8 @@ class Bindings:
     def real(self, address: Address) -> Address:
         """Return *address* as the backend knows it."""
         if not isinstance(address, (Topic, Queue, DeadLetters)):
-            raise ConfigError(f"{address!r} is no address: use a Topic, a Queue or their dead letters")
+            group = "; of which group? dead_letters('...')" if callable(address) else ""
+            raise ConfigError(f"{address!r} is no address: use a Topic, a Queue or their dead letters{group}")
         return with_prefix(address, self.prefix)
 
     async def _ensure(self, bound: Bound) -> None:

@@ -457,7 +457,7 @@ class Session:
         if self.plan.letters is None:
             return  # an ephemeral reader owes nothing, so nothing is lost
         if isinstance(error, DeliveryLost):
-            logger.warning("%s: message %s was lost to another consumer before it was settled", self.plan.name, name)
+            logger.warning("%s: message %s was lost before it was settled: it comes again", self.plan.name, name)
             self._event(events.Lost, id=name)
             # What waits for its next attempt would run in vain.
             self.settling.release([self._delivery(message) for message in self._drop({id(delivery)})])

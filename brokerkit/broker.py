@@ -35,10 +35,11 @@ def connect(
 ) -> Broker:
     """Return a broker for *url*, to be entered with ``async with``.  No I/O before that.
 
-    URLs are ``memory://[name]``; every option of the query may stand in *options* too, by the same name.  *declare* says what
-    happens with an address on its first use: ``"auto"`` creates what is missing and never alters, ``"check"`` raises
-    `NotFound` or `SettingsMismatch`, ``"never"`` asks nothing.  *middleware* goes around every handler, and *on_event* hears
-    what happens (`brokerkit.events`).
+    URLs are ``memory://[name]``, ``redis://host:6379/0`` and ``kafka://host:9092``, with TLS ``rediss://`` and ``kafka+ssl://``;
+    every option of the query may stand in *options* too, by the same name.  *declare* says what happens with an address on
+    its first use: ``"auto"`` creates what is missing and never alters, ``"check"`` raises `NotFound` or `SettingsMismatch`,
+    ``"never"`` asks nothing.  *middleware* goes around every handler, and *on_event* hears what happens
+    (`brokerkit.events`).
 
     Raises:
         ConfigError: the URL or an option makes no sense.

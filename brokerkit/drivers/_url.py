@@ -27,7 +27,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f" (did you mean {near[0]!r}?)"
-    return f" (there are: {', '.join(sorted(known))})" if known else ""
+    return f" (there are: {', '.join(sorted(filter(None, known)))})" if known else ""
 
 
 @final

@@ -205,7 +205,7 @@ class Admin:
         return Backlog(
             waiting=waiting,
             in_flight=in_flight,
-            delayed=0 if dead is not None else None,
+            delayed=0,  # in a redrive queue, what waits for its next attempt is told as waiting
             dead=dead,
             oldest_age=max(0.0, *ages) if ages else None,
         )

@@ -148,7 +148,7 @@ class Cluster:
 
     async def _first_look(self) -> None:
         """Ask each address of the URL until one answers."""
-        patience = self.settings.connect_timeout
+        patience = self.settings.connect_timeout + PAUSE  # so that connecting says itself what is wrong
         problem = BrokerUnavailable(f"no broker of {self.settings.shown} answers")
         for node in self._first:
             try:

@@ -171,12 +171,14 @@ class Commits:
         self._dirty.clear()
         self._flying = dict.fromkeys(claims.values())
         failure: BrokerError | None = None
+        stored = False
         try:
             failed: Mapping[int, BrokerError] = {}
             if claims:
                 notes = {number: claim.note() for number, claim in claims.items()}
                 self.unsent = False
                 failed = await self._group.commit(notes, timeout=self._timeout)  # written before it waits
+                stored = len(failed) < len(claims)
             failure = self._take_in(claims, failed)
         except BrokerError as error:
             failure = self._take_in(claims, dict.fromkeys(claims, error))
@@ -191,7 +193,7 @@ class Commits:
         finally:
             self._busy = self.unsent = False
             self._flying = {}
-            self._log(failure)
+            self._log(failure, stored=stored)
             self._failures = 0 if failure is None else min(8, self._failures + 1)
             if failure is not None:
                 self._rested = asyncio.get_running_loop().time() + min(_LONGEST, _AGAIN * 2**self._failures)
@@ -223,13 +225,14 @@ class Commits:
             self._lost(lost)
         return failure
 
-    def _log(self, failure: BrokerError | None) -> None:
+    def _log(self, failure: BrokerError | None, *, stored: bool) -> None:
         """Keep *failure* for health, and log each cause once."""
         if failure is not None and str(failure) != str(self.problem):
             logger.warning("%s: what is done is not stored yet: %s", self._name, failure)
-        elif failure is None and self.problem is not None:
+        elif failure is None and self.problem is not None and stored:
             logger.info("%s: what is done is stored again", self._name)
-        self.problem = failure
+        if failure is not None or stored:
+            self.problem = failure
 
     def _tell_quiet(self) -> None:
         quiet, self._quiet = self._quiet, []
