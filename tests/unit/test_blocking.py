@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -331,12 +332,22 @@ def test_a_call_that_is_interrupted_is_given_up(url: str) -> None:
     topic = Topic("signals", str, codec=codec)
     reached = threading.Event()
 
+    interrupted = threading.Event()
+
+    def once(*_: object) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
     def interrupt() -> None:
         assert calls.noticed.wait(10)
         assert reached.wait(10)
-        signal.pthread_kill(main, signal.SIGINT)
+        while not interrupted.wait(0.1):  # one that comes just before the main thread begins to wait does not wake it
+            signal.pthread_kill(main, signal.SIGINT)
 
-    with blocking.connect(url) as broker, ThreadPoolExecutor(1) as pool:
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, once))
+        broker, pool = stack.enter_context(blocking.connect(url)), stack.enter_context(ThreadPoolExecutor(1))
         broker.publish(topic, "first")
         codec.reached = reached.set
         broker._calls = calls = Noticed()
