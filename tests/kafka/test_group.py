@@ -107,9 +107,8 @@ async def test_signs_of_life_keep_what_is_ours(endpoints: Endpoints, kafka: Clus
 
 async def test_a_topic_may_come_later(endpoints: Endpoints, kafka: Cluster) -> None:
     """A member without partitions waits for them, and new ones are shared out when they are seen."""
-    topic = made(endpoints)
+    topic = f"{made(endpoints)}.later"
     with endpoints.wire() as admin:
-        admin.delete([topic])
         async with member(kafka, topic) as one, member(kafka, topic) as other:
             assert one.mine | other.mine == set()
             admin.create(topic, 4)
