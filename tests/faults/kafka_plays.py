@@ -325,10 +325,10 @@ async def _drop(net: Network, draw: random.Random) -> None:
 
 
 PLAYS: Final[dict[str, Play]] = {
-    "calm": Play(plays.calm),
+    "calm": Play(plays.calm, long=True),
     "kill consumers": Play(plays.kill_consumers),
     "kill producers": Play(plays.kill_producers, long=True),
-    "freeze consumers": Play(plays.freeze_consumers),
+    "freeze consumers": Play(plays.freeze_consumers, long=True),
     "freeze producers": Play(plays.freeze_producers, long=True),
     "deadly messages": Play(plays.deadly_messages, long=True),
     "wrong clocks": Play(plays.wrong_clocks, long=True),
@@ -336,13 +336,13 @@ PLAYS: Final[dict[str, Play]] = {
     "kill leader": Play(kill_leader),
     "freeze leader": Play(freeze_leader, long=True),
     "kill coordinator": Play(kill_coordinator, long=True),
-    "freeze coordinator": Play(freeze_coordinator),
-    "kill two": Play(kill_two),
+    "freeze coordinator": Play(freeze_coordinator, long=True),
+    "kill two": Play(kill_two, long=True),
     "rolling restart": Play(rolling_restart, long=True),
-    "delete topic": Play(delete_topic),
+    "delete topic": Play(delete_topic, long=True),
     "add partitions": Play(add_partitions, long=True),
     "create later": Play(create_later, long=True),
     "forget group": Play(forget_group, long=True),
     "one instance": Play(one_instance, long=True),
-    "break network": Play(break_network),
+    "break network": Play(break_network, long=True),
 }

@@ -25,7 +25,7 @@ from .programs import HERE, Version
 from .settings import ADMIN, LISTENERS, MECHANISMS, Listener
 from .wire import Wire
 
-STARTUP: Final = 60.0
+STARTUP: Final = 100.0
 """Seconds until a broker must answer; alone and with its archive of classes it does so in one."""
 CLUSTER_ID: Final = "brokerkit0tests0000000"
 LOGGING: Final = f"-Dlog4j2.configurationFile=file:{HERE / 'log4j2.properties'}"

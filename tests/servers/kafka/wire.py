@@ -214,7 +214,17 @@ class Wire:
                 raise Refused(f"delete {name}: error {code}")
 
     def offset(self, topic: str, partition: int, *, end: bool) -> int:
-        """Return the first offset that is there, or the *end*, of a partition that this broker leads."""
+        """Return the first offset that is there, or the *end*, of a partition that this broker leads, or will in a moment."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._offset(topic, partition, end=end)
+            except Refused as refused:
+                if not str(refused).rstrip().endswith(("error 3", "error 6")) or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+
+    def _offset(self, topic: str, partition: int, *, end: bool) -> int:
         wanted = struct.pack(">iq", partition, -1 if end else -2)
         answer = self.ask(LIST_OFFSETS, 1, struct.pack(">i", -1) + array([text(topic) + array([wanted])]))
         answer.items()
