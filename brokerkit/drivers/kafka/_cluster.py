@@ -312,7 +312,7 @@ class Cluster:
         info = self._topics.get(name)
         if fresh or not isinstance(info, TopicInfo):
             loop = asyncio.get_running_loop()
-            end = loop.time() + timeout
+            end = loop.time() + min(timeout, self.settings.timeout)  # who answers nothing for so long is gone
             info = None
             while info is None:
                 if loop.time() >= end:
