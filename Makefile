@@ -12,7 +12,7 @@ BACKENDS := redis,kafka
 RESULTS := $(abspath $(VENV))/results.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
 WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
-MANY := -n 16 --dist worksteal
+MANY := -n 12 --dist worksteal
 # Each of their tests kills and freezes brokers of its own, three at a time: too much for every day.
 LONG := $(addprefix tests/kafka/test_,publish_faults.py fetch_faults.py)
 

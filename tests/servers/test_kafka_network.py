@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -65,7 +66,10 @@ def test_clients_see_only_the_proxies(endpoints: Endpoints) -> None:
 
     def newer(at: str, ports: set[int]) -> None:
         admin = AdminClient({"bootstrap.servers": at})
-        assert {broker.port for broker in admin.list_topics(timeout=10).brokers.values()} == ports
+        until = time.monotonic() + 30  # on a busy machine a broker may be late with its signs of life
+        while {broker.port for broker in admin.list_topics(timeout=10).brokers.values()} != ports:
+            assert time.monotonic() < until, "a broker is missing"
+            time.sleep(0.1)
         consumer = confluent_kafka.Consumer({"bootstrap.servers": at, "group.id": "group"})
         (place,) = consumer.committed([confluent_kafka.TopicPartition("topic", 0)], timeout=10)
         assert place.error is None
