@@ -40,6 +40,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds: what was stored in that time before it may be gone."""
     wipes: bool = False
     """All that was stored before its end is gone."""
+    stops: bool = False
+    """The process was stopped somewhere in what it did, and went on there in the end."""
 
     def hits(self, process: str) -> bool:
         """Tell whether *process* is a victim."""
@@ -57,6 +59,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """After so many deliveries without an outcome it is."""
     unstored: float = 1.0
     """Seconds in which an acknowledgement is on its way to the server, busy machines included."""
+    uncounted: float = 0.0
+    """Seconds from the begin of a first delivery in which a kill may leave no trace of it."""
     takeover: float = 4.0
     """Seconds until what a dead or frozen consumer had belongs to another one."""
     prompt: float = math.inf
@@ -133,28 +137,55 @@ def check(
     verdict = Verdict()
     entries = sorted(entries, key=lambda entry: entry.at)
     stalls = [
-        Fault(what="stall", begin=entry.at - entry.took, end=entry.at, to=entry.by, moves=True)
+        Fault(what="stall", begin=entry.at - entry.took, end=entry.at, to=entry.by, moves=True, stops=True)
         for entry in entries
         if entry.what == "stalled"
     ]
     for entry in entries:
         if entry.what in ("corrupt", "problem"):
             verdict.findings.append(Finding(entry.what, entry.of, entry.id, f"{entry.by}: {entry.text}"))
+    caught = _caught(entries, [*faults, *stalls])
     for name, promised in terms.items():
         mine = [entry for entry in entries if entry.of == name]
-        part = _Part(name, mine, [*faults, *stalls], promised, verdict)
+        part = _Part(name, mine, [*faults, *stalls], promised, verdict, caught)
         part.check(list(letters.get(name, ())), list(effects.get(name, ())), drained=drained)
     verdict.counts["stalls"] = len(stalls)
     return verdict
+
+
+def _caught(entries: Iterable[Entry], faults: Iterable[Fault]) -> dict[tuple[str, float], Fault]:
+    """Return, by process and time, the runs that were about to begin when their process was stopped.
+
+    Between its last look at the clock and the first line of a handler a process writes nothing down, and does nothing else: so
+    there is one such run at most, and it is the first thing that is heard after the stop.
+    """
+    lines: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        lines[entry.by].append(entry)
+    found: dict[tuple[str, float], Fault] = {}
+    for fault in faults:
+        if fault.stops and fault.to is not None:
+            middle = (fault.begin + fault.end) / 2  # at its begin and its end the process may be running
+            first = next((entry for entry in lines[fault.to] if entry.at > middle), None)
+            if first is not None and first.what == "started":
+                found.setdefault((first.by, first.at), fault)
+    return found
 
 
 class _Part:
     """The history of one queue or topic."""
 
     def __init__(
-        self, name: str, entries: Sequence[Entry], faults: Sequence[Fault], terms: Terms, verdict: Verdict
+        self,
+        name: str,
+        entries: Sequence[Entry],
+        faults: Sequence[Fault],
+        terms: Terms,
+        verdict: Verdict,
+        caught: Mapping[tuple[str, float], Fault],
     ) -> None:
         self.name = name
+        self.caught = caught
         self.terms = terms
         self.verdict = verdict
         # Of several explanations the first one counts: what was done before what merely happened.
@@ -227,6 +258,10 @@ class _Part:
         """Whatever runs again does so after a failure, or because of a fault."""
         acked = self.acked.get(id, math.inf)
         for index, run in enumerate(runs):
+            stopped = self._stopped(runs[:index], run)
+            if stopped is not None:
+                self.verdict.repeats[stopped.what] += 1
+                continue
             if run.began > acked and not self._forgotten(acked):
                 self.find("after ack", id, f"delivered {run.began - acked:.3f} s after its acknowledgement was stored")
             before = [earlier for earlier in runs[:index] if earlier.attempt >= run.attempt]
@@ -256,6 +291,11 @@ class _Part:
                 return fault  # another owner began where the one before was not through
         return None
 
+    def _stopped(self, before: Iterable[_Run], run: _Run) -> Fault | None:
+        """Return the fault that stopped a process when it was about to begin *run*, whose message others got meanwhile."""
+        fault = self.caught.get((run.by, run.began))
+        return fault if any(earlier.deliveries > run.deliveries for earlier in before) else None
+
     def _forgotten(self, at: float) -> bool:
         """Tell whether the server may have forgotten what it stored then."""
         return any(fault.loses and fault.begin - fault.loses <= at <= fault.end for fault in self.faults)
@@ -278,11 +318,16 @@ class _Part:
             if not 1 <= run.deliveries <= most:
                 self.find("deliveries", id, f"delivery {run.deliveries}, after {most - 1} faults")
             same = [earlier for earlier in runs[:index] if earlier.attempt == run.attempt]
-            if same and run.deliveries < same[-1].deliveries and not self._forgotten(same[-1].began):
+            stale = bool(same) and run.deliveries < same[-1].deliveries and self._stopped(same, run) is None
+            if stale and not self._forgotten(same[-1].began):
                 text = f"delivery {run.deliveries} after delivery {same[-1].deliveries}: {run.by} had lost it"
                 self.find("deliveries", id, text)
             for earlier in runs[:index]:
-                killed = any(fault.what == "kill" and fault.to == earlier.by for fault in self.faults)
+                counted = 0.0 if earlier.deliveries > 1 else self.terms.uncounted
+                killed = any(
+                    fault.what == "kill" and fault.to == earlier.by and fault.begin - earlier.began > counted
+                    for fault in self.faults
+                )
                 if (
                     killed
                     and not earlier.outcome

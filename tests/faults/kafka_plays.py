@@ -30,7 +30,14 @@ SESSION: Final = 2.0
 OPTIONS: Final = f"session={SESSION:g}&timeout=5&connect_timeout=2"
 FAILOVER: Final = 20.0
 """Seconds in which everything must go on by itself after a fault of brokers: they notice a death after two, and elect."""
-TERMS: Final = Terms(attempts=ATTEMPTS, unstored=2.0, takeover=SESSION + 6.0, ordered=True, atomic=False)
+TERMS: Final = Terms(
+    attempts=ATTEMPTS,
+    unstored=2.0,
+    uncounted=0.5,  # a note goes out 25 times a second at most, behind the one that is under way
+    takeover=SESSION + 6.0,
+    ordered=True,
+    atomic=False,
+)
 
 
 class Play(msgspec.Struct, frozen=True):

@@ -166,7 +166,7 @@ class Stage:
 
     async def freeze(self, name: str, seconds: float) -> None:
         """Stop a worker with SIGSTOP for *seconds*."""
-        with self.fault("freeze", to=name, moves=self._roles[name] != "producer"):
+        with self.fault("freeze", to=name, moves=self._roles[name] != "producer", stops=True):
             os.kill(self._workers[name].pid, signal.SIGSTOP)
             try:
                 await asyncio.sleep(seconds)

@@ -187,6 +187,51 @@ def test_a_stall_is_a_fault_of_its_process() -> None:
     assert verdict.repeats == {"stall": 1}
 
 
+def overtaken(*ids: str) -> History:
+    """Return a history in which "one" begins messages one after the other that "two" has got before."""
+    history = good()
+    for id in ids:
+        history = changed(history, id, "started", deliveries=2)
+    for number, id in enumerate(ids):
+        history = again(history, id, 7.2 + number / 100, "one", deliveries=1)
+    return history
+
+
+@pytest.mark.parametrize(
+    "given, kinds",
+    [
+        (fault(to="one", begin=5.1, end=7.1, stops=True), set()),
+        (fault(to="one", begin=5.1, end=7.1), {"repeat", "deliveries"}),  # it ran, and could look at its clock
+        (fault(to="two", begin=5.1, end=7.1, stops=True), {"deliveries"}),
+        (fault(to="one", begin=7.3, end=7.4, stops=True), {"repeat", "deliveries"}),
+    ],
+)
+def test_a_process_may_be_stopped_between_its_last_look_and_a_handler(given: Fault, kinds: set[str]) -> None:
+    terms = Terms(unstored=0.5, takeover=2.0)
+    assert judge(overtaken("m13"), faults=[KILL, given], terms=terms).kinds() == kinds
+
+
+def test_a_stop_lets_one_run_begin_too_late_and_that_at_once() -> None:
+    terms = Terms(unstored=0.5, takeover=2.0)
+    faults = [KILL, fault(to="one", begin=5.1, end=7.1, stops=True)]
+    verdict = judge(overtaken("m11", "m13"), faults=faults, terms=terms)
+    assert {finding.id for finding in verdict.findings} == {"m13"}
+    later = [*overtaken("m13"), entry(7.15, "one", "ready", "")]
+    assert judge(later, faults=faults, terms=terms).kinds() == {"repeat", "deliveries"}
+    again = changed(overtaken("m13"), "m13", "started", deliveries=1)  # nothing tells that it had it before
+    assert judge(again, faults=faults, terms=terms).kinds() == {"repeat"}
+
+
+def test_where_notes_are_late_a_first_delivery_just_before_a_kill_may_not_count() -> None:
+    history = changed(good(), "m9", "started", deliveries=1)
+    late = msgspec.structs.replace(TERMS, uncounted=0.1)
+    assert judge(history, terms=late).kinds() == set()
+    assert judge(history, terms=msgspec.structs.replace(TERMS, uncounted=0.04)).kinds() == {"deliveries"}
+    again = changed(good(), "m9", "started", deliveries=2)
+    before = [fault(begin=1.0, end=1.1, excuses=False), KILL]
+    assert judge(again, faults=before, terms=late).kinds() == {"deliveries"}  # what has come again is noted in time
+
+
 def test_what_a_server_may_forget_is_not_lost() -> None:
     crash = fault(begin=1.5, end=2.0, loses=0.8)
     history = without(without(good(), "m5", "started", "handled"), "m11", "started", "handled")
