@@ -10,7 +10,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,19 @@ class Ledger:
 
     def note(self, what: str, **facts: object) -> None:
         """Write down anything else."""
-        # One write of one line at the end of the file: nothing gets between, and a kill does not cut it.
-        os.write(self._file, json.dumps({"what": what, "at": time.time(), **facts}).encode() + b"\n")
+        # One write at the end of the file: nothing gets between.  What a kill has cut off before stands on a line of its own.
+        os.write(self._file, b"\n" + json.dumps({"what": what, "at": time.time(), **facts}).encode() + b"\n")
 
     def read(self, what: str, **facts: object) -> list[Entry]:
         """Return the entries so far of one kind that have all of *facts*."""
-        entries = (json.loads(line) for line in self.path.read_bytes().splitlines() if line)
+        entries = self._entries()
         return [e for e in entries if e["what"] == what and all(e.get(name) == value for name, value in facts.items())]
+
+    def _entries(self) -> Iterator[Entry]:
+        *lines, _ = self.path.read_bytes().split(b"\n")  # whoever reads may see a part of what is being written
+        for line in lines:
+            with suppress(ValueError):  # empty, or cut off by a kill
+                yield json.loads(line)
 
 
 def nothing(ledger: Ledger) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Self
 
@@ -32,7 +33,7 @@ PROGRAMS = [
 ]
 ANYWHERE = [EXAMPLES / "batch_insert.py", EXAMPLES / "replay_since.py"]
 """Those that take the URL of a broker, and do the same on each."""
-TIMEOUT = 60.0
+TIMEOUT = 240.0  # every wait ends with what it waits for: this is for what hangs, on the slowest machine
 
 
 def surroundings() -> dict[str, str]:
@@ -183,6 +184,19 @@ def test_the_example_of_a_test_passes() -> None:
     done = run("-m", "pytest", "-p", "no:cacheprovider", "--rootdir", EXAMPLES.parent, EXAMPLES / "test_billing.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+def test_the_demos_ledger_holds_what_is_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader may come while a line is being written, and a kill may cut one off."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    path = tmp_path / "ledger"
+    ledger = import_module("orders_ledger").Ledger(path, "")
+    ledger.note("Handled", id="a")
+    with path.open("ab") as file:
+        file.write(b'\n{"what": "Handled", "at": 1')
+    assert [entry["id"] for entry in ledger.read("Handled")] == ["a"]
+    ledger.note("Handled", id="b")
+    assert [entry["id"] for entry in ledger.read("Handled")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("program", ["orders.py", "orders_topics.py"])
