@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from ..programs import Missing, install
 
-Version: TypeAlias = Literal["4.3.1", "3.9.2"]
+Version: TypeAlias = Literal["4.3.1", "4.2.1", "3.9.2"]
 VERSIONS: Final[tuple[Version, ...]] = get_args(Version)
 OLDEST_JAVA: Final = 17
 HERE: Final = Path(__file__).parent

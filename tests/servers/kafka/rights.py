@@ -13,7 +13,9 @@ USING: Final[Mapping[Resource, tuple[str, ...]]] = {"topic": ("read", "write"), 
 DECLARING: Final[Mapping[Resource, tuple[str, ...]]] = {"topic": ("create", "describe_configs")}
 """To create what is missing, and to compare what there is: ``declare="auto"`` and ``"check"``, and dead letters of topics."""
 MANAGING: Final[Mapping[Resource, tuple[str, ...]]] = {"topic": ("delete",), "group": ("delete",)}
-"""For `Broker.delete`."""
+"""For `Broker.delete`, and to remove what a queue has done: without it a queue grows."""
+SHARING: Final[Mapping[Resource, tuple[str, ...]]] = {"group": ("alter_configs",)}
+"""To give a share group its queue's lease, and as many deliveries as the cluster admits."""
 
 
 def rights(prefix: str, *, declare: bool = True, user: str = USER) -> list[Right]:
@@ -21,7 +23,7 @@ def rights(prefix: str, *, declare: bool = True, user: str = USER) -> list[Right
 
     Without *declare* everything has to be there: for ``declare="never"``.
     """
-    tables = [USING, *([DECLARING, MANAGING] if declare else [])]
+    tables = [USING, *([DECLARING, MANAGING, SHARING] if declare else [])]
     return [
         Right(user, resource, prefix, operation, prefixed=True)
         for table in tables

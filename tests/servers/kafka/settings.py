@@ -50,12 +50,12 @@ QUICK: Final[Mapping[str, str]] = {
     "group.share.session.timeout.ms": "5000",
     "group.share.min.heartbeat.interval.ms": "200",
     "group.share.heartbeat.interval.ms": "500",
-    "group.share.min.record.lock.duration.ms": "1000",
-    "group.share.record.lock.duration.ms": "3000",
-    "group.share.delivery.count.limit": "10",
-    "group.share.max.delivery.count.limit": "25",
     "group.share.assignment.interval.ms": "0",
+    "group.share.initialize.retry.interval.ms": "500",
+    "group.share.min.record.lock.duration.ms": "1000",  # Kafka takes no less
+    "group.share.record.lock.duration.ms": "3000",
 }
+"""Of what limits a share group (deliveries, locks, the window) a broker has what it comes with, as most operators leave it."""
 
 
 def copies(nodes: int) -> Mapping[str, str]:

@@ -190,6 +190,20 @@ class Wire:
                 raise Refused(f"coordinator: error {code} {said}")
             time.sleep(0.02)
 
+    def keeper(self) -> None:
+        """Have the cluster make the topic where it keeps what share groups hold, and return when somebody looks after it."""
+        end = time.monotonic() + PATIENCE
+        key = _compact(f"group:{'A' * 21}Q:0".encode())
+        while True:
+            answer = self.ask(FIND_COORDINATOR, 6, b"\2\2" + key + b"\0", flexible=True)
+            answer.skip(4 + 1)  # for how long it throttles us, and that it tells of one
+            answer.skip(answer.number("B") - 1 + 4)  # the key, and who it is
+            answer.skip(answer.number("B") - 1 + 4)  # where that is
+            if not (code := answer.number("h")):
+                return
+            assert time.monotonic() < end, f"nobody keeps what share groups hold: error {code}"
+            time.sleep(0.02)
+
     def create(self, topic: str, partitions: int = 1, settings: Mapping[str, str] | None = None) -> None:
         """Create a topic, stored as often as the cluster does by default; return when this broker knows it."""
         configs = array([text(name) + text(value) for name, value in (settings or {}).items()])
