@@ -72,7 +72,7 @@ REDIS = (
 """The same for the modules of this driver; the last one is the package."""
 KAFKA = (
     ("_errors", "_options"),
-    ("_api", "_inflate", "_records", "_sasl"),
+    ("_api", "_inflate", "_records", "_sasl", "_tiers", "_view"),
     ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_tolerant", "_wire"),
     ("_cluster", "_commit", "_part"),
     ("_calls", "_coordinator", "_copies", "_create", "_hands", "_member", "_offsets", "_outbox", "_remove"),

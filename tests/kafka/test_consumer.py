@@ -267,8 +267,8 @@ async def test_a_delivery_that_is_lost_while_its_copy_is_stored_says_so(url: str
             assert consumer._copies is not None
 
             class Slow:
-                async def publish(self, records: Sequence[object], timeout: float) -> Sequence[object]:
-                    results = await outboxes.publish(records, timeout)  # type: ignore[arg-type]
+                async def copy(self, records: Sequence[object], timeout: float) -> Sequence[object]:
+                    results = await outboxes.copy(records, timeout)  # type: ignore[arg-type]
                     consumer.lost([0])
                     return results
 

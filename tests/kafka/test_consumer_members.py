@@ -308,10 +308,10 @@ class SlowStore:
         self.begun = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def publish(self, records: Sequence[Record], timeout: float) -> Sequence[Receipt | BrokerError]:
+    async def copy(self, records: Sequence[Record], timeout: float) -> Sequence[Receipt | BrokerError]:
         self.begun.set()
         await self.go_on.wait()
-        return await self.outboxes.publish(records, timeout)
+        return await self.outboxes.copy(records, timeout)
 
 
 async def test_cancelling_a_settlement_does_not_store_its_copies_twice(url: str) -> None:

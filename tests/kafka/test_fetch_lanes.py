@@ -18,9 +18,9 @@ from kio.schema.request_header.v2.header import RequestHeader
 from kio.serial import entity_reader
 
 from brokerkit.drivers.kafka import _fetch
-from brokerkit.drivers.kafka._cluster import Partition, TopicInfo
 from brokerkit.drivers.kafka._errors import Unanswered
 from brokerkit.drivers.kafka._fetch import ANSWER, LEAST, PARTITION
+from brokerkit.drivers.kafka._view import Partition, TopicInfo
 from brokerkit.errors import AuthenticationError, AuthorizationError, BrokerError, BrokerUnavailable, NotFound
 
 from .logs import batch, offsets_of, spoilt

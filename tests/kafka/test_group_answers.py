@@ -14,8 +14,9 @@ from kio.schema.errors import ErrorCode
 
 from brokerkit.drivers.kafka import _group
 from brokerkit.drivers.kafka._assign import Claim, Share, read_claim, write_share
-from brokerkit.drivers.kafka._cluster import Cluster, Partition, TopicInfo
+from brokerkit.drivers.kafka._cluster import Cluster
 from brokerkit.drivers.kafka._errors import Unanswered
+from brokerkit.drivers.kafka._view import Partition, TopicInfo
 from brokerkit.errors import (
     AuthenticationError,
     AuthorizationError,

@@ -215,7 +215,7 @@ async def test_a_letter_that_cannot_be_stored_stays(error: BrokerError) -> None:
             return [error if record.id == "b" else next(stored) for record in records]
 
         letters = r.admin._of(r.letters)
-        letters._outboxes = type("Failing", (), {"publish": staticmethod(failing)})()
+        letters._outboxes = type("Failing", (), {"publish": staticmethod(failing), "copy": staticmethod(failing)})()
         results = await r.admin.redrive(r.letters, positions, r.again)
         assert outcome(results) == "mfm"
         assert str(error) in str(results[1])

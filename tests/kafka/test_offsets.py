@@ -12,7 +12,7 @@ import confluent_kafka
 import pytest
 
 from brokerkit.address import AnyTopic, Topic
-from brokerkit.drivers.kafka._cluster import Cluster, Partition, TopicInfo
+from brokerkit.drivers.kafka._cluster import Cluster
 from brokerkit.drivers.kafka._offsets import (
     EARLIEST,
     LATEST,
@@ -23,6 +23,7 @@ from brokerkit.drivers.kafka._offsets import (
     resolve,
 )
 from brokerkit.drivers.kafka._records import position
+from brokerkit.drivers.kafka._view import Partition, TopicInfo
 from brokerkit.errors import AuthorizationError, BrokerUnavailable, ConfigError, NotFound, PositionLost
 from brokerkit.policy import Start
 from tests.servers.kafka import Endpoints, Network, Right, shared_kafka

@@ -17,7 +17,7 @@ from ...errors import AuthorizationError, BrokerError, CapabilityError, ConfigEr
 from ...policy import Start
 from .._log import Tracker
 from ._browse import Places, browse_log, browse_topic
-from ._cluster import PAUSE, TopicInfo
+from ._cluster import PAUSE
 from ._consumer import group_of, trackers
 from ._context import Context
 from ._coordinator import committed, members, store_start
@@ -28,6 +28,7 @@ from ._look import Look, bounds
 from ._offsets import resolve
 from ._records import record_of
 from ._remove import delete_groups, delete_topics, groups_like, topics_like
+from ._view import TopicInfo
 
 _TOPIC: Final = 2
 """A topic, among the kinds of things that have settings."""

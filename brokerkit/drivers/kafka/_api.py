@@ -41,6 +41,17 @@ SPOKEN: Final[Mapping[int, tuple[str, int]]] = {
     42: ("DeleteGroups", 2),
 }
 """Name and version by API key."""
+OFFERED: Final[Mapping[int, tuple[str, int]]] = {
+    44: ("IncrementalAlterConfigs", 1),
+    76: ("ShareGroupHeartbeat", 1),
+    77: ("ShareGroupDescribe", 1),
+    78: ("ShareFetch", 2),
+    79: ("ShareAcknowledge", 2),
+    90: ("DescribeShareGroupOffsets", 1),
+    91: ("AlterShareGroupOffsets", 0),
+    92: ("DeleteShareGroupOffsets", 0),
+}
+"""The same for what is spoken where the broker does: share groups, as Kafka has them from 4.2 on."""
 
 Versions: TypeAlias = Mapping[int, tuple[int, int]]
 """What a broker speaks: lowest and highest version by API key."""
@@ -72,6 +83,13 @@ def check(versions: Versions, broker: str) -> None:
                 f"{broker} does not speak version {version} of {name} (it speaks {offered}); "
                 f"brokerkit needs Kafka {OLDEST} or newer"
             )
+
+
+def offers(versions: Versions) -> bool:
+    """Return whether a broker speaks what share groups take; they may be switched off all the same."""
+    return all(
+        low <= version <= high for key, (_, version) in OFFERED.items() for low, high in [versions.get(key, (0, -1))]
+    )
 
 
 @cache

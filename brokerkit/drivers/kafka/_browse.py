@@ -13,10 +13,11 @@ from ...address import Address, AnyTopic
 from ...driver import StoredRecord
 from ...errors import ConfigError
 from ...policy import Start
-from ._cluster import PAUSE, Cluster, TopicInfo
+from ._cluster import PAUSE, Cluster
 from ._look import Look, bounds
 from ._offsets import LATEST, offsets_at, resolve
 from ._records import Native, parse_position, position, record_of
+from ._view import TopicInfo
 
 _KEPT: Final = 64
 """Pages of which it is known where the next one begins."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import uuid
+import math
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any, Final, cast
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 from kio.schema.errors import ErrorCode
 from kio.schema.find_coordinator.v3.request import FindCoordinatorRequest
@@ -24,10 +23,11 @@ from kio.schema.metadata.v12.request import MetadataRequest, MetadataRequestTopi
 from kio.schema.types import TopicName
 
 from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound
-from ._api import Request
+from ._api import Request, offers
 from ._connect import connect
 from ._errors import of_code
 from ._options import Settings
+from ._view import TopicInfo, latest, told_of
 from ._wire import Wire
 
 logger = logging.getLogger("brokerkit")
@@ -44,29 +44,6 @@ _GONE: Final = 0.3
 """Seconds for which brokers must say that a topic is gone: one alone may know less than others."""
 _LOOKING: Final = "looking"
 """Metadata is asked for on connections of its own: creating a topic, say, may hold up others for seconds."""
-
-
-class Partition(msgspec.Struct, frozen=True):
-    """A part of a topic."""
-
-    index: int
-    leader: int
-    """The node that leads it; -1 while none does."""
-    epoch: int
-
-
-class TopicInfo(msgspec.Struct, frozen=True):
-    """A topic as the cluster describes it."""
-
-    name: str
-    id: uuid.UUID
-    """Another one if the topic was deleted and made again."""
-    partitions: tuple[Partition, ...]
-    """In order, without gaps."""
-
-    def leader(self, partition: int) -> int:
-        """Return the node that leads *partition*, -1 if none does."""
-        return self.partitions[partition].leader if partition < len(self.partitions) else -1
 
 
 class _Line:
@@ -105,6 +82,8 @@ class Cluster:
         self._asked: set[str] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._due = asyncio.Event()
+        self._seen = -math.inf
+        """When all topics were asked for."""
         self._coordinators: dict[str, int] = {}
         self._bad: dict[int, float] = {}
         """When a node failed for the last time: others are asked first."""
@@ -161,6 +140,16 @@ class Cluster:
     def connected(self) -> bool:
         """Whether any connection is open."""
         return bool(self._wires)
+
+    async def shares(self, *, timeout: float) -> bool:
+        """Return whether the cluster's brokers know share groups: all of those that are connected.
+
+        Raises:
+            BrokerUnavailable: no broker answered in time.
+        """
+        if not self.connected:
+            await self.refreshed(timeout)
+        return all(offers(wire.versions) for wire in self._wires)
 
     # ------------------------------------------------------------------ calls
 
@@ -354,23 +343,26 @@ class Cluster:
 
     async def _keep_fresh(self) -> None:
         while True:
-            absent = any(not isinstance(self._topics.get(name), TopicInfo) for name in self._watched)
-            with anyio.move_on_after(_ABSENT if absent else _REGULAR):
+            absent = {name for name in self._watched if self.known(name) is None}
+            with anyio.move_on_after(_ABSENT if absent else _REGULAR) as waited:
                 await self._due.wait()
             self._due.clear()
             before = self.problem
-            await self._look_for_all()
+            # Many may wait for what comes some day: nothing else has to be looked at for that.
+            now = asyncio.get_running_loop().time()
+            part = absent if waited.cancelled_caught and now - self._seen < _REGULAR else set[str]()
+            await self._look_for_all(part)
             if self.problem is not None and before is None:
                 logger.warning("%s: %s", self.settings.shown, self.problem)
             elif self.problem is None and before is not None:
                 logger.info("%s: the cluster answers again", self.settings.shown)
             await asyncio.sleep(PAUSE if self.problem is None else 4 * PAUSE)
 
-    async def _look_for_all(self) -> None:
-        """Look at the cluster, for those that wait by now."""
+    async def _look_for_all(self, part: set[str]) -> None:
+        """Look at the cluster, or only at *part* of its topics, for those that wait by now."""
         waiting, self._waiting = self._waiting, []
         try:
-            await self._look(None, max(_LOOK, self.settings.timeout))
+            await self._look(None, max(_LOOK, self.settings.timeout), part)
         except BrokerUnavailable as error:
             self.problem = error
             self._due.set()  # they wait on, until their own time is up
@@ -387,11 +379,13 @@ class Cluster:
         finally:
             self._waiting = [each for each in waiting if not each.done()] + self._waiting
 
-    async def _look(self, node: int | None, timeout: float) -> None:
-        """Ask for brokers and topics."""
+    async def _look(self, node: int | None, timeout: float, part: Collection[str] = ()) -> None:
+        """Ask for brokers, and for all topics or *part* of them."""
         asked, self._asked = self._asked, set()
         kept = {name for name, info in self._topics.items() if isinstance(info, TopicInfo)}
-        names = asked | kept | set(self._watched)
+        names = asked.union(part or kept | set(self._watched))
+        if not part:
+            self._seen = asyncio.get_running_loop().time()
         request = MetadataRequest(
             topics=tuple(MetadataRequestTopic(topic_id=None, name=cast("TopicName", name)) for name in names),
             allow_auto_topic_creation=False,
@@ -418,9 +412,9 @@ class Cluster:
         known = self.known(name)
         if code in {ErrorCode.none, ErrorCode.leader_not_available} and topic.partitions:
             self._missing.pop(name, None)
-            told = _info(name, topic)
+            told = told_of(name, topic)
             if known is not None and known.id == told.id:
-                told = _later(known, told)
+                told = latest(known, told)
             if told != known:
                 self._topics[name] = told
         elif code is ErrorCode.unknown_topic_or_partition:
@@ -466,22 +460,6 @@ class Cluster:
         """Find out anew which node coordinates *group*."""
         self._coordinators.pop(group, None)
         self.stale()
-
-
-def _info(name: str, topic: Any) -> TopicInfo:
-    places = sorted(topic.partitions, key=lambda place: int(place.partition_index))
-    partitions = [Partition(int(each.partition_index), int(each.leader_id), int(each.leader_epoch)) for each in places]
-    return TopicInfo(name, topic.topic_id or uuid.UUID(int=0), tuple(partitions))
-
-
-def _later(known: TopicInfo, told: TopicInfo) -> TopicInfo:
-    """Return what is newest of two answers about one topic: a broker may know less than another that was asked before."""
-    partitions = [
-        before if before.epoch > after.epoch else after
-        for before, after in zip(known.partitions, told.partitions, strict=False)
-    ]
-    rest = max(known.partitions, told.partitions, key=len)[len(partitions) :]
-    return TopicInfo(told.name, told.id, (*partitions, *rest))
 
 
 def _tell(waiting: list[asyncio.Future[None]], error: BrokerError | None) -> None:

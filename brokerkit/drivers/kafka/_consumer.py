@@ -21,7 +21,7 @@ from ...errors import BrokerError, NotFound
 from ...policy import Start
 from .._log import Tracker
 from ._claim import lease_of
-from ._cluster import PAUSE, TopicInfo
+from ._cluster import PAUSE
 from ._commit import Commits
 from ._context import Context
 from ._coordinator import committed, store_start
@@ -31,6 +31,7 @@ from ._group import Group
 from ._offsets import LATEST, cursor, offsets_at, resolve
 from ._owner import Owner
 from ._reader import END_LOOKS
+from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
 

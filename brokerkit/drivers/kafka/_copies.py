@@ -27,7 +27,7 @@ what is settled again afterwards may be stored twice.
 class Store(Protocol):
     """Where copies go."""
 
-    async def publish(self, records: Sequence[Record], timeout: float, /) -> Sequence[Receipt | BrokerError]:
+    async def copy(self, records: Sequence[Record], timeout: float, /) -> Sequence[Receipt | BrokerError]:
         """Store *records*; one result each."""
         ...
 
@@ -129,7 +129,7 @@ class Copies:
             else:
                 self._end(job, None if job.lease.settled else DeliveryLost())
         records = [record for job in owned for record in job.records]
-        results = iter(await self._store.publish(records, max(STORING, self._timeout)) if records else ())
+        results = iter(await self._store.copy(records, max(STORING, self._timeout)) if records else ())
         for job in owned:
             failure: BrokerError | None = None
             stored: list[Record] = []

@@ -13,8 +13,9 @@ from kio.schema.errors import ErrorCode
 from ...address import Address, AnyTopic, DeadLetters, Queue, Topic
 from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound
 from ...policy import MAX_BODY
-from ._cluster import PAUSE, Cluster, TopicInfo
+from ._cluster import PAUSE, Cluster
 from ._errors import of_code
+from ._view import TopicInfo
 
 LARGEST: Final = MAX_BODY + 65536
 """``max.message.bytes`` of a topic: a body of the largest size with its key and headers, where Kafka's default is 1 MiB."""

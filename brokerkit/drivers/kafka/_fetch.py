@@ -20,11 +20,12 @@ from kio.schema.errors import ErrorCode
 
 from ...errors import AuthenticationError, BrokerError, ConfigError, NotFound
 from ._ask import Fetch
-from ._cluster import PAUSE, Cluster, TopicInfo, again
+from ._cluster import PAUSE, Cluster, again
 from ._errors import DENIED, RETRY, STALE_LEADER, Unanswered, of_code
 from ._offsets import EARLIEST, LATEST, UNCOMMITTED, offsets_at
 from ._part import Part
 from ._records import Native
+from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
 

@@ -25,11 +25,12 @@ from ..._tasks import finished
 from ...address import AnyDeadLetters, AnyQueue, AnyTopic, Topic, internal
 from ...driver import Receipt, Record, StoredRecord, redriven
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
-from ._cluster import PAUSE, TopicInfo
+from ._cluster import PAUSE
 from ._context import Context
 from ._errors import RETRY, of_code
 from ._look import Look, bounds
 from ._records import Native, parse_position, position, record_of
+from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
 
@@ -375,7 +376,7 @@ class Letters:
     ) -> None:
         if not pending:
             return
-        stored = await self._outboxes.publish([record for _, record in pending], _left(until))
+        stored = await self._outboxes.copy([record for _, record in pending], _left(until))
         for (offset, _), result in zip(pending, stored, strict=True):
             error = None if isinstance(result, Receipt) else result
             # Where NotFound is said of a letter, it is the letter that is missing.

@@ -10,9 +10,10 @@ from typing import Final
 import msgspec
 
 from ...errors import BrokerUnavailable, PositionLost
-from ._cluster import PAUSE, Cluster, TopicInfo
+from ._cluster import PAUSE, Cluster
 from ._offsets import EARLIEST, LATEST, look, offsets_at
 from ._records import Native
+from ._view import TopicInfo
 
 _SMALLEST: Final = 16 * 1024
 _LARGEST: Final = 1024 * 1024

@@ -19,9 +19,10 @@ from ...address import AnyTopic
 from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound, PositionLost
 from ...policy import Start
 from ._answer import Decoded, records, split
-from ._cluster import PAUSE, Cluster, TopicInfo
+from ._cluster import PAUSE, Cluster
 from ._errors import RETRY, STALE_LEADER, of_code
 from ._records import parse_position
+from ._view import TopicInfo
 
 EARLIEST: Final = -2
 LATEST: Final = -1

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from ...address import Address, DeadLetters, Queue
+from ...driver import Record
 from ._batch import AnyEntry, Kind, Lane, Producer
-from ._cluster import TopicInfo
 from ._records import hash_of
+from ._tiers import is_waiting, tier_of
+from ._view import TopicInfo
 
 _RUN: Final = 500
 """Records without a key that follow each other into one partition."""
@@ -21,6 +23,8 @@ class Outbox:
         self.name = address.name
         self.derived = ".." in address.name
         """Whether what is first stored there creates it."""
+        self.tiers = isinstance(address, Queue) and is_waiting(address)
+        """Whether it is where messages wait for their time: that decides on the partition."""
         self.lanes: list[Lane] = []
         self.info: TopicInfo | None = None
         """None while there is no such topic."""
@@ -70,9 +74,11 @@ class Outbox:
         """Return how many of *count* records of one call, which have no keys, go to the same partition: they are spread."""
         return _RUN if count == 1 else min(_RUN, -(-count // len(self.lanes)))
 
-    def lane(self, key: bytes | None, run: int = _RUN) -> Lane:
-        """Return where a record of *key* goes; without one, where others of this moment go, *run* of them at most."""
-        lanes = self.lanes
+    def lane(self, record: Record, run: int = _RUN) -> Lane:
+        """Return where *record* goes; without a key, where others of this moment go, *run* of them at most."""
+        lanes, key = self.lanes, record.key
+        if self.tiers:
+            return lanes[min(tier_of(record.delay), len(lanes) - 1)]
         if key is not None:
             return lanes[hash_of(key) % len(lanes)]
         lane = lanes[self._sticky]

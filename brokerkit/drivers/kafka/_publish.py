@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Final
 
-from ...address import Address
+import msgspec
+
+from ...address import Address, Queue
 from ...driver import Record
 from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound, PublishUnknown, TooLarge
 from ...policy import MAX_BODY
 from ._batch import Lane, Result
 from ._calls import Calls, failures, overtakes
-from ._cluster import PAUSE, Cluster, TopicInfo
+from ._cluster import PAUSE, Cluster
 from ._create import create
 from ._outbox import Outbox
 from ._sender import Sender
+from ._tiers import TIERS, tiered, waiting_for
+from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
+
+_ANY: Final = 1 << 62
 
 
 class Outboxes:
@@ -57,40 +64,50 @@ class Outboxes:
         box, sender = self._boxes.get(record.address.name), self._sender
         if box is None or box.info is None or sender is None or (record.body and len(record.body) > MAX_BODY):
             return None
+        if record.delay >= TIERS[0]:
+            return None
         call = self._calls.add_one(record, self._now() + timeout)
         if call is None:
             return None
-        lane = box.lane(record.key)
+        lane = box.lane(record)
         lane.pending.append(call)
         sender.add(lane)
         return call.future
 
-    async def publish(self, records: Sequence[Record], timeout: float) -> list[Result]:
-        """Store *records*, in order within each address and key; one result each, after *timeout* seconds at the latest."""
+    async def copy(self, records: Sequence[Record], timeout: float) -> list[Result]:
+        """Store copies of what was accepted before, as `publish` does but for their size: that is no question any more."""
+        return await self.publish(records, timeout, most=_ANY)
+
+    async def publish(self, records: Sequence[Record], timeout: float, *, most: int = MAX_BODY) -> list[Result]:
+        """Store *records*, in order within each address and key; one result each, after *timeout* seconds at the latest.
+
+        Bodies have *most* bytes each.
+        """
         if self._sender is None:
             raise Closed("the connection is closed")
         if not records:
             return []
         end = self._now() + timeout
+        records = _routed(records)
         first = records[0].address
         for record in records:
             if record.address is not first:
-                return await self._mixed(records, end)
-        return await self._one(first, records, end)
+                return await self._mixed(records, end, most)
+        return await self._one(first, records, end, most)
 
-    async def _mixed(self, records: Sequence[Record], end: float) -> list[Result]:
+    async def _mixed(self, records: Sequence[Record], end: float, most: int) -> list[Result]:
         """Store *records* of several addresses."""
         places: dict[str, list[int]] = {}
         for index, record in enumerate(records):
             places.setdefault(record.address.name, []).append(index)
         parts = [[records[index] for index in own] for own in places.values()]
-        answers = await asyncio.gather(*[self._one(part[0].address, part, end) for part in parts])
+        answers = await asyncio.gather(*[self._one(part[0].address, part, end, most) for part in parts])
         results: dict[int, Result] = {}
         for own, answer in zip(places.values(), answers, strict=True):
             results.update(zip(own, answer, strict=True))
         return [results[index] for index in range(len(records))]
 
-    async def _one(self, address: Address, records: Sequence[Record], end: float) -> list[Result]:
+    async def _one(self, address: Address, records: Sequence[Record], end: float, most: int) -> list[Result]:
         """Store *records*, which are all of *address*."""
         box = self._boxes.get(address.name)
         if box is None or box.info is None:
@@ -98,7 +115,7 @@ class Outboxes:
                 box = await self._open(address, end)
             except BrokerError as error:
                 return failures(records, error)
-        if box.derived or not _too_large(records):
+        if (box.derived and not box.tiers) or not _too_large(records, most):
             return await self._add(box, records, end)
         results: dict[int, Result] = {}
         refused: set[bytes] = set()
@@ -106,9 +123,9 @@ class Outboxes:
             size = len(record.body or b"")
             if record.key is not None and record.key in refused:
                 results[index] = overtakes(record)
-            elif size > MAX_BODY:
+            elif size > most:
                 results[index] = TooLarge(
-                    f"a body of {size} bytes for {box.name} is over the limit of {MAX_BODY}; publish a reference instead"
+                    f"a body of {size} bytes for {box.name} is over the limit of {most}; publish a reference instead"
                 )
                 if record.key is not None:
                     refused.add(record.key)
@@ -141,7 +158,7 @@ class Outboxes:
             run = box.run(len(records))
             last: Lane | None = None
             for entry in call.entries:
-                lane = box.lane(entry.record.key, run)
+                lane = box.lane(entry.record, run)
                 lane.pending.append(entry)
                 if lane is not last:
                     sender.add(lane)
@@ -177,7 +194,7 @@ class Outboxes:
         for entry in stranded:
             if entry.open:
                 entry.batch = None
-                box.lane(entry.record.key).pending.append(entry)
+                box.lane(entry.record).pending.append(entry)
             else:
                 self._calls.drop(entry)
         for lane in box.lanes:
@@ -210,12 +227,24 @@ class Outboxes:
             await asyncio.sleep(PAUSE)
 
 
+def _routed(records: Sequence[Record]) -> Sequence[Record]:
+    """Return *records*, those to which it applies as records of where they wait for their time."""
+    if all(record.delay < TIERS[0] for record in records):
+        return records
+    return [
+        msgspec.structs.replace(record, address=waiting_for(record.address))
+        if record.delay >= TIERS[0] and isinstance(record.address, Queue) and tiered(record.address)
+        else record
+        for record in records
+    ]
+
+
 def _absent(address: Address) -> NotFound:
     return NotFound(f"{address!r} does not exist; declare it")
 
 
-def _too_large(records: Sequence[Record]) -> bool:
+def _too_large(records: Sequence[Record], most: int) -> bool:
     for record in records:  # noqa: SIM110 - any() takes twice the time
-        if record.body is not None and len(record.body) > MAX_BODY:
+        if record.body is not None and len(record.body) > most:
             return True
     return False

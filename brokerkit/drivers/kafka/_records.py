@@ -1,8 +1,9 @@
 """Messages as Kafka records: plain ones, that any client can read and write.
 
 The value is the body, the key is the key, the timestamp is when it was first published, in milliseconds.  Headers are the
-message's own, behind ours: ``bk-id``, and where there is something to tell ``bk-attempts``, ``bk-deliveries``, ``bk-delay``
-and ``bk-time``.  A record that another client has written has none of them, and is called by its position.
+message's own, behind ours: ``bk-id``, and where there is something to tell ``bk-attempts``, ``bk-deliveries``, ``bk-delay``,
+``bk-time``, ``bk-ttl`` and ``bk-expires``.  A record that another client has written has none of them, and is called by its
+position.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, Protocol, TypeAlias
 
@@ -22,12 +23,20 @@ ID: Final = "bk-id"
 ATTEMPTS: Final = "bk-attempts"
 DELIVERIES: Final = "bk-deliveries"
 DELAY: Final = "bk-delay"
-"""Seconds behind the record's timestamp before which it is not delivered: in redrive queues, whose broker sets that."""
+"""Seconds behind the record's timestamp before which it is not delivered: in queues, whose broker sets that."""
+DUE: Final = "bk-due"
+"""The same as a point in time by the broker's clock, in milliseconds: of what has waited for a part of its time."""
+TICK: Final = "bk-tick"
+"""What bears it is no message: it was written to find out what time it is."""
+TTL: Final = "bk-ttl"
+"""Seconds behind the record's timestamp from which it is not delivered."""
+EXPIRES: Final = "bk-expires"
+"""The same as a point in time by the broker's clock, in milliseconds, which copies keep."""
 TIME: Final = "bk-time"
 """When it was first published, in milliseconds: where the broker sets the timestamp."""
 _MOST: Final = 1_000_000
 """Highest count that is believed."""
-_OURS: Final = frozenset({ID, ATTEMPTS, DELIVERIES, DELAY, TIME})
+_OURS: Final = frozenset({ID, ATTEMPTS, DELIVERIES, DELAY, TIME, DUE, TICK, TTL, EXPIRES})
 _POSITION = re.compile(r"(.*)\[(\d{1,10})\]@(-?\d{1,19})-(\d{1,19})", re.ASCII)
 _LAST: Final = 253_402_300_799.0
 """The end of the year 9999, behind which Python knows no time; other clients may write any."""
@@ -72,7 +81,8 @@ def milliseconds(timestamp: float) -> int:
 
 def headers_of(record: Record, *, timed: bool) -> KafkaHeaders:
     """Return the headers of *record*; *timed* has them tell when it was published, as the timestamp does not."""
-    if not (timed or record.attempts or record.deliveries or record.delay > 0):
+    plain = not (timed or record.attempts or record.deliveries or record.delay > 0)
+    if plain and record.expires is None and record.ttl is None:
         return [(ID, record.id.encode()), *record.headers]
     ours: KafkaHeaders = [(ID, record.id.encode())]
     if record.attempts:
@@ -83,6 +93,10 @@ def headers_of(record: Record, *, timed: bool) -> KafkaHeaders:
         ours.append((TIME, b"%d" % milliseconds(record.timestamp)))
     if record.delay > 0:
         ours.append((DELAY, f"{record.delay:.3f}".encode()))
+    if record.expires is not None:
+        ours.append((EXPIRES, b"%d" % max(0, milliseconds(record.expires))))
+    elif record.ttl is not None:
+        ours.append((TTL, f"{record.ttl:.3f}".encode()))
     if record.headers:
         ours.extend(record.headers)
     return ours
@@ -130,9 +144,17 @@ def _with_headers(
         native.key,
         tuple(own),
         _time(timestamp),
+        expires=_expires(ours, native) if EXPIRES in ours or TTL in ours else None,
         attempts=min(_number(ours.get(ATTEMPTS)), _MOST),
         deliveries=min(_number(ours.get(DELIVERIES)), _MOST),
     )
+
+
+def _expires(ours: Mapping[str, bytes | None], native: Native) -> float | None:
+    if EXPIRES in ours:
+        return _time(_number(ours[EXPIRES]))
+    ttl = _seconds(ours[TTL])
+    return None if ttl is None else _time(native.timestamp) + ttl
 
 
 def _time(ms: int) -> float:
@@ -142,17 +164,28 @@ def _time(ms: int) -> float:
 
 
 def due(native: Native) -> float | None:
-    """Return the point in time before which *native* is not delivered; None if that is at once."""
+    """Return the point in time, by the broker's clock, before which *native* is not delivered; None if that is at once."""
+    delay: float | None = None
     for name, value in native.headers:
+        if name == DUE:
+            return _time(_number(value)) or None
         if name == DELAY:
-            try:
-                delay = float(value or b"0")
-            except ValueError:
-                return None
-            return (
-                (native.timestamp or 0) / 1000 + min(delay, MAX_DELAY) if math.isfinite(delay) and delay > 0 else None
-            )
-    return None
+            delay = _seconds(value)
+    return None if delay is None else _time(native.timestamp) + delay
+
+
+def is_tick(native: Native) -> bool:
+    """Return whether *native* is no message."""
+    return any(name == TICK for name, _ in native.headers)
+
+
+def _seconds(value: bytes | None) -> float | None:
+    """Return a time to wait; None for one that is none, as another client may write it."""
+    try:
+        seconds = float(value or b"0")
+    except ValueError:
+        return None
+    return min(seconds, MAX_DELAY) if math.isfinite(seconds) and seconds > 0 else None
 
 
 def _text(value: bytes | None) -> str:
