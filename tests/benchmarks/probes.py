@@ -60,6 +60,7 @@ class Ask(msgspec.Struct):
     n: int = 0
     seconds: float = 0.0
     url: str = ""
+    prefetch: int | None = None
     module: str = ".answers"
     """Which module's `answer` knows."""
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import brokerkit
 from brokerkit import Topic
 
 from ..job import Order
+from ..on_servers import ours
 from ..on_servers.client import GROUP, Client, Publisher
-from ..on_servers.ours import OurTopic
 from .log import Log
+from .share import divided, lag
 
 
-class Ours(Log, OurTopic):
+class Ours(Log, ours.OurTopic):
     """A topic of dataclasses; what it has stored and done is looked at as that of all others is."""
 
     name = "brokerkit"
@@ -48,4 +49,38 @@ class OursDefault(Ours):
 
     name = "brokerkit-default"
     note = "with the default prefetch: 16 with one handler"
+    prefetch = None
+
+
+class OurQueue(ours.OurQueue, Log):
+    """A queue on a share group: each message is acknowledged by itself."""
+
+    note = "Queue of a dataclass on a share group, acks=all; consuming: a service, prefetch 2000"
+    prefetch: ClassVar[int | None] = 2000
+
+    async def prepare(self) -> None:
+        async with brokerkit.connect(divided(self.job.url, self.work.partitions)) as broker:
+            await broker.declare(self.queue)
+
+    async def audit(self) -> None:
+        await super().audit()
+        job = self.job
+        # The cluster is asked as well, past all that brokerkit thinks: what it keeps beyond that was forgotten.
+        kept = lag(job.url, job.entity)
+        job.unsettled = (job.unsettled or 0) + max(0, kept - job.left)
+
+
+class OurQueueShort(OurQueue):
+    """With less in hand."""
+
+    name = "brokerkit-queue-500"
+    note = "with prefetch 500"
+    prefetch = 500
+
+
+class OurQueueDefault(OurQueue):
+    """With the prefetch that brokerkit chooses."""
+
+    name = "brokerkit-queue-default"
+    note = "with the default prefetch: 200 with 100 handlers"
     prefetch = None

@@ -8,11 +8,13 @@ from typing import Final, Literal
 from ..frame import Goal, Row, Work
 from ..job import RATE
 from .limit import Confluent
-from .ours import Ours, OursDefault
+from .ours import OurQueue, OurQueueDefault, OurQueueShort, Ours, OursDefault
 from .peers import FastStream, FastStreamBatch, FastStreamFirst, Taskiq, TaskiqConsuming
 from .raw import Raw, RawAutomatic, RawEach, RawSafe, RawSend, RawTyped
 
 KEYS: Final = 200
+QUEUE_PARTITIONS: Final = 4
+"""As many as a queue has by default where there are share groups; the topics of all others have so many, too."""
 MOST: Final = 300_000
 PARTITIONS: Final = 8
 Plan = list[tuple[Work, Sequence[type[Row]]]]
@@ -20,7 +22,7 @@ Plan = list[tuple[Work, Sequence[type[Row]]]]
 
 def plan() -> Plan:
     """Return what is measured on Kafka."""
-    return [*_publishing(), *_consuming(), _latency()]
+    return [*_publishing(), *_consuming(), _latency(), *_queues()]
 
 
 def _goal(factor: float) -> tuple[Goal, ...]:
@@ -139,3 +141,39 @@ def _latency() -> tuple[Work, Sequence[type[Row]]]:
         ),
     )
     return work, (Raw, RawTyped, RawSafe, Confluent, Ours, FastStream, Taskiq)
+
+
+def _queues() -> Plan:
+    backlog = Work(
+        name="queue-100",
+        title="a stored backlog, 100 handlers at once; ours a queue on a share group, an acknowledgement per message",
+        backend="kafka",
+        yardstick="raw",
+        handlers=100,
+        keys=KEYS,
+        partitions=QUEUE_PARTITIONS,
+        most=MOST,
+        goals=(
+            Goal(row=OurQueue.name, than=Raw.name, factor=0.25),
+            Goal(row=OurQueue.name, than=FastStream.name, factor=8.0),
+        ),
+    )
+    limits: tuple[tuple[float, Literal["p50", "p99"]], ...] = ((3.5, "p50"), (6.0, "p99"))
+    latency = Work(
+        name="queue-latency",
+        title=f"from before publish to the handler, {RATE} messages a second between two processes; raw and brokerkit a topic",
+        backend="kafka",
+        yardstick="raw",
+        metric="latency",
+        handlers=100,
+        keys=KEYS,
+        partitions=QUEUE_PARTITIONS,
+        longer=8,
+        goals=tuple(
+            Goal(row=OurQueue.name, than=Raw.name, factor=factor, quantile=quantile) for factor, quantile in limits
+        ),
+    )
+    return [
+        (backlog, (Raw, RawTyped, RawEach, OurQueue, OurQueueShort, OurQueueDefault, FastStream)),
+        (latency, (Raw, RawSafe, Ours, OurQueue, OurQueueDefault, FastStream)),
+    ]

@@ -13,6 +13,17 @@ PREFIX: Final = "bench"
 """What the names of all topics begin with that measuring makes."""
 JVM: Final = ("-XX:TieredStopAtLevel=4", "-Xmx1g")
 """Unlike the brokers of the tests, this one is to be as fast as it can be."""
+SHARING: Final = {
+    "group.share.min.heartbeat.interval.ms": "5000",
+    "group.share.heartbeat.interval.ms": "5000",
+    "group.share.min.session.timeout.ms": "45000",
+    "group.share.session.timeout.ms": "45000",
+    "group.share.min.record.lock.duration.ms": "15000",
+    "group.share.record.lock.duration.ms": "30000",
+    "group.share.assignment.interval.ms": "1000",
+    "group.share.initialize.retry.interval.ms": "30000",
+}
+"""What Kafka has by default, where the brokers of the tests are more in a hurry."""
 ESTABLISHED: Final = "01"
 _running: Final[dict[str, int]] = {}
 
@@ -22,7 +33,7 @@ def serve() -> Iterator[str]:
     """Start a broker and yield its URL."""
     from ...servers.kafka import KafkaCluster
 
-    with KafkaCluster(jvm=JVM) as cluster:
+    with KafkaCluster(jvm=JVM, config=SHARING) as cluster:
         url = cluster.endpoints.url()
         _running[url] = cluster.pid()
         yield url

@@ -7,9 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import brokerkit
+from brokerkit import Message, Nack, Service
+
+from ..job import Order
 from ..on_servers.altering import Doubles, Keeps, Loses
-from ..on_servers.client import Got, Publisher
-from .ours import Ours
+from ..on_servers.client import GROUP, Got, Publisher, reading
+from .ours import OurQueue, Ours
 from .raw import Raw
 
 
@@ -41,6 +45,56 @@ class OursKeeps(Keeps, Ours):
     """Ours, swapping."""
 
     name = "ours-keeps"
+
+
+class QueueLoses(Loses, OurQueue):
+    """A queue, losing."""
+
+    name = "queue-loses"
+
+
+class QueueDoubles(Doubles, OurQueue):
+    """A queue, doubling."""
+
+    name = "queue-doubles"
+
+
+class QueuePostpones(OurQueue):
+    """Handles number 7, and asks for it again later than anybody waits."""
+
+    name = "queue-postpones"
+
+    @contextlib.asynccontextmanager
+    async def consumer(self, got: Got) -> AsyncIterator[None]:
+        service = Service(GROUP)
+
+        async def handle(message: Message[Order]) -> None:
+            got(message.value)
+            if message.value.n == 7:
+                raise Nack(delay=3600)
+
+        self.subscribe(service)(handle)
+        async with brokerkit.connect(self.job.url) as broker, service.running(broker):
+            yield
+
+
+class QueueForgets(OurQueue):
+    """Receives all, and does not acknowledge number 7."""
+
+    name = "queue-forgets"
+
+    @contextlib.asynccontextmanager
+    async def consumer(self, got: Got) -> AsyncIterator[None]:
+        async def loop(stop: asyncio.Event) -> None:
+            async with brokerkit.connect(self.job.url) as broker, broker.subscribe(self.queue) as messages:
+                while not stop.is_set():
+                    for message in await messages.receive(limit=100, timeout=0.1):
+                        got(message.value)
+                        if message.value.n != 7:
+                            await message.ack()
+
+        async with reading(loop):
+            yield
 
 
 class RawForeign(Raw):

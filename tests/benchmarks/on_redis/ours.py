@@ -1,4 +1,4 @@
-"""brokerkit's rows of queues, and those that only Redis has."""
+"""brokerkit's rows that only Redis has."""
 
 from __future__ import annotations
 
@@ -6,54 +6,8 @@ from typing import Any
 
 import orjson
 
-import brokerkit
-from brokerkit import Broker, Queue, Service
-
 from ..job import Order
-from ..on_servers.client import PAGE, Publisher
-from ..on_servers.ours import Ours, OurTopic
-
-
-class OurQueue(Ours):
-    """A queue of dataclasses."""
-
-    name = "brokerkit-queue"
-    note = "Queue of a dataclass; consuming: a service, prefetch 100 (one handler) or 200 (100)"
-    ordered = False
-
-    @property
-    def queue(self) -> Queue[Any]:
-        """The queue."""
-        return Queue(self.job.entity, self.body_type)
-
-    def item(self, value: Order) -> Any:
-        return value
-
-    def subscribe(self, service: Service[Any]) -> Any:
-        return service.subscribe(self.queue, **self.options())
-
-    def address(self, broker: Broker) -> Publisher:
-        queue = self.queue
-        return Publisher(lambda item: broker.publish(queue, item), lambda items: broker.publish_many(queue, items))
-
-    async def audit(self) -> None:
-        job = self.job
-        async with brokerkit.connect(job.url) as broker:
-            if self.work.stores:
-                # Taken out, as browsing a queue is made for looking at its front.
-                async with broker.subscribe(self.queue, prefetch=PAGE) as messages:
-                    # Twice nothing, if some are missing: a busy machine is no loss.
-                    tries = 2
-                    while tries and (tries == 2 or len(job.seen) < job.n + job.behind):
-                        some = await messages.receive(limit=PAGE, timeout=0.5)
-                        tries -= not some
-                        for message in some:
-                            job.seen.append(self.numbered(message.value))
-                            await message.ack()
-            else:
-                backlog = await broker.backlog(self.queue)
-                job.unsettled = (backlog.in_flight or 0) + (backlog.delayed or 0) + (backlog.dead or 0)
-                job.left = backlog.waiting or 0
+from ..on_servers.ours import OurQueue, OurTopic
 
 
 class OurQueueBytes(OurQueue):

@@ -7,12 +7,11 @@ from typing import Final, Literal
 
 from ..frame import Goal, Row, Work
 from ..job import RATE
-from ..on_servers.ours import OurTopic
+from ..on_servers.ours import OurQueue, OurTopic
 from .arq import Arq, ArqDefault
 from .ours import (
     DeepQueue,
     DeepTopic,
-    OurQueue,
     OurQueueBytes,
     OurQueueDefault,
     OurTopicBytes,

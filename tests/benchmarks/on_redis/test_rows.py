@@ -10,7 +10,7 @@ import pytest
 
 from ..frame import Row, Work, measure
 from ..on_servers.inside import inside
-from ..on_servers.ours import OurTopic
+from ..on_servers.ours import OurQueue, OurTopic
 from ..table import judge
 from . import arq, ours, peers, raw, toys, wire
 from .plan import plan
@@ -43,7 +43,7 @@ HONEST: list[tuple[type[Row], Work]] = [
     ),
     *((row, work) for row in (raw.RawBytes, raw.RawListTyped, raw.RawListBytes) for work in (PUBLISH, MANY)),
     (raw.RawBatchAck, CONSUME),
-    *((row, work) for row in (ours.OurQueue, OurTopic) for work in (PUBLISH, MANY, CONSUME)),
+    *((row, work) for row in (OurQueue, OurTopic) for work in (PUBLISH, MANY, CONSUME)),
     *((row, work) for row in (ours.OurQueueBytes, ours.OurTopicBytes) for work in (PUBLISH, MANY)),
     (ours.OurQueueDefault, CONSUME),
     (OurTopic, KEYED),
@@ -97,7 +97,7 @@ def test_what_stays_behind_is_counted_too(row: type[Row], work: Work, url: str) 
         assert figures.handled + figures.left == 10_400
 
 
-@pytest.mark.parametrize("row", [raw.Raw, ours.OurQueue])
+@pytest.mark.parametrize("row", [raw.Raw, OurQueue])
 def test_latency_is_that_between_two_processes(row: type[Row], url: str) -> None:
     figures = measure(row, LATENCY, 60, url)
     assert figures.flaw() is None

@@ -12,8 +12,7 @@ from brokerkit import Broker
 
 from ..on_servers.altering import Doubles, Keeps, Loses
 from ..on_servers.client import GROUP, Got, Publisher
-from ..on_servers.ours import OurTopic
-from .ours import OurQueue
+from ..on_servers.ours import OurQueue, OurTopic
 from .raw import BLOCK, CONSUMER, Raw, RawList
 
 

@@ -118,7 +118,7 @@ async def _drain(question: Ask) -> Drain:
                 reached.set()
 
     (address,) = addresses(question.kind)
-    _subscribe(service, address)(handle)
+    _subscribe(service, address, prefetch=question.prefetch)(handle)
     async with brokerkit.connect(question.url) as broker:
         await _backlog(broker, address)
         found.samples.append(resident())
@@ -140,10 +140,16 @@ async def _backlog(broker: Broker, address: Topic[Order] | Queue[Order]) -> Back
     return await (broker.backlog(address, GROUP) if isinstance(address, Topic) else broker.backlog(address))
 
 
-def _subscribe(service: Service[Any], address: Topic[Order] | Queue[Order], concurrency: int = HANDLERS) -> Any:
+def _subscribe(
+    service: Service[Any],
+    address: Topic[Order] | Queue[Order],
+    concurrency: int = HANDLERS,
+    prefetch: int | None = None,
+) -> Any:
+    options: dict[str, Any] = {} if prefetch is None else {"prefetch": prefetch}
     if isinstance(address, Topic):
-        return service.subscribe(address, concurrency=concurrency)
-    return service.subscribe(address, concurrency=concurrency)
+        return service.subscribe(address, concurrency=concurrency, **options)
+    return service.subscribe(address, concurrency=concurrency, **options)
 
 
 async def _idle(question: Ask) -> float:

@@ -32,11 +32,12 @@ class Server:
     """How many clients are connected."""
 
 
-def drain(server: Server, kind: str, n: int) -> tuple[Drain, float] | str:
+def drain(server: Server, kind: str, n: int, prefetch: int | None = None) -> tuple[Drain, float] | str:
     """Fill an address and drain it; return how that went and how long filling took, or what went wrong."""
     with server.serve() as url:
         filled = ask(Ask("fill", kind, n, url=url, module=ANSWERS), float)
-        found = ask(Ask("drain", kind, n, url=url, module=ANSWERS), Drain) if isinstance(filled, float) else filled
+        question = Ask("drain", kind, n, url=url, prefetch=prefetch, module=ANSWERS)
+        found = ask(question, Drain) if isinstance(filled, float) else filled
     if isinstance(found, str) or isinstance(filled, str):
         return str(found)
     if found.handled != n or found.doubles or found.unsettled:
