@@ -103,6 +103,16 @@ class PartitionResumed(Event, frozen=True, kw_only=True):
     partition: int
 
 
+class UpkeepFailed(Event, frozen=True, kw_only=True):
+    """What serves a queue in the background does not work; it is tried again, and this is told once until it works.
+
+    *task* is "delay", what moves messages on when their time has come, or "keeping", what deletes those that are done.
+    """
+
+    task: str
+    error: str
+
+
 class PositionsLost(Event, frozen=True, kw_only=True):
     """A group was overtaken by retention: *lost* messages were removed before it read them."""
 

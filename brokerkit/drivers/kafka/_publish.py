@@ -19,7 +19,7 @@ from ._cluster import PAUSE, Cluster
 from ._create import create
 from ._outbox import Outbox
 from ._sender import Sender
-from ._tiers import TIERS, tiered, waiting_for
+from ._tiers import TIERS, is_waiting, served_by, tiered, waiting_for
 from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
@@ -138,6 +138,7 @@ class Outboxes:
     async def _open(self, address: Address, end: float) -> Outbox:
         """Find out what there is of *address*; a derived one is created."""
         loop = asyncio.get_running_loop()
+        await self._check(address, max(0.001, end - loop.time()))
         try:
             info = await self._cluster.topic(address.name, timeout=max(0.001, end - loop.time()))
         except NotFound:
@@ -150,6 +151,14 @@ class Outboxes:
         if box.info is None:
             self._adopt(box, self._cluster.known(box.name) or info)
         return box
+
+    async def _check(self, address: Address, timeout: float) -> None:
+        """Refuse what is to wait for a queue that is missing."""
+        if isinstance(address, Queue) and is_waiting(address):
+            try:
+                await self._cluster.topic(served_by(address), timeout=timeout)
+            except NotFound:
+                raise NotFound(f"queue {served_by(address)} does not exist; declare it") from None
 
     def _add(self, box: Outbox, records: Sequence[Record], end: float) -> asyncio.Future[list[Result]]:
         call = self._calls.add(records, end)
@@ -216,6 +225,7 @@ class Outboxes:
         """Create a derived topic anew: something waits for it."""
         while box.info is None and box.waiting:
             try:
+                await self._check(box.address, self._cluster.settings.timeout)
                 await create(self._cluster, box.address, timeout=self._cluster.settings.timeout)
             except BrokerUnavailable as error:
                 self._calls.problem = error

@@ -39,3 +39,8 @@ def waiting_for(queue: AnyQueue) -> AnyQueue:
 def is_waiting(queue: AnyQueue) -> bool:
     """Return whether *queue* is one where messages of another wait."""
     return queue.name.endswith(f"..{DELAY}")
+
+
+def served_by(waiting: AnyQueue) -> str:
+    """Return the name of the queue whose messages wait in *waiting*."""
+    return waiting.name.removesuffix(f"..{DELAY}")
