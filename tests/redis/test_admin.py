@@ -90,6 +90,14 @@ async def test_what_does_not_exist_is_not_found_by_its_name(flavor: Flavor) -> N
         assert await r.keys() == []
 
 
+async def test_nobody_is_told_to_declare_what_is_derived(flavor: Flavor) -> None:
+    async with opened(shared(flavor)) as r:
+        with pytest.raises(NotFound, match="declare it$"):
+            await r.admin.backlog(Source(QUEUE))
+        with pytest.raises(NotFound, match=r"orders..billing..dead.* does not exist on \S+$"):
+            await r.admin.backlog(Source(BURIED))
+
+
 async def test_no_letters_yet_is_an_empty_address(flavor: Flavor) -> None:
     async with opened(shared(flavor)) as r:
         await r.admin.declare(TOPIC)

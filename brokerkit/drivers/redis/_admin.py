@@ -64,7 +64,9 @@ class Admin:
         """Return *error* with the name of what it is about; scripts do not know names."""
         shown = self._context.settings.shown
         if isinstance(error, NotFound):
-            return NotFound(f"{address!r} does not exist on {shown}; declare it")
+            # What is derived from another address nobody can declare.
+            hint = "" if ".." in address.name else "; declare it"
+            return NotFound(f"{address!r} does not exist on {shown}{hint}")
         if isinstance(error, SettingsMismatch):
             return SettingsMismatch(f"{address!r}: that name is another kind of address on {shown}")
         if error.__cause__ is not None and code_of(error.__cause__) == "WRONGTYPE":
