@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from ..._tasks import Hosted
 from ...address import AnyQueue, AnyTopic, Queue, internal
 from ...driver import Revoked, Source
-from ...errors import BrokerError, NotFound
+from ...errors import AuthorizationError, BrokerError, NotFound
 from ...policy import Start
 from .._log import Tracker
 from ._claim import lease_of
@@ -26,6 +26,7 @@ from ._commit import Commits
 from ._context import Context
 from ._coordinator import committed, store_start
 from ._copies import Copies
+from ._create import create
 from ._fetch import Fetcher
 from ._group import Group
 from ._offsets import LATEST, cursor, offsets_at, resolve
@@ -161,12 +162,23 @@ class TopicConsumer(Owner):
                 raise NotFound(text) from error.__cause__
             if self._source.until_end:
                 self._ends, self._others_ended = [], True
-            elif self._telling is not None:
-                self._telling.start_soon(self._run, self._appear)
-            return
+                return
+            if self._group_id is not None or not await self._create(timeout):
+                if self._telling is not None:
+                    self._telling.start_soon(self._run, self._appear)
+                return
+            info = await self._cluster.topic(self._name, timeout=timeout)
         await self._begin(info, self._source.start)
         with anyio.move_on_after(READY):
             await self._first_answers()
+
+    async def _create(self, timeout: float) -> bool:
+        """Create the derived topic that is to be read from now on, as replies are; return whether that is allowed."""
+        try:
+            await create(self._cluster, self._address, timeout=timeout)
+        except AuthorizationError:
+            return False  # it is seen a moment after others have created it
+        return True
 
     async def _first_answers(self) -> None:
         """Wait until the leaders of all partitions in hand have answered: what may not be read is refused on entering."""
