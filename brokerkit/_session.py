@@ -147,12 +147,26 @@ class Session:
         for message in messages:
             message._single = True
             message._staged = message._published = None  # dropped with the run that staged it
+        self._return(messages)
+
+    def begin(self, batch: Sequence[Message[Any]]) -> Sequence[Message[Any]]:
+        """Return what of *batch*, which has waited for more, may run: others may have got it meanwhile, or be about to."""
+        if self._monotonic() >= self.consumer.owned_until or (self.settling.closed and self.plan.letters is not None):
+            self._return(batch)
+            return ()
+        self._return([message for message in batch if id(message._item) in self._moving])
+        return [message for message in batch if id(message._item) not in self._moving]
+
+    def _return(self, messages: Sequence[Message[Any]]) -> None:
+        """Have *messages*, which are out, come again, each key in its order; hand back what is not to start here."""
+        back: list[Message[Any]] = []
+        for message in messages:
             self.out.discard(message)
-        if self._leaving:
-            for message in messages:
+            if self._leaving or id(message._item) in self._moving:
                 self.release(message)
-            return
-        first = messages if self._lanes is None else self._lanes.split(messages)
+            else:
+                back.append(message)
+        first = back if self._lanes is None else self._lanes.split(back)
         for message in first:
             message._cleared = True
         self._inbox.push_front(first)
@@ -468,31 +482,17 @@ class Session:
             self._event(events.SettleFailed, id=name, error=type(error).__name__)
 
     def _log_retry(self, message: Message[Any], verdict: Again, error: BaseException) -> None:
-        logger.warning(
-            "%s: attempt %d of message %s failed, again in %.3g s: %s: %s",
-            self.plan.name,
-            message.attempt,
-            message.id,
-            verdict.wait,
-            type(error).__name__,
-            error_text(error),
-        )
-        self._event(
-            events.Retried, id=message.id, attempt=message.attempt, error=type(error).__name__, wait=verdict.wait
-        )
+        text = "%s: attempt %d of message %s failed, again in %.3g s: %s: %s"
+        name, id, attempt, kind, wait = self.plan.name, message.id, message.attempt, type(error).__name__, verdict.wait
+        logger.warning(text, name, attempt, id, wait, kind, error_text(error))
+        self._event(events.Retried, id=id, attempt=attempt, error=kind, wait=wait)
 
     def _log_dead(self, message: Message[Any], verdict: Die, error: BaseException | None) -> None:
         plain = error is None or isinstance(error, (Reject, Nack))
         what = "dead-lettered" if self.plan.letters is not None else "dropped"
-        logger.error(
-            "%s: message %s %s at attempt %d: %s",
-            self.plan.name,
-            message.id,
-            what,
-            message.attempt,
-            verdict.reason,
-            exc_info=None if plain or error is None else (type(error), error, error.__traceback__),
-        )
+        cause = None if plain or error is None else (type(error), error, error.__traceback__)
+        text = "%s: message %s %s at attempt %d: %s"
+        logger.error(text, self.plan.name, message.id, what, message.attempt, verdict.reason, exc_info=cause)
         if self.plan.letters is None:
             self._event(events.Dropped, id=message.id, attempt=message.attempt, reason=verdict.reason)
         else:

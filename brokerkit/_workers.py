@@ -200,7 +200,7 @@ class Pool:
     async def _several(self, slot: Slot, session: Session, gathered: Sequence[Message[Any]]) -> None:
         slot.gathering = False
         messages: list[Message[Any]] = []
-        for message in gathered:
+        for message in session.begin(gathered):
             try:
                 message.value  # noqa: B018
             except DecodeError as error:

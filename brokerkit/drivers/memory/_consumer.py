@@ -69,7 +69,7 @@ class Link(Protocol):
 class Consumer(ABC):
     """A reader of one source, and its context manager."""
 
-    owned_until = math.inf  # the server, which is in this process, tells
+    owned_until = math.inf  # the server, which is in this process, tells; while it does, nothing is certain
     _session: Session
     # These two are where the time goes; a subclass binds them to its store, which spares a call each.
     _take: Callable[[int], Sequence[Delivery]]
@@ -351,7 +351,7 @@ class Consumer(ABC):
     def lost(self, deliveries: Sequence[Delivery]) -> None:
         """*deliveries* belong to others by now."""
         if self._tasks is not None and not self._link.faults.dead:
-            self.losing = True
+            self.losing, self.owned_until = True, 0.0
             self._tasks.start_soon(self._tell_lost, deliveries)
 
     async def _tell_lost(self, deliveries: Sequence[Delivery]) -> None:
@@ -359,7 +359,7 @@ class Consumer(ABC):
         if deliveries:
             await self._tell(deliveries)
         await self._link.thawed()
-        self.losing = False
+        self.losing, self.owned_until = False, math.inf
         if self.running is not None:
             self.resume()
 

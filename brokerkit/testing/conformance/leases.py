@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -14,7 +15,7 @@ from ...broker import Broker
 from ...driver import Settlement
 from ...errors import DeliveryLost
 from ...message import Message
-from ...policy import RetryPolicy
+from ...policy import Batch, RetryPolicy
 from ._harness import Harness, Kind
 from ._raw import raw, raw_queue
 from ._runner import Suite, needs, restarts
@@ -88,6 +89,51 @@ class Leases(Suite):
                         await stale.ack(confirm=True)
                     await message.ack(confirm=True)
                 await system.nothing(held, quiet=system.gone(kind))
+
+    async def test_what_was_received_and_is_lost_is_not_begun(self, system: Harness, kind: Kind) -> None:
+        """L2, L4: one that was stopped with messages that nobody had in hand begins none that others have by now."""
+        address = system.address(kind)
+        async with (
+            system.connect() as sleeper,
+            system.connect() as broker,
+            system.subscribe(sleeper, address) as held,
+        ):
+            await system.publish(broker, address, ["a", "b", "c"])
+            await system.eventually(lambda: len(held.intake.ready) == 3)
+            await system.freeze(sleeper)
+            async with system.subscribe(broker, address) as messages:
+                taken = await system.take(messages, 3)
+                assert {message.deliveries for message in taken} == {2}
+                await system.thaw(sleeper)
+                await system.nothing(held, quiet=2 * system.gone(kind))
+                for message in taken:
+                    await message.ack(confirm=True)
+            await system.nothing(held, quiet=system.gone(kind))
+
+    async def test_a_batch_that_is_lost_while_it_waits_for_more_is_not_begun(self, system: Harness, kind: Kind) -> None:
+        """L2, L4: neither while its owner cannot know what has become of it, nor when it knows."""
+        address = system.address(kind)
+        ran: list[str] = []
+
+        async def handler(messages: Sequence[Message[str]]) -> None:
+            ran.extend(message.value for message in messages)
+
+        wait = 2 * system.gone(kind) + system.quiet
+        async with system.connect() as sleeper, system.connect() as broker:
+            async with system.serve(sleeper, address, handler, batch=Batch(10, wait=wait)):
+                began = system.now()
+                await system.publish(broker, address, ["a", "b", "c"])
+                await system.settle_down()
+                await system.freeze(sleeper)
+                async with system.subscribe(broker, address) as messages:
+                    taken = await system.take(messages, 3)
+                    assert {message.deliveries for message in taken} == {2}
+                    await system.thaw(sleeper)
+                    await system.nothing(messages, quiet=max(0.0, began + wait - system.now()) + system.gone(kind))
+                    assert ran == []
+                    for message in taken:
+                        await message.ack(confirm=True)
+            assert ran == []
 
     async def test_a_pause_shorter_than_the_lease_costs_nothing(self, system: Harness, kind: Kind) -> None:
         """L2: who was stopped for a while and lives again goes on renewing, and its acknowledgement counts."""
