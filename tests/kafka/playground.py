@@ -76,7 +76,7 @@ class World:
     def unlucky(self) -> bool:
         return self.random.random() < self.trouble
 
-    async def publish(self, records: Sequence[Record], timeout: float) -> list[Receipt | BrokerError]:
+    async def copy(self, records: Sequence[Record], timeout: float) -> list[Receipt | BrokerError]:
         """Store copies."""
         await self.pause()
         if self.unlucky():

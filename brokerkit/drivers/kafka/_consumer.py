@@ -259,7 +259,7 @@ class TopicConsumer(Owner):
         )
         timeout = context.settings.timeout
         self._commits = Commits(group_id, group, timeout, self._spawn, self._refused)
-        self._copies = Copies(context.outboxes, group, self._held, self._session, timeout, self._spawn, self._copied)
+        self._copies = Copies(context.outboxes, self._sure, self._held, timeout, self._spawn, self._copied)
         self._spawn(self._fetch)
         self._spawn(self._take_part)
         await group.join()
@@ -277,7 +277,7 @@ class TopicConsumer(Owner):
             return
         with anyio.move_on_after(min(LEAVING, self._session), shield=True):
             with anyio.move_on_after(min(LEAVING, self._session) / 2):
-                if under_way := copies.of(list(self._claims.values())):
+                if under_way := copies.under_way(lambda lease: not lease.claim.gone):
                     await asyncio.wait(under_way)
             self._hand_back(list(self._held.values()))
             await self._store(list(self._claims.values()), min(LEAVING, self._session) / 2)

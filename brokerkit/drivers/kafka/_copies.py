@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ...driver import Delivery, Receipt, Record
-from ...errors import BrokerError, BrokerUnavailable, DeliveryLost
-from ._claim import Claim, Lease
-from ._cluster import PAUSE
+from ...errors import BrokerError, DeliveryLost
 
 logger = logging.getLogger("brokerkit")
 
@@ -32,21 +30,25 @@ class Store(Protocol):
         ...
 
 
-class Owner(Protocol):
-    """What tells until when a delivery is certainly ours."""
+class Token(Protocol):
+    """What stands for a delivery that is settled."""
 
-    @property
-    def owned_until(self) -> float:
-        """By the loop's clock."""
-        ...
+    settled: bool
+    job: Any
+    """The settlement that is under way for it, if it stores copies."""
+    stored: tuple[Record, ...]
+    """Copies that are stored already, by a settlement that has failed at another one."""
 
 
-class Job:
+L = TypeVar("L", bound=Token)
+
+
+class Job(Generic[L]):
     """One settlement that publishes: concurrent ones of the same delivery wait for the first."""
 
     __slots__ = ("future", "lease", "records")
 
-    def __init__(self, lease: Lease, records: Sequence[Record]) -> None:
+    def __init__(self, lease: L, records: Sequence[Record]) -> None:
         self.lease = lease
         stored = {id(record) for record in lease.stored}
         self.records = [record for record in records if id(record) not in stored]
@@ -59,30 +61,33 @@ class Job:
             self.future.set_result(error)
 
 
-class Copies:
+class Copies(Generic[L]):
     """The settlements of one reader that publish."""
 
     def __init__(
         self,
         store: Store,
-        owner: Owner,
+        sure: Callable[[Sequence[L]], Awaitable[None]],
         held: dict[object, Delivery],
-        session: float,
         timeout: float,
         spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
-        done: Callable[[Claim], None],
+        done: Callable[[L], None],
     ) -> None:
+        """Settle what is in *held*.
+
+        *sure* returns when each of what it is given is certainly ours for a while, or not in *held* any more; *done* is told
+        of a delivery whose copies are stored, and which is not in *held* any more.
+        """
         self._store = store
-        self._owner = owner
+        self._sure = sure
         self._held = held
-        self._margin = min(MARGIN, session / 4)
         self._timeout = timeout
         self._spawn = spawn
         self._done = done
-        self._jobs: dict[Job, None] = {}
-        self._fresh: list[Job] = []
+        self._jobs: dict[Job[L], None] = {}
+        self._fresh: list[Job[L]] = []
 
-    def add(self, lease: Lease, records: Sequence[Record]) -> Job:
+    def add(self, lease: L, records: Sequence[Record]) -> Job[L]:
         """Have *records* stored and the delivery of *lease* settled."""
         job = lease.job = Job(lease, records)
         self._jobs[job] = None
@@ -91,9 +96,9 @@ class Copies:
         self._fresh.append(job)
         return job
 
-    def of(self, claims: Sequence[Claim]) -> list[asyncio.Future[BrokerError | None]]:
-        """Return what ends with the settlements of *claims* that are under way."""
-        return [job.future for job in self._jobs if job.lease.claim in claims]
+    def under_way(self, of: Callable[[L], bool]) -> list[asyncio.Future[BrokerError | None]]:
+        """Return what ends with the settlements under way *of* which that is true."""
+        return [job.future for job in self._jobs if of(job.lease)]
 
     def abort(self) -> None:
         """Carry nothing out any more: the reader is left."""
@@ -119,10 +124,10 @@ class Copies:
             for job in jobs:  # cancelled
                 self._end(job, DeliveryLost("the consumer was left before this was settled"))
 
-    async def _store_copies(self, jobs: list[Job]) -> None:
-        await self._sure(jobs)
+    async def _store_copies(self, jobs: list[Job[L]]) -> None:
         held = self._held
-        owned: list[Job] = []
+        await self._sure([job.lease for job in jobs if job.lease in held])
+        owned: list[Job[L]] = []
         for job in jobs:
             if job.lease in held:
                 owned.append(job)
@@ -144,29 +149,13 @@ class Copies:
                 lease.stored = (*lease.stored, *stored)
             if failure is None and held.pop(lease, None) is not None:
                 lease.settled = True
-                lease.claim.tracker.done(lease.offset)
                 self._end(job, None)
-                self._done(lease.claim)
+                self._done(lease)
             elif lease in held:
                 self._end(job, failure)
             else:
                 self._end(job, DeliveryLost(published=bool(lease.stored)))
 
-    async def _sure(self, jobs: Sequence[Job]) -> None:
-        """Return when what is to be settled is certainly ours, or certainly lost.
-
-        Raises:
-            BrokerUnavailable: that cannot be found out now.
-        """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._timeout
-        while self._owner.owned_until < loop.time() + self._margin:
-            if not any(job.lease in self._held for job in jobs):
-                return
-            if loop.time() >= end:
-                raise BrokerUnavailable("the group's coordinator does not answer: this may belong to others by now")
-            await asyncio.sleep(PAUSE)
-
-    def _end(self, job: Job, error: BrokerError | None) -> None:
+    def _end(self, job: Job[L], error: BrokerError | None) -> None:
         if self._jobs.pop(job, self) is None:
             job.end(error)

@@ -14,12 +14,12 @@ from anyio.abc import TaskGroup
 
 from ...address import AnyQueue, AnyTopic
 from ...driver import Delivery, Revoked, Settlement, Source
-from ...errors import BrokerError, ConfigError, DeliveryLost
+from ...errors import BrokerError, BrokerUnavailable, ConfigError, DeliveryLost
 from ._claim import Claim, Lease, lease_of
 from ._cluster import PAUSE
 from ._commit import Commits
 from ._context import Context
-from ._copies import Copies, Job
+from ._copies import MARGIN, Copies, Job
 from ._reader import Reader
 
 logger = logging.getLogger("brokerkit")
@@ -39,7 +39,7 @@ class Owner(Reader):
         super().__init__(context, address, source, prefetch)
         self._revoked = revoked
         self._name = address.name
-        self._copies: Copies | None = None
+        self._copies: Copies[Lease] | None = None
         self._telling: TaskGroup | None = None
         """What tells the program of what it loses, while it is entered."""
 
@@ -73,7 +73,7 @@ class Owner(Reader):
         confirm = confirm or self._doubtful()
         results: list[BrokerError | None] = []
         touched: dict[Claim, None] = {}
-        jobs: dict[int, Job] = {}
+        jobs: dict[int, Job[Lease]] = {}
         pop = held.pop
         for item in items:
             lease: Lease = item.delivery.token  # type: ignore[assignment]
@@ -101,7 +101,7 @@ class Owner(Reader):
             await self._confirm(items, results, self._commits)
         return results
 
-    def _settle_copies(self, index: int, item: Settlement, jobs: dict[int, Job]) -> BrokerError | None:
+    def _settle_copies(self, index: int, item: Settlement, jobs: dict[int, Job[Lease]]) -> BrokerError | None:
         """Begin to settle an item that publishes; return why that cannot be done."""
         lease = item.delivery.token
         if lease not in self._held or not isinstance(lease, Lease):
@@ -111,9 +111,26 @@ class Owner(Reader):
         jobs[index] = lease.job or self._copies.add(lease, item.publish)
         return None
 
-    def _copied(self, claim: Claim) -> None:
-        """Something of *claim* is done whose copies are stored."""
-        self._done((claim,))
+    def _copied(self, lease: Lease) -> None:
+        """A delivery is done whose copies are stored."""
+        lease.claim.tracker.done(lease.offset)
+        self._done((lease.claim,))
+
+    async def _sure(self, leases: Sequence[Lease]) -> None:
+        """Return when *leases* are certainly ours for as long as it takes to send something, or certainly lost.
+
+        Raises:
+            BrokerUnavailable: that cannot be found out now.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._context.settings.timeout
+        margin = min(MARGIN, self._session / 4)
+        while self.owned_until < loop.time() + margin:
+            if not any(lease in self._held for lease in leases):
+                return
+            if loop.time() >= end:
+                raise BrokerUnavailable("the group's coordinator does not answer: this may belong to others by now")
+            await asyncio.sleep(PAUSE)
 
     def _done(self, claims: Iterable[Claim]) -> None:
         """Something of *claims* is done."""
@@ -217,7 +234,7 @@ class Owner(Reader):
         with anyio.move_on_after(max(self._session, PATIENCE)) as patience:
             if held := self._held_of(claims):
                 await self._tell(held)
-        if self._copies is not None and (under_way := self._copies.of(claims)):
+        if self._copies is not None and (under_way := self._copies.under_way(lambda lease: lease.claim in claims)):
             await asyncio.wait(under_way)
         left = self._held_of(claims)
         if patience.cancelled_caught:
