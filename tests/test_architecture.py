@@ -73,9 +73,9 @@ REDIS = (
 KAFKA = (
     ("_errors", "_options"),
     ("_api", "_inflate", "_records", "_sasl", "_tiers", "_view"),
-    ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_share_ask", "_share_locks", "_tolerant", "_wire"),
+    ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_share_ask", "_share_locks", "_time", "_tolerant", "_wire"),
     ("_cluster", "_commit", "_part"),
-    ("_calls", "_coordinator", "_copies", "_create", "_hands", "_member", "_offsets", "_outbox", "_remove"),
+    ("_calls", "_coordinator", "_copies", "_create", "_cut", "_hands", "_member", "_offsets", "_outbox", "_remove"),
     ("_fetch", "_group", "_look", "_publish", "_sender", "_share_session"),
     ("_share",),
     ("_browse", "_context"),
