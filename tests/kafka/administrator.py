@@ -20,6 +20,7 @@ from brokerkit.drivers.kafka._context import Context
 from brokerkit.drivers.kafka._coordinator import committed, store_start
 from brokerkit.drivers.kafka._options import settings
 from brokerkit.drivers.kafka._publish import Outboxes
+from brokerkit.drivers.kafka._time import ServerTime
 from tests.servers.kafka import PREFIX
 
 GROUP = "billing"
@@ -105,7 +106,7 @@ async def opened(url: str, topic: AnyTopic | None = None, **options: Any) -> Asy
         await started
         outboxes.start()
         try:
-            yield Opened(Context(cluster, outboxes, made, lambda _: None, {}), topic or named())
+            yield Opened(Context(cluster, outboxes, made, lambda _: None, ServerTime(), {}), topic or named())
         finally:
             outboxes.close()
             stopping.set()

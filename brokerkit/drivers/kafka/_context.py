@@ -11,6 +11,7 @@ from ...events import Listener
 from ._cluster import Cluster
 from ._options import Settings
 from ._publish import Outboxes
+from ._time import ServerTime
 
 
 class Reader(Protocol):
@@ -29,5 +30,6 @@ class Context(msgspec.Struct, eq=False):
     outboxes: Outboxes
     settings: Settings
     emit: Listener
+    time: ServerTime
     readers: dict[Reader, None]
     """All consumers that are entered."""

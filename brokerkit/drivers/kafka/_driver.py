@@ -23,6 +23,7 @@ from ._consumer import TopicConsumer
 from ._context import Context
 from ._options import settings
 from ._publish import Outboxes
+from ._time import ServerTime
 
 _LOOK: Final = 3.0
 """Seconds in which a cluster that is well answers."""
@@ -80,7 +81,7 @@ class KafkaDriver:
                 tasks.start_soon(cluster.run, connected, self._hosted.stopping)
                 await connected
                 outboxes.start()
-                self._context = Context(cluster, outboxes, self._settings, self._emit, {})
+                self._context = Context(cluster, outboxes, self._settings, self._emit, ServerTime(), {})
                 self._admin = Admin(self._context)
                 started.set_result(None)
                 await self._hosted.stopping.wait()
