@@ -7,8 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from ...address import Address
 from ...driver import Delivery, Receipt, Record
-from ...errors import BrokerError, DeliveryLost
+from ...errors import BrokerError, DeliveryLost, TooLarge
+from ...policy import MAX_BODY
 
 logger = logging.getLogger("brokerkit")
 
@@ -130,7 +132,11 @@ class Copies(Generic[L]):
         owned: list[Job[L]] = []
         for job in jobs:
             if job.lease in held:
-                owned.append(job)
+                large = oversized(job.records, held[job.lease].record.address)
+                if large is None:
+                    owned.append(job)
+                else:
+                    self._end(job, large)
             else:
                 self._end(job, None if job.lease.settled else DeliveryLost())
         records = [record for job in owned for record in job.records]
@@ -159,3 +165,17 @@ class Copies(Generic[L]):
     def _end(self, job: Job[L], error: BrokerError | None) -> None:
         if self._jobs.pop(job, self) is None:
             job.end(error)
+
+
+def oversized(records: Sequence[Record], own: Address) -> TooLarge | None:
+    """Return why *records* cannot be stored as part of the outcome of a message of *own*, if one is too large for that.
+
+    Copies of that message, which another client may have written, are not: those of a retry, and dead letters.
+    """
+    for record in records:
+        size = len(record.body or b"")
+        if size > MAX_BODY and record.address.name != own.name and ".." not in record.address.name:
+            return TooLarge(
+                f"a body of {size} bytes for {record.address.name} is over the limit of {MAX_BODY}; publish a reference instead"
+            )
+    return None
