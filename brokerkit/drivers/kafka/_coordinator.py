@@ -55,7 +55,7 @@ def moved(cluster: Cluster, group: str, code: ErrorCode) -> None:
         cluster.forget_coordinator(group)
 
 
-async def _persist(
+async def persist(
     cluster: Cluster,
     group: str,
     request: object,
@@ -107,7 +107,7 @@ async def committed(
     def codes(answer: Any) -> list[ErrorCode]:
         return [answer.error_code, *(part.error_code for entry in answer.topics for part in entry.partitions)]
 
-    answer = await _persist(cluster, group, request, codes, f"reading the position of group {group}", timeout)
+    answer = await persist(cluster, group, request, codes, f"reading the position of group {group}", timeout)
     if answer.error_code is not ErrorCode.none:
         raise of_code(int(answer.error_code), f"DESCRIBE on group {group}")
     found: dict[int, tuple[int, str] | None] = dict.fromkeys(partitions)
@@ -177,7 +177,7 @@ async def store_start(
         return list(commit_codes(answer).values())
 
     request = commit_request(group, topic, offsets)
-    answer = await _persist(cluster, group, request, codes, f"storing the position of group {group}", timeout)
+    answer = await persist(cluster, group, request, codes, f"storing the position of group {group}", timeout)
     for code in codes(answer):
         if code in _LIVE:
             return False
@@ -198,7 +198,7 @@ async def members(cluster: Cluster, group: str, timeout: float) -> list[str]:
     def codes(answer: Any) -> list[ErrorCode]:
         return [entry.error_code for entry in answer.groups]
 
-    answer = await _persist(cluster, group, request, codes, f"looking for the members of group {group}", timeout)
+    answer = await persist(cluster, group, request, codes, f"looking for the members of group {group}", timeout)
     found: list[str] = []
     for entry in answer.groups:
         if entry.error_code not in {ErrorCode.none, ErrorCode.group_id_not_found}:

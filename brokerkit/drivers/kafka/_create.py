@@ -11,10 +11,12 @@ from kio.schema.create_topics.v7 import request as requests
 from kio.schema.errors import ErrorCode
 
 from ...address import Address, AnyTopic, DeadLetters, Queue, Topic
-from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound
+from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
 from ...policy import MAX_BODY
 from ._cluster import PAUSE, Cluster
 from ._errors import of_code
+from ._share_group import offered
+from ._tiers import TIERS, is_waiting, tiered
 from ._view import TopicInfo
 
 LARGEST: Final = MAX_BODY + 65536
@@ -23,18 +25,38 @@ LARGEST_COPY: Final = 64 * 1024 * 1024
 """The same where copies go: what was accepted once, from whatever client, has to be accepted again."""
 AGAIN_PARTITIONS: Final = 4
 """Partitions of a group's redrive queue."""
+SHARED_PARTITIONS: Final = 4
+"""Partitions of a queue where share groups serve it: any number of consumers takes part."""
+CLASSIC_PARTITIONS: Final = 32
+"""The same where it is as many consumers as partitions at most."""
 _FOREVER: Final = 9e15
 """Seconds whose milliseconds Kafka cannot count."""
 _TRY: Final = 5.0
 """Seconds that one call to create a topic may take."""
 
 
-def partitions_of(address: Address) -> int:
-    """Return how many partitions the topic of *address* is created with."""
+async def partitions_of(cluster: Cluster, address: Address, *, timeout: float) -> int:
+    """Return how many partitions the topic of *address* is created with.
+
+    Raises:
+        BrokerUnavailable: what depends on the cluster could not be found out within *timeout* seconds.
+    """
     if isinstance(address, Topic):
         topic: AnyTopic = address
         return topic.partitions
-    return 1 if isinstance(address, DeadLetters) else AGAIN_PARTITIONS
+    if isinstance(address, DeadLetters):
+        return 1
+    if is_waiting(address):
+        return len(TIERS)
+    if not tiered(address):
+        return AGAIN_PARTITIONS
+    if wanted := cluster.settings.queue_partitions:
+        return wanted
+    try:
+        shared = await offered(cluster, address.name, timeout=timeout)
+    except AuthorizationError:  # a publisher needs no group
+        shared = await cluster.shares(timeout=timeout)
+    return SHARED_PARTITIONS if shared else CLASSIC_PARTITIONS
 
 
 def _configs(address: Address) -> dict[str, str]:
@@ -78,11 +100,15 @@ async def create(cluster: Cluster, address: Address, *, timeout: float) -> Topic
 async def _ask(cluster: Cluster, address: Address, timeout: float) -> BrokerError | None:
     """Ask for the topic; return why it may be missing still, where asking again makes sense."""
     entity: Any = requests
+    try:
+        partitions = await partitions_of(cluster, address, timeout=timeout)
+    except BrokerUnavailable as error:
+        return error
     request = entity.CreateTopicsRequest(
         topics=(
             entity.CreatableTopic(
                 name=address.name,
-                num_partitions=partitions_of(address),
+                num_partitions=partitions,
                 replication_factor=cluster.settings.replication,
                 assignments=(),
                 configs=tuple(

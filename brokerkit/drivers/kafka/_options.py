@@ -68,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which a broker that owes an answer counts as dead."""
     replication: int = -1
     """How often the topics that are created are stored; -1 for what the cluster does by default."""
+    queue_partitions: int = 0
+    """Partitions of a queue that is created; 0 for what is good for the kind of group that serves it."""
     compression: str = "none"
     instance: str = ""
     """Names this process among the members of its groups: it keeps its partitions over a restart within *session*."""
@@ -139,6 +141,7 @@ def settings(url: Url, options: Options) -> Settings:
         connect_timeout=options.seconds("connect_timeout", 5.0, low=0.1, high=3600.0),
         timeout=options.seconds("timeout", 10.0, low=0.1, high=3600.0),
         replication=options.whole("replication", -1, low=-1, high=1000),
+        queue_partitions=options.whole("queue_partitions", 0, low=0, high=1000),
         compression=_compression(options),
         instance=_instance(options),
     )
