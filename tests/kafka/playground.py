@@ -22,7 +22,7 @@ from brokerkit.drivers.kafka._records import Native
 from brokerkit.errors import BrokerError, BrokerUnavailable, DeliveryLost
 from brokerkit.events import Event
 
-from .test_consumer_claim import Entry
+from .test_consumer_claim import Entry, Watch
 
 OUT = Topic("out", bytes)
 
@@ -61,7 +61,12 @@ class World:
             world=self,
         )
         return SimpleNamespace(
-            cluster=cluster, outboxes=self, settings=settings, emit=self.events.append, readers=self.readers
+            cluster=cluster,
+            outboxes=self,
+            settings=settings,
+            emit=self.events.append,
+            time=Watch(),
+            readers=self.readers,
         )
 
     def store(self, id: str, partition: int) -> None:

@@ -12,7 +12,7 @@ from brokerkit.address import AnyQueue, AnyTopic, Topic
 from brokerkit.driver import Delivery
 from brokerkit.drivers._log import Tracker
 from brokerkit.drivers.kafka._claim import Claim, Lease, lease_of
-from brokerkit.drivers.kafka._records import Native
+from brokerkit.drivers.kafka._records import Native, due
 from brokerkit.policy import LOG_AHEAD, LOG_WINDOW
 
 TOPIC = Topic("orders", bytes)
@@ -54,6 +54,21 @@ class FakeLog:
         return [0] if self.entries else []
 
 
+class Watch:
+    """The broker's clock, which is known exactly; ours shows the same."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self, native: Native, expires: float | None, seen: float) -> float:
+        if expires is not None and self.time >= expires:
+            return -1.0
+        return max(0.0, (due(native) or 0.0) - self.time)
+
+
 class Hand:
     """A claim, its log, and what was handed out of it."""
 
@@ -67,11 +82,19 @@ class Hand:
         address: AnyTopic | AnyQueue = TOPIC,
     ) -> None:
         self.log = log
-        self.now = 1000.0
-        self.claim = Claim(address, 0, base, note, lambda: self.now, end)
+        self.watch = Watch()
+        self.claim = Claim(address, 0, base, note, self.watch, self.watch.now, end)
         while self.log.entries and self.log.entries[0].offset < self.claim.start:
             self.log.entries.popleft()
         self.held: dict[object, Delivery] = {}
+
+    @property
+    def now(self) -> float:
+        return self.watch.time
+
+    @now.setter
+    def now(self, value: float) -> None:
+        self.watch.time = value
 
     def take(self, most: int = 10_000) -> list[int]:
         return [lease_of(delivery).offset for delivery in self.deliveries(most)]
@@ -219,9 +242,9 @@ def test_passing_over_thousands_takes_no_time_worth_mentioning() -> None:
     hand = Hand(FakeLog(range(LOG_AHEAD)))
     hand.take()
     heir = hand.heir(FakeLog([LOG_AHEAD]))
-    began = time.perf_counter()
+    began = time.process_time()
     assert heir.take() == [LOG_AHEAD]
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert heir.claim.tracker.base == LOG_AHEAD
 
 

@@ -102,4 +102,63 @@ def test_what_waits_for_its_time_is_not_counted_when_its_owner_dies() -> None:
 def test_the_first_time_that_something_is_due_is_known() -> None:
     hand = queue((0, 5.0), (1, 3.0))
     assert hand.take() == []
-    assert hand.claim.later[0] == (1003.0, 1)
+    assert hand.claim.soon == 1003.0
+
+
+def mortal(*lives: float | None) -> Hand:
+    """Return a claim on records of a queue that live for so long, stored at the time 1000."""
+    log = FakeLog()
+    for offset, life in enumerate(lives):
+        log.add(offset, *(() if life is None else (("bk-ttl", b"%.3f" % life),)))
+    return Hand(log, address=AGAIN)
+
+
+def test_what_has_expired_is_done_and_counted_and_others_go_on() -> None:
+    hand = mortal(None, 5.0, 20.0, None)
+    hand.now = 1005.0
+    assert hand.take() == [0, 2, 3]
+    assert hand.claim.expired == 1
+    assert hand.of(2).record.expires == 1020.0
+    hand.settle(0, 2, 3)
+    assert hand.claim.note() == (4, "")
+
+
+def test_what_expires_while_it_waits_to_be_handed_out_again_is_not() -> None:
+    hand = mortal(5.0, 5.0, None)
+    assert hand.take() == [0, 1, 2]
+    hand.release(0, 1, 2)
+    hand.now = 1004.9
+    assert hand.take(1) == [0]
+    hand.now = 1005.0
+    assert hand.take() == [2]
+    hand.release(0)
+    assert hand.take() == []
+    assert hand.claim.expired == 2
+    hand.settle(2)
+    assert hand.claim.note() == (3, "")
+
+
+def test_what_has_expired_does_not_come_to_the_next_owner() -> None:
+    hand = mortal(5.0, None)
+    assert hand.take() == [0, 1]
+    log = FakeLog()
+    log.add(0, ("bk-ttl", b"5"))
+    log.add(1)
+    heir = hand.heir(log)
+    heir.now = 1006.0
+    assert heir.take() == [1]
+    assert heir.claim.expired == 1
+    heir.settle(1)
+    assert heir.claim.note() == (2, "")
+
+
+def test_while_it_is_not_known_whether_it_has_expired_it_waits() -> None:
+    hand = mortal(5.0, None)
+    known = hand.watch.wait
+    hand.watch.wait = lambda native, expires, seen: known(native, expires, seen) or (expires is not None) * 0.05  # type: ignore[method-assign]
+    assert hand.take() == [1]
+    assert hand.claim.soon == 1000.05
+    hand.watch.wait = known  # type: ignore[method-assign]
+    assert hand.take() == [], "it is asked again then, and not before"
+    hand.now = 1000.05
+    assert hand.take() == [0]

@@ -16,7 +16,7 @@ from brokerkit.drivers.kafka._commit import APART, BURST, EVERY, Commits
 from brokerkit.errors import AuthorizationError, BrokerError, BrokerUnavailable, DeliveryLost
 from brokerkit.testing import VirtualLoop
 
-from .test_consumer_claim import FakeLog
+from .test_consumer_claim import FakeLog, Watch
 
 TOPIC = Topic("orders", bytes)
 
@@ -54,7 +54,7 @@ class Stage:
         self.tasks: set[asyncio.Task[None]] = set()
         self.held: dict[object, Delivery] = {}
         self.commits = Commits("g", self.group, 10.0, self.spawn, self.lost.extend)
-        self.claims = [Claim(TOPIC, number, 0, "", lambda: 0.0) for number in range(2)]
+        self.claims = [Claim(TOPIC, number, 0, "", Watch(), lambda: 0.0) for number in range(2)]
         self.logs = [FakeLog(range(2000)), FakeLog(range(2000))]
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

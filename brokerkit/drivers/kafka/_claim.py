@@ -7,9 +7,10 @@ this one has left a note which offsets those are, so reading begins at the lowes
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -17,10 +18,11 @@ from ...address import AnyQueue, AnyTopic, Queue
 from ...driver import Delivery, Record
 from ...policy import LOG_AHEAD, LONE_DELIVERY
 from .._log import Tracker
-from ._records import Native, due, position, record_of
+from ._records import DELAY, DUE, EXPIRES, TTL, Native, position, record_of
 
 _REREAD = 256
 """Records that are looked at in one go for what was handed out before."""
+_TIMES: Final = frozenset({DELAY, DUE, TTL, EXPIRES})
 
 
 class Log(Protocol):
@@ -36,6 +38,21 @@ class Log(Protocol):
 
     def ready(self) -> Collection[int]:
         """Return the partitions of which something can be taken."""
+        ...
+
+
+class Gate(Protocol):
+    """What knows when records of queues may be handed out."""
+
+    def wait(self, native: Native, expires: float | None, seen: float, /) -> float:
+        """Return 0 for now, less than that if its time to live is over, or else in how many seconds to ask again.
+
+        *seen* is when it was first at hand, by the loop's clock.
+        """
+        ...
+
+    def now(self) -> float:
+        """Return a time that the broker's clock has certainly reached."""
         ...
 
 
@@ -60,8 +77,11 @@ class Claim:
         "anew",
         "back",
         "end",
+        "expired",
+        "gate",
         "gone",
         "later",
+        "lone",
         "lost",
         "missing",
         "ms",
@@ -84,15 +104,17 @@ class Claim:
         number: int,
         base: int,
         note: str,
+        gate: Gate,
         now: Callable[[], float],
         end: int | None = None,
     ) -> None:
-        """Go on at *base*, with the *note* that its last owner has left there."""
+        """Go on at *base*, with the *note* that its last owner has left there; *now* is the loop's clock."""
         tracker = Tracker.decode(base, note)
         tracker.crashed()
         self.address = address
         self.number = number
         self.tracker = tracker
+        self.gate = gate
         self.now = now
         self.end = end
         """Where an ``until_end`` source ends."""
@@ -105,8 +127,10 @@ class Claim:
         """Records that wait and are at hand, as they were delivered, or as they will be."""
         self.order: list[int] = []
         """Offsets of what is at hand and may be handed out, as a heap."""
-        self.later: list[tuple[float, int]] = []
-        """When which of what is at hand is due, as a heap."""
+        self.later: list[tuple[float, int, float]] = []
+        """When to ask again about which of what is at hand, and since when it is, as a heap."""
+        self.expired = 0
+        """How many have expired, until that is told."""
         self.stash: deque[Native] = deque()
         """Records that were taken out of the log and not looked at."""
         self.ms = 0
@@ -115,6 +139,8 @@ class Claim:
         """Whether it is a partition that nobody has read: what was removed from it is no loss."""
         self.alone = False
         """Whether the next record has to come alone."""
+        self.lone = LONE_DELIVERY
+        """From which delivery on that is so."""
         self.repeats = False
         """Whether something was handed out that was delivered before."""
         self.revoking = False
@@ -152,6 +178,11 @@ class Claim:
         """Whether something is at hand."""
         return bool(self.order or self.stash)
 
+    @property
+    def soon(self) -> float:
+        """When something at hand may be due, by the loop's clock."""
+        return self.later[0][0] if self.later else math.inf
+
     def note(self) -> tuple[int, str]:
         """Return what is stored of it."""
         return self.tracker.base, self.tracker.encode()
@@ -187,7 +218,9 @@ class Claim:
                 if not self._read_again(log):
                     return
                 continue
-            if self.deliveries(order[0]) >= LONE_DELIVERY:
+            if self._over(order[0]):
+                continue
+            if self.deliveries(order[0]) >= self.lone:
                 self.alone = True
                 return
             out.append(self._again(heapq.heappop(order), held))
@@ -199,7 +232,7 @@ class Claim:
         """Hand out the record that has to come alone, if there is one."""
         self.alone = False
         order = self.order
-        if not order or self.deliveries(order[0]) < LONE_DELIVERY:
+        if not order or self._over(order[0]) or self.deliveries(order[0]) < self.lone:
             return None
         return self._again(heapq.heappop(order), held)
 
@@ -211,7 +244,7 @@ class Claim:
         """Let *delivery* wait again, uncounted."""
         if self.tracker.release(lease.offset):
             self.back[lease.offset] = delivery
-            heapq.heappush(self.order, lease.offset)
+            self._ask(lease.offset, self.now())
 
     def _again(self, offset: int, held: dict[object, Delivery]) -> Delivery:
         tracker, known = self.tracker, self.back.pop(offset)
@@ -227,21 +260,46 @@ class Claim:
 
     def _wait(self, native: Native) -> None:
         """Have a record that waits at hand."""
+        self._keep(native)
+        self._ask(native.offset, self.now())
+
+    def _keep(self, native: Native) -> None:
         address, offset = self.address, native.offset
         record = record_of(address, self.number, native)
         place = position(address.name, self.number, native.timestamp or 0, offset)
         self.back[offset] = Delivery(record, None, place, 0, native)
-        when = due(native) if self.queue else None
-        if when is None or when <= self.now():
+
+    def _ask(self, offset: int, seen: float) -> None:
+        """Find out whether what waits at hand may be handed out."""
+        known = self.back[offset]
+        native: Any = known.native
+        left = self.gate.wait(native, known.record.expires, seen) if self.queue else 0.0
+        if left == 0:
             heapq.heappush(self.order, offset)
+        elif left > 0:
+            heapq.heappush(self.later, (self.now() + left, offset, seen))
         else:
-            heapq.heappush(self.later, (when, offset))
+            self._expire(offset)
+
+    def _expire(self, offset: int) -> None:
+        self.back.pop(offset, None)
+        self._vanished(offset)
+        self.expired += 1
+
+    def _over(self, offset: int) -> bool:
+        """Return whether the first of `order` has expired, and is none of it any more."""
+        expires = self.back[offset].record.expires
+        if expires is None or not self.queue or self.gate.now() < expires:
+            return False
+        heapq.heappop(self.order)
+        self._expire(offset)
+        return True
 
     def _fall_due(self) -> None:
         now, later = self.now(), self.later
         while later and later[0][0] <= now:
-            _, offset = heapq.heappop(later)
-            heapq.heappush(self.order, offset)
+            _, offset, seen = heapq.heappop(later)
+            self._ask(offset, seen)
 
     # ------------------------------------------------------------------ out of the log
 
@@ -299,7 +357,8 @@ class Claim:
                 self._jump(log.next_offset(self.number))
                 return
             first, last = natives[0].offset, natives[-1].offset
-            if first == high and last - first + 1 == len(natives) and not self.queue:
+            dense = first == high and last - first + 1 == len(natives)
+            if dense and not (self.queue and any(map(_timed, natives))):
                 self._run(natives, held, out)
             elif not self._one_by_one(natives, held, out):
                 return
@@ -317,7 +376,7 @@ class Claim:
                 record = record_of(address, number, native)
                 if record.deliveries:
                     self.repeats = True
-                    if record.deliveries >= LONE_DELIVERY - 1:
+                    if record.deliveries >= self.lone - 1:
                         alone = True
                         break
                 lease = Lease(self, offset)
@@ -356,12 +415,7 @@ class Claim:
                 self._stand(offset)
                 self._put_back(natives[place:])
                 return False
-            when = due(native) if self.queue else None
-            if when is not None and when > self.now():
-                tracker.hand_out(offset)
-                tracker.release(offset)
-                self._wait(native)
-                self.ms = native.timestamp or 0
+            if self.queue and _timed(native) and self._not_now(native):
                 continue
             try:
                 self._run((native,), held, out)
@@ -372,6 +426,22 @@ class Claim:
             if self.alone:
                 self._put_back(natives[place + 1 :])
                 return False
+        return True
+
+    def _not_now(self, native: Native) -> bool:
+        """Return whether a fresh record, which says when it may be handed out, is not: it waits then, or has expired."""
+        offset, seen = native.offset, self.now()
+        left = self.gate.wait(native, record_of(self.address, self.number, native).expires, seen)
+        if left == 0:
+            return False
+        self.ms = native.timestamp or 0
+        if left < 0:
+            self._expire(offset)
+        else:
+            self.tracker.hand_out(offset)
+            self.tracker.release(offset)
+            self._keep(native)
+            heapq.heappush(self.later, (seen + left, offset, seen))
         return True
 
     def _jump(self, offset: int) -> None:
@@ -385,6 +455,11 @@ class Claim:
     def _stand(self, wall: int) -> None:
         self.standing = True
         self.wall = wall
+
+
+def _timed(native: Native) -> bool:
+    """Return whether *native* says from when on, or until when, it may be handed out."""
+    return any(name in _TIMES for name, _ in native.headers)
 
 
 def _waiting(tracker: Tracker) -> deque[int]:

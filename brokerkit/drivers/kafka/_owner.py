@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from ...address import AnyQueue, AnyTopic
 from ...driver import Delivery, Revoked, Settlement, Source
-from ...errors import BrokerError, BrokerUnavailable, ConfigError, DeliveryLost
+from ...errors import BrokerError, BrokerUnavailable, ConfigError, DeliveryLost, NotFound
 from ._claim import Claim, Lease, lease_of
 from ._cluster import PAUSE
 from ._commit import Commits
@@ -152,6 +152,9 @@ class Owner(Reader):
         failure: BrokerError | None = None
         try:
             await commits.stored()
+        except NotFound as error:  # what it was about was deleted: nobody has it any more
+            failure = DeliveryLost()
+            failure.__cause__ = error
         except BrokerError as error:
             failure = error
         for index, item in enumerate(items):
@@ -198,10 +201,13 @@ class Owner(Reader):
         """Begin to read partition *number*."""
         assert self._fetcher is not None
         end = None if self._ends is None else self._ends[number] if number < len(self._ends) else 0
-        claim = self._claims[number] = Claim(self._address, number, base, note, self._clock.time, end)
+        claim = self._claims[number] = self._make(number, base, note, end)
         self._fetcher.begin(number, claim.start)
         self._news[claim] = None
         return claim
+
+    def _make(self, number: int, base: int, note: str, end: int | None) -> Claim:
+        return Claim(self._address, number, base, note, self._context.time, asyncio.get_running_loop().time, end)
 
     def assigned(self, partitions: Mapping[int, tuple[int, str] | None]) -> None:
         """*partitions* are ours from now on, with what is stored of each."""

@@ -14,11 +14,10 @@ from collections import deque
 from collections.abc import Collection
 from typing import Final
 
-from ... import clock
-from ...address import AnyQueue, AnyTopic
+from ...address import AnyQueue, AnyTopic, Queue
 from ...driver import Delivery, Source
 from ...errors import BrokerError, Closed, ConfigError, PositionLost
-from ...events import PartitionPaused, PartitionResumed
+from ...events import Expired, PartitionPaused, PartitionResumed
 from ._claim import Claim, Lease, lease_of
 from ._commit import Commits
 from ._context import Context
@@ -44,7 +43,6 @@ class Reader:
         self._source = source
         self._prefetch = prefetch
         self._session = context.settings.session
-        self._clock = clock.current()
         self._held: dict[object, Delivery] = {}
         """What is in hand, by `Lease`: the oldest first."""
         self._fetched: deque[Delivery] = deque()
@@ -160,7 +158,7 @@ class Reader:
         self._waiter = waiter = loop.create_future()
         self._until = deadline
         # A timer of an earlier call stays: it finds out that it is too early.  So a busy consumer sets none.
-        if deadline < self._timer_at or self._timer is None:
+        if min(deadline, loop.time() + self._due()) < self._timer_at or self._timer is None:
             self._arm(loop)
         try:
             await waiter
@@ -171,12 +169,15 @@ class Reader:
         if self._timer is not None:
             self._timer.cancel()
         now = loop.time()
-        at = min(self._until, now + (END_LOOKS if self._ends is not None else POLL))
-        dues = [claim.later[0][0] for claim in self._claims.values() if claim.later]
-        if dues:
-            at = min(at, now + max(0.001, min(dues) - self._clock.time()))
-        self._timer_at = at
+        self._timer_at = at = min(self._until, now + min(END_LOOKS if self._ends is not None else POLL, self._due()))
         self._timer = loop.call_at(at, self._ring)
+
+    def _due(self) -> float:
+        """Return in how many seconds the first of what waits for its time is due."""
+        if not isinstance(self._address, Queue):
+            return POLL
+        waits = [claim.soon - claim.now() for claim in self._claims.values()]
+        return max(0.001, min(waits, default=POLL))
 
     def _ring(self) -> None:
         """Look at everything, if somebody waits."""
@@ -249,6 +250,8 @@ class Reader:
             base, high = tracker.base, tracker.high
             claim.hand_out(fetcher, share, held, fetched)
             taken = len(fetched) - before
+            if claim.expired:
+                self._tell_expired(claim)
             if taken:
                 touched.append(claim)
                 room -= taken
@@ -338,6 +341,11 @@ class Reader:
 
     def _tell_of(self, make: type[PartitionPaused | PartitionResumed], claim: Claim) -> None:
         self._context.emit(make(address=self._address.name, group=self._source.group, partition=claim.number))
+
+    def _tell_expired(self, claim: Claim) -> None:
+        count, claim.expired = claim.expired, 0
+        self._touch(claim)
+        self._context.emit(Expired(address=self._address.name, count=count))
 
     def _touch(self, claim: Claim) -> None:
         if self._commits is not None:
