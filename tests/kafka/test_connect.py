@@ -43,11 +43,11 @@ def kafka() -> Endpoints:
 
 @pytest.fixture(scope="module")
 def limited() -> Iterator[Endpoints]:
-    """A broker without SCRAM-SHA-512, where a log-in is good for a second."""
+    """A broker without SCRAM-SHA-512, where a log-in is good for two seconds."""
     with KafkaCluster(
         listeners=("PLAIN", "SASL"),
         mechanisms=("PLAIN", "SCRAM-SHA-256"),
-        config={"connections.max.reauth.ms": "1000"},
+        config={"connections.max.reauth.ms": "2000"},
     ) as cluster:
         yield cluster.endpoints
 
@@ -112,8 +112,8 @@ async def test_a_log_in_that_runs_out_is_left_before(limited: Endpoints) -> None
     while not wire.closed:
         assert (await wire.send(metadata(), 5)).brokers
         await asyncio.sleep(0.05)
-    assert 0.5 < time.monotonic() - begun < 1
-    await asyncio.wait_for(over.wait(), 1)
+    assert 1 < time.monotonic() - begun < 2
+    await asyncio.wait_for(over.wait(), 10)
 
 
 async def test_a_program_does_not_notice_that_log_ins_run_out(
@@ -125,7 +125,7 @@ async def test_a_program_does_not_notice_that_log_ins_run_out(
     async with connect_to(limited.url("SASL")) as broker:
         await broker.declare(topic)
         async with broker.subscribe(topic, group="billing") as messages:
-            end = time.monotonic() + 3
+            end = time.monotonic() + 5
             while time.monotonic() < end or len(got) < len(sent):
                 if time.monotonic() < end:
                     sent.append(f"{len(sent)}")
@@ -133,7 +133,7 @@ async def test_a_program_does_not_notice_that_log_ins_run_out(
                 for message in await messages.receive(limit=10, timeout=0.05):
                     got.append(message.value)
                     await message.ack(confirm=True)
-                assert time.monotonic() < end + 10
+                assert time.monotonic() < end + 30
     assert got == sent
     assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
 
@@ -150,7 +150,7 @@ async def test_a_wrong_password_is_said_at_once(
         await open_wire(
             read(kafka.url("SASL", user="brokerkit", password=password).replace("brokerkit:", f"{user}:"), **options)
         )
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4.5
     assert not caught.value.retryable
     assert code_of(caught.value) == ErrorCode.sasl_authentication_failed
     assert ("name it in sasl=" in str(caught.value)) is (not mechanism)
@@ -239,7 +239,7 @@ async def test_what_is_wrong_is_told_apart(kafka: Endpoints, case: str) -> None:
         await open_wire(made)
     assert type(caught.value) is kind
     assert str(made.hosts[0][1]) in str(caught.value)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4.5
 
 
 async def test_a_certificate_that_the_broker_does_not_trust_is_ours(kafka: Endpoints, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ async def test_an_outage_that_outlasts_the_session_is_said(url: str, network: Ne
                         await consumer.receive(10, SOON)
             assert isinstance(consumer.problem, BrokerUnavailable)
             began = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began < 3, "leaving waits for nobody who is not there"
+        assert asyncio.get_running_loop().time() - began < 10, "leaving waits for nobody who is not there"
         assert sorted(ids(await left(p, topic))) == names(2)
 
 

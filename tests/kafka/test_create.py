@@ -118,7 +118,7 @@ async def test_a_cluster_that_is_away_for_a_moment_is_waited_for() -> None:
         began = time.monotonic()
         with pytest.raises(BrokerUnavailable):
             await create(cluster_of(made), topic("other", 2), timeout=0.4)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
 
 
 async def test_who_may_not_create_is_told_at_once() -> None:

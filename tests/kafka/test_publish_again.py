@@ -82,7 +82,7 @@ async def test_no_answer_before_the_deadline_is_unknown_and_its_number_is_not_us
         brokers.freeze()
         began = time.monotonic()
         (result,) = await publish(made, "a", timeout=0.3)
-        assert 0.28 < time.monotonic() - began < 1.5
+        assert 0.28 < time.monotonic() - began < 5
         assert isinstance(result, PublishUnknown)
         brokers.cut(1)  # the request is read by nobody
         brokers.thaw()
@@ -142,7 +142,7 @@ async def test_of_a_batch_in_doubt_each_call_has_its_own_deadline(brokers: Prete
         began = time.monotonic()
         assert kinds(await short) == [PublishUnknown]
         assert kinds(await waits) == [PublishUnknown]
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 4
         assert not long.done()
         brokers.thaw()
         assert kinds(await long) == [Receipt]
@@ -187,7 +187,7 @@ async def test_a_broker_that_is_gone_is_unavailable_and_comes_back(brokers: Pret
         began = time.monotonic()
         (result,) = await publish(made, "a", timeout=0.3)
         assert type(result) is BrokerUnavailable
-        assert 0.28 < time.monotonic() - began < 1.5
+        assert 0.28 < time.monotonic() - began < 5
         assert isinstance(result.__cause__, OSError), "an error is wrapped once"
         waiting = asyncio.ensure_future(publish(made, "b"))
         await asyncio.sleep(0.1)
@@ -272,7 +272,7 @@ async def test_a_leader_that_moves_is_followed(brokers: Pretender) -> None:
             two.lead("orders", 0, 2)
             began = time.monotonic()
             await publish(made, "a")
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 4
             assert values(two) == [b"first", b"a"]
             assert two.seen[INIT] == 1
 
@@ -290,7 +290,7 @@ async def test_a_frozen_leader_is_left_when_another_leads(brokers: Pretender) ->
             three.lead("orders", 0, 3)
             began = time.monotonic()
             assert kinds(await waiting) == [Receipt]
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 5.5  # an answer is waited for six seconds
             three.thaw(2)
             await publish(made, "b")
             assert values(three) == [b"first", b"a", b"b"]
@@ -331,7 +331,7 @@ async def test_a_topic_that_is_deleted_is_not_found_and_found_again(brokers: Pre
         brokers.topics.pop("orders")
         began = time.monotonic()
         assert kinds(await publish(made, "a", "b")) == [NotFound, NotAttempted]
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4.5
         assert kinds(await publish(made, "c")) == [NotFound]
         log = brokers.create("orders").logs[0]
         assert kinds(await publish(made, "d")) == [Receipt]

@@ -105,7 +105,7 @@ async def test_a_wrong_password_is_told_from_all_else(visitor: Guest, listener: 
         AuthenticationError, match=rf"127\.0\.0\.1:\d+ as user {visitor.name} by SCRAM-SHA-512"
     ) as wrong:
         await opened(good.replace("guest-secret", "wrong"), **ca)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4.5  # seconds after which connecting would have been given up: 5
     assert not wrong.value.retryable
     with pytest.raises(AuthenticationError, match=r"as user nobody by"):
         await opened(good.replace(f"{visitor.name}:", "nobody:"), **ca)
@@ -323,7 +323,7 @@ async def test_a_missing_right_is_named_with_its_resource(act: Act, lacking: lis
             with pytest.raises(AuthorizationError) as caught:
                 async with asyncio.timeout(PATIENCE):
                     await act(broker)
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 9  # what is tried again is so for ten
         assert named.replace("{}", visitor.prefix) in str(caught.value)
         assert not caught.value.retryable
         assert caught.value.__cause__ is not None
