@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
@@ -24,7 +25,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 DEMO = {"orders", "orders_topics", "orders_ledger", "orders_stage"}
 SEVERAL = {"queue_worker", "queue_producer", "broadcast_replica", "broadcast_sender"}
 """Those that are started several times, or beside each other."""
-ON_KAFKA = {"kafka_client"}
+ON_KAFKA = {"kafka_client", "more_workers", "moving"}
 """Those that make sense there only."""
 PROGRAMS = [
     path
@@ -114,6 +115,11 @@ def server() -> RedisServer:
     return server
 
 
+def fresh() -> str:
+    """Return the URL of a Kafka, with a prefix that nothing on it has yet."""
+    return shared_kafka().url(query=f"prefix=e{uuid.uuid4().hex[:12]}.")
+
+
 def promised(path: Path) -> str:
     """Return what the docstring of an example says that it prints."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -142,7 +148,7 @@ def test_an_example_prints_the_same_on_redis(path: Path, way: str, server: Redis
 
 @pytest.mark.parametrize("path", ANYWHERE, ids=lambda path: path.stem)
 def test_an_example_prints_the_same_on_kafka(path: Path) -> None:
-    done = run(path, shared_kafka().url(query=f"prefix=e{os.getpid()}."))
+    done = run(path, fresh())
     assert (done.stdout, done.stderr, done.returncode) == (promised(path), "", 0)
 
 
@@ -151,19 +157,30 @@ def test_brokerkit_and_another_client_share_topics_of_kafka() -> None:
     assert (done.stdout, done.stderr, done.returncode) == (promised(EXAMPLES / "kafka_client.py"), "", 0)
 
 
-def test_two_workers_share_a_queue(server: RedisServer) -> None:
+@pytest.mark.parametrize("system", ["redis", "kafka"])
+def test_two_workers_share_a_queue(system: str, server: RedisServer) -> None:
     """What the producer waits for is done, each picture by one worker, and both have worked."""
-    program = EXAMPLES / "queue_worker.py"
-    with Running(program, server.url()) as one, Running(program, server.url()) as other:
+    program, url = EXAMPLES / "queue_worker.py", server.url() if system == "redis" else fresh()
+    with Running(program, url) as one, Running(program, url) as other:
         for worker in (one, other):
             worker.started()
-        done = run(EXAMPLES / "queue_producer.py", server.url())
+        done = run(EXAMPLES / "queue_producer.py", url)
         assert (done.stdout, done.stderr, done.returncode) == (promised(EXAMPLES / "queue_producer.py"), "", 0)
         assert [one.end(), other.end()] == [0, 0]
         made = Counter(line.partition(": ")[2] for line in one.out + other.out)
         assert made == Counter(f"{number:02}.jpg is {width} wide" for number in range(20) for width in (320, 1280))
         for worker in (one, other):
             assert {line.partition(":")[0] for line in worker.out} == {f"worker {worker.pid}"}
+
+
+def test_a_service_moves_from_redis_to_kafka(server: RedisServer) -> None:
+    done = run(EXAMPLES / "moving.py", server.url(), fresh())
+    assert (done.stdout, done.stderr, done.returncode) == (promised(EXAMPLES / "moving.py"), "", 0)
+
+
+def test_more_workers_than_partitions() -> None:
+    done = run(EXAMPLES / "more_workers.py", fresh())
+    assert (done.stdout, done.stderr, done.returncode) == (promised(EXAMPLES / "more_workers.py"), "", 0)
 
 
 def test_every_replica_hears_the_broadcast(server: RedisServer) -> None:
@@ -207,9 +224,10 @@ def test_the_sums_of_the_demo_add_up(program: str) -> None:
     assert "The sums add up" in done.stdout
 
 
-def test_the_sums_of_the_topics_add_up_on_kafka() -> None:
+@pytest.mark.parametrize("program", ["orders.py", "orders_topics.py"])
+def test_the_sums_add_up_on_kafka(program: str) -> None:
     """One process is killed in the middle, and another one does the rest."""
-    done = run(EXAMPLES / "orders_topics.py", shared_kafka().url())
+    done = run(EXAMPLES / program, shared_kafka().url())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The service was killed" in done.stdout
     assert "The sums add up" in done.stdout
