@@ -32,6 +32,7 @@ from ._group import Group
 from ._offsets import LATEST, cursor, offsets_at, resolve
 from ._owner import Owner
 from ._reader import END_LOOKS
+from ._silence import watch
 from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
@@ -40,8 +41,6 @@ LEAVING: Final = 5.0
 """Most seconds that leaving waits for the cluster."""
 READY: Final = 2.0
 """Most seconds that entering waits for the leaders of what is in hand: one that has none is read later."""
-CUT_OFF: Final = 30.0
-"""Most seconds without an answer of any broker until `receive` says so; a session that is shorter has ended by then."""
 _LOOKS: Final = 5
 """How often a new group's start is looked at again, if others are joining at the same time."""
 
@@ -121,7 +120,7 @@ class TopicConsumer(Owner):
         try:
             async with anyio.create_task_group() as self._io:
                 async with anyio.create_task_group() as self._telling:
-                    self._telling.start_soon(self._guard)
+                    self._telling.start_soon(watch, self._cluster, self._session, self.fail)
                     started.set_result(None)
                     await self._hosted.stopping.wait()
                     self._telling.cancel_scope.cancel()
@@ -131,19 +130,6 @@ class TopicConsumer(Owner):
         finally:
             self._io = self._telling = None
             self._close()
-
-    async def _guard(self) -> None:
-        """Have it said when no broker answers any more."""
-        cluster = self._cluster
-        tick = min(self._session, CUT_OFF) / 5
-        silent = 0
-        while True:
-            await asyncio.sleep(tick)
-            silent = 0 if cluster.problem is None else silent + 1
-            if silent >= 5 and cluster.problem is not None:
-                error = type(cluster.problem)(f"no broker answers: {cluster.problem}")
-                error.__cause__ = cluster.problem
-                self.fail(error)
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._io is not None:

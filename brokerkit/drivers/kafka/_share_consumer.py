@@ -1,0 +1,206 @@
+"""`ShareConsumer`: takes records of a queue as a member of its share group, in competition with others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..._tasks import Hosted
+from ...address import AnyQueue
+from ...driver import Revoked, Source
+from ...errors import BrokerError, CapabilityError, NotFound
+from ._context import Context
+from ._copies import Copies
+from ._engine import Terms
+from ._rescue import Returns
+from ._share import Share
+from ._share_member import ShareMember
+from ._share_settle import ShareOwner
+from ._silence import watch
+
+logger = logging.getLogger("brokerkit")
+
+LEAVING: Final = 5.0
+"""Most seconds that leaving waits for copies of what is in hand, and for settlements that store some."""
+SIGNING_OFF: Final = 1.0
+"""Most seconds that leaving waits for the group to know."""
+
+
+class ShareConsumer(ShareOwner):
+    """A consumer of one queue, and its context manager."""
+
+    def __init__(
+        self, context: Context, queue: AnyQueue, source: Source, prefetch: int, revoked: Revoked, terms: Terms
+    ) -> None:
+        super().__init__(context, queue, prefetch, terms, revoked)
+        self._source = source
+        self._member = ShareMember(context.cluster, self._name, self._name, self.fail)
+        self._hosted: Hosted | None = None
+        self._entering: anyio.CancelScope | None = None
+        self._io: TaskGroup | None = None
+        """What talks to the cluster, until everything is stored."""
+
+    def __repr__(self) -> str:
+        return f"<ShareConsumer {self._name} in_flight={len(self._held)}>"
+
+    @property
+    def problem(self) -> BrokerError | None:
+        """Why nothing comes, or goes, if that is so."""
+        problems = (self._error, self._share and self._share.problem, self._returns and self._returns.problem)
+        return next((problem for problem in problems if problem), self._member.problem)
+
+    # ------------------------------------------------------------------ for who counts what is left
+
+    @property
+    def group(self) -> str:
+        """What Kafka calls its group."""
+        return self._name
+
+    @property
+    def member(self) -> str:
+        """What Kafka calls it."""
+        return self._member.id
+
+    def holding(self) -> Iterable[tuple[int, int, bool]]:
+        """Yield partition and offset of all that is in hand, and whether it waits for its time."""
+        later = {id(lease) for *_, lease in self._later}
+        for lock, lease in self._leases.items():
+            yield lock.partition, lock.offset, id(lease) in later
+
+    def going(self) -> int:
+        """Return how many are done of which the broker has not said that it knows."""
+        return 0 if self._share is None else self._share.going()
+
+    # ------------------------------------------------------------------ life
+
+    async def __aenter__(self) -> Self:
+        """Return when ready."""
+        if self._source.until_end:
+            raise CapabilityError(f"until_end is for topics; {self._queue!r} on kafka has no end")
+        self._hosted = Hosted(f"brokerkit {self!r}", self._host)
+        ready = False
+        try:
+            await self._hosted.__aenter__()
+            with anyio.CancelScope() as self._entering:
+                await self._enter()
+                ready = True
+            self._entering = None
+            if not ready and self._error is not None:
+                raise self._error
+        except BaseException:
+            self._entered = False
+            await self._hosted.__aexit__(None, None, None)
+            raise
+        self._context.readers[self] = None
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Hand back what is unsettled and leave the group."""
+        self._entered = False
+        self._wake()
+        self._context.readers.pop(self, None)
+        if self._hosted is not None:
+            await self._hosted.__aexit__(None, None, None)
+
+    def fail(self, error: BrokerError) -> None:
+        """Let `receive`, or entering, raise *error*."""
+        super().fail(error)
+        if self._entering is not None:
+            self._entering.cancel()
+
+    async def _host(self, started: asyncio.Future[None]) -> None:
+        """Run what belongs to it."""
+        assert self._hosted is not None
+        context = self._context
+        try:
+            async with anyio.create_task_group() as self._io:
+                async with anyio.create_task_group() as self._telling:
+                    self._telling.start_soon(watch, context.cluster, context.settings.session, self.fail)
+                    started.set_result(None)
+                    await self._hosted.stopping.wait()
+                    self._telling.cancel_scope.cancel()
+                self._telling = None
+                await self._leave()
+                self._io.cancel_scope.cancel()
+        finally:
+            self._io = self._telling = None
+            self._close()
+
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._io is not None:
+            self._io.start_soon(self._run, work)
+
+    async def _enter(self) -> None:
+        context, name = self._context, self._name
+        timeout = context.settings.timeout
+        try:
+            await context.cluster.topic(name, timeout=timeout)
+        except NotFound as error:
+            text = f"{self._queue!r} does not exist on {context.settings.shown}; declare it"
+            raise NotFound(text) from error.__cause__
+        self._spawn(self._member.run)
+        # A group with a member is nothing that another process, which reserves it at the same moment, can set back.
+        await self._member.join(timeout=timeout)
+        terms = self._terms
+        self._share = share = Share(
+            context.cluster, name, name, self._member.id, self, timeout=timeout, lock=terms.lock, window=terms.window
+        )
+        self._returns = Returns(name, context.outboxes, share, terms.limit, self._spawn, self._forget)
+        self._copies = Copies(context.outboxes, self._sure, self._held, timeout, self._spawn, self._copied)
+        self._entered = True
+        self._spawn(share.run)
+
+    # ------------------------------------------------------------------ leaving
+
+    async def _leave(self) -> None:
+        """Store what is settled, hand back what is not, and leave the group."""
+        self._leaving = True
+        self._make_room()
+        with anyio.CancelScope(shield=True):
+            if self._share is not None:
+                with anyio.move_on_after(LEAVING):
+                    await self._empty()
+                await self._share.close()
+            await self._member.leave(timeout=SIGNING_OFF)
+
+    async def _empty(self) -> None:
+        """Have nothing in hand any more."""
+        copies, returns, share = self._copies, self._returns, self._share
+        if copies is None or returns is None or share is None:
+            return
+        with anyio.move_on_after(LEAVING / 2):
+            if under_way := copies.under_way(lambda _: True):
+                await asyncio.wait(under_way)
+        self._sort(share.take(share.untaken()))
+        leases = [lease for lease in self._leases.values() if lease not in returns and lease.job is None]
+        for lease in leases:
+            self._held.pop(lease, None)
+        for waiting in (self._ready, self._suspects, self._later):
+            waiting.clear()
+        self._put_back(leases, LEAVING / 4)
+        if stored := returns.hurry(LEAVING / 4):
+            await asyncio.wait(stored)
+
+    def _close(self) -> None:
+        self._entered = False
+        self._leaving = True
+        for timer in (self._alarm, self._absence):
+            if timer is not None:
+                timer.cancel()
+        if self._copies is not None:
+            self._copies.abort()
+        if self._returns is not None:
+            self._returns.abort()
+        self._held.clear()
+        self._leases.clear()
+        for waiting in (self._ready, self._suspects, self._later):
+            waiting.clear()
+        self._wake()
