@@ -72,17 +72,18 @@ REDIS = (
 """The same for the modules of this driver; the last one is the package."""
 KAFKA = (
     ("_errors", "_options"),
-    ("_api", "_inflate", "_records", "_sasl", "_tiers", "_view"),
+    ("_api", "_inflate", "_records", "_sasl", "_tell", "_tiers", "_view"),
     ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_share_ask", "_share_locks", "_time", "_tolerant", "_wire"),
     ("_cluster", "_commit", "_part"),
     ("_calls", "_coordinator", "_copies", "_create", "_cut", "_hands", "_member", "_offsets", "_outbox", "_remove", "_share_group"),
     ("_fetch", "_group", "_look", "_publish", "_sender", "_share_member", "_share_session", "_silence"),
     ("_rescue", "_share"),
     ("_browse", "_context", "_engine"),
-    ("_letters", "_reader", "_share_reader"),
+    ("_janitor", "_letters", "_reader", "_share_reader"),
     ("_owner", "_share_settle"),
     ("_consumer", "_share_consumer"),
-    ("_admin",),
+    ("_admin", "_delay"),
+    ("_upkeep",),
     ("_driver",),
     ("kafka",),
 )

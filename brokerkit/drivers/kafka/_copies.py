@@ -11,6 +11,7 @@ from ...address import Address
 from ...driver import Delivery, Receipt, Record
 from ...errors import BrokerError, DeliveryLost, TooLarge
 from ...policy import MAX_BODY
+from ._tiers import DELAY
 
 logger = logging.getLogger("brokerkit")
 
@@ -172,9 +173,10 @@ def oversized(records: Sequence[Record], own: Address) -> TooLarge | None:
 
     Copies of that message, which another client may have written, are not: those of a retry, and dead letters.
     """
+    home = own.name.removesuffix(f"..{DELAY}")  # where what has waited goes
     for record in records:
         size = len(record.body or b"")
-        if size > MAX_BODY and record.address.name != own.name and ".." not in record.address.name:
+        if size > MAX_BODY and record.address.name != home and ".." not in record.address.name:
             return TooLarge(
                 f"a body of {size} bytes for {record.address.name} is over the limit of {MAX_BODY}; publish a reference instead"
             )

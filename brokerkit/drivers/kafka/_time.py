@@ -156,8 +156,7 @@ class ServerTime:
             return EXPIRED
         if self.exact or self.latest() < expires:
             return 0.0
-        if self.tickers:
-            self.want()
-            if self._monotonic() - seen < PATIENCE:
-                return SOON
+        self.want()
+        if self.tickers and self._monotonic() - seen < PATIENCE:
+            return SOON
         return EXPIRED if max(now, self._wall()) >= expires else 0.0
