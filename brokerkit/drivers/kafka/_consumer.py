@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from ..._tasks import Hosted
 from ...address import AnyQueue, AnyTopic, Queue, internal
 from ...driver import Revoked, Source
-from ...errors import AuthorizationError, BrokerError, NotFound
+from ...errors import AuthorizationError, BrokerError, CapabilityError, NotFound
 from ...policy import Start
 from .._log import Tracker
 from ._claim import lease_of
@@ -33,6 +33,7 @@ from ._offsets import LATEST, cursor, offsets_at, resolve
 from ._owner import Owner
 from ._reader import END_LOOKS
 from ._silence import watch
+from ._tiers import tiered
 from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
@@ -41,6 +42,8 @@ LEAVING: Final = 5.0
 """Most seconds that leaving waits for the cluster."""
 READY: Final = 2.0
 """Most seconds that entering waits for the leaders of what is in hand: one that has none is read later."""
+ROOM: Final = 1.25
+"""Sessions that a consumer of a queue waits until another makes room for it, if that is gone already."""
 _LOOKS: Final = 5
 """How often a new group's start is looked at again, if others are joining at the same time."""
 
@@ -155,6 +158,8 @@ class TopicConsumer(Owner):
                 return
             info = await self._cluster.topic(self._name, timeout=timeout)
         await self._begin(info, self._source.start)
+        if isinstance(self._address, Queue) and tiered(self._address):
+            await self._find_room(len(info.partitions))
         with anyio.move_on_after(READY):
             await self._first_answers()
 
@@ -165,6 +170,19 @@ class TopicConsumer(Owner):
         except AuthorizationError:
             return False  # it is seen a moment after others have created it
         return True
+
+    async def _find_room(self, partitions: int) -> None:
+        """Refuse to be one of more consumers than partitions; one that has died may count for as long as its session."""
+        group, loop = self._group, asyncio.get_running_loop()
+        assert group is not None
+        end = loop.time() + ROOM * self._session
+        while group._hands.spare:
+            if loop.time() >= end:
+                raise CapabilityError(
+                    f"{self._address!r} on kafka has as many consumers as its {partitions} partitions already: its classic group"
+                    " takes no more (a share group does, on brokers from 4.2.1 on; option queue_partitions when it is declared)"
+                )
+            await asyncio.sleep(PAUSE)
 
     async def _first_answers(self) -> None:
         """Wait until the leaders of all partitions in hand have answered: what may not be read is refused on entering."""

@@ -64,6 +64,8 @@ class Hands:
         """What nobody was told of yet: where to begin is not known."""
         self.generation = -1
         """Of the share that this comes from."""
+        self.spare = False
+        """Whether there are more members than partitions, and none is left for this one."""
         self._group = group
         self._session = session
         self._told = told
@@ -88,6 +90,7 @@ class Hands:
     def take(self, share: Share, generation: int) -> bool:
         """Hold *share*, find out what others wait for, and return whether something was let go by that."""
         self.generation = generation
+        self.spare = not share.partitions and not share.moving
         surplus = self.held.keys() - share.partitions - self.leaving
         for partition in share.partitions - self.held.keys():
             self.held[partition] = next(self._numbers)

@@ -358,7 +358,9 @@ class Reader:
             return
         unread = claim.anew and claim.tracker.high == 0
         lost = claim.overtaken(at, start)
-        if lost and not unread:
+        if lost and isinstance(self._address, Queue):  # nothing goes by itself there: somebody has purged it
+            logger.info("%s[%d]: %d records were removed before they were read", self._address.name, partition, lost)
+        elif lost and not unread:
             text = f"{lost} records of {self._address.name}[{partition}] were removed before they were read"
             self._overtaken.append(PositionLost(text, lost=lost))
         claim.anew = False
