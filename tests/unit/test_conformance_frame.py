@@ -284,7 +284,8 @@ def test_a_system_without_queues_is_not_asked_about_them(tmp_path: Path) -> None
     assert not any(test.startswith(("Expiring", "Delaying", "Deduplicating")) for test in asked)
     for left_out in ("", asked[0]):
         lines = [
-            {"column": column.harness, "test": test, "kinds": ["topic"], "claims": claims, "seed": 0, "ok": True}
+            {"column": harness, "test": test, "kinds": ["topic"], "claims": claims, "seed": 0, "ok": True}
+            for harness in column.harnesses
             for test in asked
             if test != left_out
         ]

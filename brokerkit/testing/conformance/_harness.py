@@ -47,6 +47,8 @@ class Harness:
     """``Topic.retention`` of the topics from which `expire` removes records."""
     bounded: ClassVar[Mapping[str, object] | None] = None
     """Options for `connect` with which an address is full after some dozens of messages; None if there are none."""
+    consumers: ClassVar[int] = 0
+    """Most consumers of a queue of these tests, where they cannot share it: `Capabilities.shared`."""
     dots: ClassVar[bool] = True
     """Whether there may be two addresses whose names differ only in a dot for an underscore."""
     deadline: ClassVar[float] = 60.0

@@ -41,7 +41,8 @@ def needs(*what: str) -> Callable[[F], F]:
 
     ``"topic"`` or ``"queue"`` stands for a kind of address that a test without *kind* uses; ``"queue.delay"`` for a
     capability of it; ``"shared"`` alone for a capability of the kind at hand.  What is not claimed must be refused, which is
-    tested in ``capabilities``.  ``"bounded"`` stands for `Harness.bounded`.
+    tested in ``capabilities``; ``"not queue.shared"`` marks such a test of what only real lack can show.  ``"bounded"`` stands
+    for `Harness.bounded`.
     """
 
     def mark(test: F) -> F:
@@ -118,6 +119,8 @@ def _kinds(harness: type[Harness], group: type[Suite], test: Test) -> list[Kind 
     claimed = {"topic": harness.topics, "queue": harness.queues}
 
     def claims(what: str, kind: Kind | None) -> bool:
+        if what.startswith("not "):
+            return not claims(what.removeprefix("not "), kind)
         if what == "bounded":
             return harness.bounded is not None
         name, _, capability = what.rpartition(".") if "." in what or what not in claimed else (what, "", "")
@@ -258,4 +261,4 @@ def _record(
 
 def _used(group: type[Suite], test: Test) -> set[str]:
     """Return the kinds of address that a test without *kind* uses."""
-    return {what.partition(".")[0] for what in _needs(group, test)} or set(get_args(Kind))
+    return {what.removeprefix("not ").partition(".")[0] for what in _needs(group, test)} or set(get_args(Kind))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from ...errors import CapabilityError
 from ...message import Message
 from ...policy import Start
 from ._harness import Harness, Kind
-from ._raw import raw, raw_address
+from ._raw import names, raw, raw_address
 from ._runner import Suite, needs, seeds
 
 
@@ -140,3 +142,25 @@ class Capabilities(Suite):
             await broker.declare(queue)
             with refused(system, "migrat", queue):
                 await broker.migrate(queue)
+
+    @needs("queue", "not queue.shared")
+    async def test_more_consumers_than_can_take_part_are_refused(self, system: Harness) -> None:
+        """On subscribing and at service start; the others go on, and one takes the place of another that has left."""
+        queue = system.queue()
+        async with system.connect() as broker, contextlib.AsyncExitStack() as stack:
+            taking = [await stack.enter_async_context(broker.subscribe(queue)) for _ in range(system.consumers - 1)]
+            async with broker.subscribe(queue) as last:
+                with refused(system, "consumers", queue):
+                    async with broker.subscribe(queue):
+                        pass
+                with refused(system, "consumers", queue):
+                    async with system.serve(broker, queue, nothing):
+                        pass
+                await system.publish(broker, queue, names(10 * system.consumers))
+                parts = await asyncio.gather(*(system.drain(messages) for messages in (*taking, last)))
+                assert sorted(m.id for part in parts for m in part) == names(10 * system.consumers)
+            async with broker.subscribe(queue) as heir:
+                await system.publish(broker, queue, names(10 * system.consumers, "later"))
+                parts = await asyncio.gather(*(system.drain(messages) for messages in (*taking, heir)))
+                assert sorted(m.id for part in parts for m in part) == names(10 * system.consumers, "later")
+                assert parts[-1], "who came last takes no part"

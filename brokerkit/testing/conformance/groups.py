@@ -191,7 +191,7 @@ class Groups(Suite):
             async with broker.subscribe(topic, group="g", start=Start.EARLIEST) as messages:
                 assert [m.value for m in await system.drain(messages)] == ["b"]
 
-    @needs("queue")
+    @needs("queue.shared")
     async def test_a_slow_consumer_does_not_stall_the_others(self, system: Harness) -> None:
         """G8: while one sits on a message, all the others come to the next consumer."""
         queue = system.queue()
@@ -204,6 +204,28 @@ class Groups(Suite):
                 got = await system.drain(flowing)
                 assert sorted(m.value for m in got) == sorted(f"v{n}" for n in range(24))
                 await message.ack(confirm=True)
+
+    @needs("queue", "not queue.shared")
+    async def test_a_slow_consumer_stalls_no_more_than_its_own_part(self, system: Harness) -> None:
+        """G8: where a queue is not shared, what waits behind the message that one sits on comes to that one, and all else goes on."""
+        queue = system.queue()
+        values = [f"v{n}" for n in range(40)]
+        async with (
+            system.connect() as slow,
+            system.connect() as quick,
+            system.subscribe(slow, queue, prefetch=1) as held,
+            system.subscribe(quick, queue) as flowing,
+        ):
+            await asyncio.gather(system.nothing(held), system.nothing(flowing))  # who owns what is settled by then
+            for value in values:
+                await slow.publish(queue, value)
+                await system.moments(5)
+            (message,) = await system.take(held, 1)
+            passed = [m.value for m in await system.drain(flowing)]
+            await message.ack()
+            own = [message.value, *(m.value for m in await system.drain(held))]
+        assert passed, "a slow consumer stalls all of the queue"
+        assert sorted(passed + own) == sorted(values)
 
     @needs("topic")
     async def test_a_slow_member_does_not_stall_the_keys_of_others(self, system: Harness) -> None:

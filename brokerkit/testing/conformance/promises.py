@@ -28,10 +28,10 @@ NOT_APPLICABLE = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: a harness, and the kinds of address that it stands for."""
+    """A column of the table: harnesses, all of which prove it, and the kinds of address that it stands for."""
 
     title: str
-    harness: str
+    harnesses: tuple[str, ...]
     kinds: tuple[Kind, ...]
 
 
@@ -49,23 +49,28 @@ class Promise:
 
 
 COLUMNS = (
-    Column("memory", "memory", ("topic", "queue")),
-    Column("Redis 7", "redis 7", ("topic", "queue")),
-    Column("Valkey 9", "valkey 9", ("topic", "queue")),
-    Column("Kafka 4.3 topic", "kafka 4.3", ("topic",)),
-    Column("Kafka 3.9 topic", "kafka 3.9", ("topic",)),
+    Column("memory", ("memory",), ("topic", "queue")),
+    Column("Redis 7", ("redis 7",), ("topic", "queue")),
+    Column("Valkey 9", ("valkey 9",), ("topic", "queue")),
+    Column("Kafka topic", ("kafka 4.3", "kafka 3.9"), ("topic",)),
+    Column("Kafka queue (share)", ("kafka 4.3", "kafka 4.2"), ("queue",)),
+    Column("Kafka queue (classic)", ("kafka 3.9",), ("queue",)),
 )
 
 
-def _words(memory: str, redis: str = "", kafka: str = "") -> Mapping[str, str]:
-    """Return what each column says; *redis* and *kafka* for all servers of their kind, where it is not the same."""
+def _words(memory: str, redis: str = "", kafka: str = "", share: str = "", classic: str = "") -> Mapping[str, str]:
+    """Return what each column says, where it is not what the one before it says.
+
+    *redis* and *kafka* are for all servers of their kind, *share* and *classic* for queues by the kind of their group.
+    """
     redis, kafka = redis or memory, kafka or memory
     return {
         "memory": memory,
         "Redis 7": redis,
         "Valkey 9": redis,
-        "Kafka 4.3 topic": kafka,
-        "Kafka 3.9 topic": kafka,
+        "Kafka topic": kafka,
+        "Kafka queue (share)": share or kafka,
+        "Kafka queue (classic)": classic or kafka,
     }
 
 
@@ -119,7 +124,12 @@ PROMISES = (
             "Acknowledging.test_an_acknowledged_message_never_comes_again",
             "Acknowledging.test_a_plain_acknowledgement_is_stored_within_a_second",
         ),
-        _words("never", "topics: at most 1 s of acks; queues: never while the server lives", "at most 1 s of acks"),
+        _words(
+            "never",
+            "topics: at most 1 s of acks; queues: never while the server lives",
+            "at most 1 s of acks",
+            share="acks in flight",
+        ),
     ),
     Promise(
         "stale settle",
@@ -133,7 +143,10 @@ PROMISES = (
             "Leases.test_a_lost_lease_is_not_renewed_back",
         ),
         _words(
-            "no effect", "topics: fenced by epoch; queues: by lease number", "fenced by the generation of the group"
+            "no effect",
+            "topics: fenced by epoch; queues: by lease number",
+            "fenced by the generation of the group",
+            share="no effect; a copy may remain, same id",
         ),
     ),
     Promise(
@@ -160,8 +173,9 @@ PROMISES = (
         (
             "Groups.test_every_consumer_gets_a_share",
             "Groups.test_more_members_than_partitions_lose_nothing",
+            "Capabilities.test_more_consumers_than_can_take_part_are_refused",
         ),
-        _words(NOT_APPLICABLE, "topics: no; queues: yes", "no"),
+        _words(NOT_APPLICABLE, "topics: no; queues: yes", "no", share="yes", classic="no: refused"),
     ),
     Promise(
         "lease renewed under a running handler; crash → again",
@@ -173,7 +187,11 @@ PROMISES = (
             "Leases.test_what_a_killed_consumer_held_comes_to_another",
             "Leases.test_of_many_that_want_a_dead_owners_messages_each_goes_to_one",
         ),
-        _words("yes", kafka="yes, with the session"),
+        _words(
+            "yes",
+            kafka="yes, with the session",
+            share="yes; while one is held, at most the lock window of later ones passes",
+        ),
     ),
     Promise(
         "retry with delay, never early",
@@ -183,7 +201,13 @@ PROMISES = (
             "Retrying.test_each_of_many_retries_keeps_its_own_time",
             "Retrying.test_a_crash_during_a_retry_loses_nothing",
         ),
-        _words("yes", "topics: in place; queues: atomic", "in place"),
+        _words(
+            "yes",
+            "topics: in place; queues: atomic",
+            "in place",
+            share="copy, then acceptance",
+            classic="copy, then done",
+        ),
     ),
     Promise(
         "delayed publish, never early (queues)",
@@ -227,7 +251,7 @@ PROMISES = (
             "Poison.test_a_poison_message_is_dead_lettered_and_the_others_are_handled",
             "Poison.test_warm_restarts_never_dead_letter_what_has_not_run",
         ),
-        _words("what the process held"),
+        _words("what the process held", share="what the process held; 1 again after a leader moved"),
     ),
     Promise(
         "priority (queues)",
@@ -298,9 +322,11 @@ def read(results: Path) -> dict[str, dict[str, list[dict[str, object]]]]:
 
 
 def cell(promise: Promise, column: Column, ran: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
-    """Return what *column* says about *promise*, or raise `Stale` if the run does not prove it."""
+    """Return what *column* says about *promise*, or raise `Stale` if a harness's run does not prove it."""
     claims = {claim for lines in ran.values() for line in lines for claim in _texts(line["claims"])}
-    if promise.capability and promise.capability not in claims:
+    if promise.capability and not (
+        promise.capability in claims and promise.capability.partition(".")[0] in column.kinds
+    ):
         return NOT_APPLICABLE
     for test in promise.tests:
         lines = [line for line in ran.get(test, ()) if set(_texts(line["kinds"])) & set(column.kinds)]
@@ -314,14 +340,28 @@ def cell(promise: Promise, column: Column, ran: Mapping[str, Sequence[Mapping[st
     return promise.words[column.title]
 
 
+def _has(column: Column, ran: Mapping[str, Sequence[Mapping[str, object]]]) -> bool:
+    """Return whether a harness has run with a kind of address that *column* stands for."""
+    return any(set(_texts(line["kinds"])) & set(column.kinds) for lines in ran.values() for line in lines)
+
+
+def _proven(promise: Promise, column: Column, ran: Mapping[str, Mapping[str, Sequence[Mapping[str, object]]]]) -> str:
+    """Return what all harnesses of *column* prove."""
+    first, *others = (cell(promise, column, ran[harness]) for harness in column.harnesses)
+    if any(other != first for other in others):
+        raise Stale(f"{promise.title!r} is not the same for all of {column.harnesses}")
+    return first
+
+
 def applies(test: str, column: Column, claims: Collection[str]) -> bool:
     """Return whether a system of *column* that claims *claims* is asked *test* at all."""
     for need in _runner.needed(test):
-        if need in get_args(Kind):
-            held = need in column.kinds
+        wanted, what = not need.startswith("not "), need.removeprefix("not ")
+        if what in get_args(Kind):
+            held = what in column.kinds
         else:
-            held = ("." in need and need in claims) or any(f"{kind}.{need}" in claims for kind in column.kinds)
-        if not held and need != "bounded":
+            held = ("." in what and what in claims) or any(f"{kind}.{what}" in claims for kind in column.kinds)
+        if held != wanted and what != "bounded":
             return False
     return True
 
@@ -333,17 +373,17 @@ def _texts(value: object) -> Sequence[str]:
 def table(results: Path) -> str:
     """Return the table in Markdown, with a column for each system of which *results* has a run."""
     ran = read(results)
-    columns = [column for column in COLUMNS if column.harness in ran]
+    columns = [column for column in COLUMNS if all(_has(column, ran.get(harness, {})) for harness in column.harnesses)]
     if not columns:
         raise Stale(f"{results} has no run of the conformance suite")
-    for column in columns:
-        for test, lines in ran[column.harness].items():
+    for harness in dict.fromkeys(harness for column in columns for harness in column.harnesses):
+        for test, lines in ran[harness].items():
             for line in lines:
                 if not line["ok"]:
-                    raise Stale(f"the suite failed on {column.title}: {test} with seed {line['seed']}: {line['error']}")
+                    raise Stale(f"the suite failed on {harness}: {test} with seed {line['seed']}: {line['error']}")
     rows = [["", *(column.title for column in columns)], ["---"] * (len(columns) + 1)]
     for promise in PROMISES:
-        rows.append([promise.title, *(cell(promise, column, ran[column.harness]) for column in columns)])
+        rows.append([promise.title, *(_proven(promise, column, ran) for column in columns)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
