@@ -351,8 +351,10 @@ async def test_a_new_partition_of_a_known_group_is_read_from_its_beginning(url: 
         await p.put(topic, ["old"])
         async with p.consume(topic, start=Start.LATEST) as consumer:
             await widen(shared_kafka(), topic.name, 3)
-            p.context.cluster.stale()  # it would look by itself, after half a minute
-            await eventually(lambda: len(consumer.claims) == 3)
+            async with asyncio.timeout(SOON):
+                while len(consumer.claims) < 3:  # it would look by itself, after half a minute
+                    await p.context.cluster.refreshed(SOON)
+                    await asyncio.sleep(0.1)
             assert {number: claim.tracker.base for number, claim in consumer.claims.items()} == {0: 1, 1: 0, 2: 0}
 
 
