@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -16,7 +16,7 @@ from ...policy import Start
 from ._cluster import PAUSE, Cluster
 from ._look import Look, bounds
 from ._offsets import LATEST, offsets_at, resolve
-from ._records import Native, parse_position, position, record_of
+from ._records import Native, is_tick, parse_position, position, record_of
 from ._view import TopicInfo
 
 _KEPT: Final = 64
@@ -86,13 +86,18 @@ async def browse_topic(
     return stored
 
 
-async def _merge(look: Look, partitions: Collection[int], limit: int) -> list[tuple[int, Native]]:
-    """Take *limit* records in the order of their times, each partition in its own order."""
+async def _merge(
+    look: Look, partitions: Collection[int], limit: int, wanted: Callable[[int, Native], bool] | None = None
+) -> list[tuple[int, Native]]:
+    """Take *limit* records that are *wanted* in the order of their times, each partition in its own order."""
     heads: list[tuple[int, int]] = []
 
     async def push(number: int) -> None:
-        if (native := await look.first(number)) is not None:
-            heapq.heappush(heads, (native.timestamp or 0, number))  # the oldest format has no times
+        while (native := await look.first(number)) is not None:
+            if wanted is None or wanted(number, native):
+                heapq.heappush(heads, (native.timestamp or 0, number))  # the oldest format has no times
+                return
+            look.pop(number)
 
     for number in partitions:
         await push(number)
@@ -123,42 +128,47 @@ async def _behind(cluster: Cluster, info: TopicInfo, after: str, until: float) -
     return Place(info.id, tuple(offsets))
 
 
-async def browse_log(
+async def browse_records(
     cluster: Cluster,
     address: Address,
+    info: TopicInfo,
     limit: int,
     after: str | None,
-    undone: Mapping[int, tuple[int, Collection[int]]],
+    limits: Mapping[int, tuple[int, int]],
+    undone: Mapping[int, Collection[int]],
+    fresh: Mapping[int, int],
+    places: Places,
     until: float,
+    *,
+    shown: Address | None = None,
 ) -> list[StoredRecord]:
-    """Return *limit* records behind position *after* of a redrive queue, partition after partition.
+    """Return *limit* records behind position *after* of what is read as a queue, in the order of their times.
 
-    *undone* has, by partition, the offset from which on nothing is done, and what is not done below it.
+    *limits* are where the partitions begin and end.  *fresh* has, by partition, the offset from which on nothing is done, and
+    *undone* what is not done below it.  The records are those of *shown* if that is another address.
     """
-    place = (-1, -1)
+    numbers = sorted(limits)
+    begin = dict.fromkeys(numbers, 0)
     if after is not None:
-        parsed = parse_position(after, address.name)
-        if parsed is None:
-            raise ConfigError(f"{after[:100]!r} is no position in {address.name}")
-        place = (parsed[0], parsed[2])
-    info = await cluster.topic(address.name, timeout=_left(until), fresh=after is None)
-    stored: list[StoredRecord] = []
-    for number, (first, end) in (await bounds(cluster, info, timeout=_left(until))).items():
-        if number < place[0]:
-            continue
-        fresh, rest = undone.get(number, (first, ()))
-        begin = max(first, min(rest, default=fresh), place[1] + 1 if number == place[0] else 0)
-        look = Look(cluster, info, until, records=limit)
-        look.begin(number, begin, end)
-        while len(stored) < limit and (native := await look.first(number)) is not None:
-            look.pop(number)
-            if native.offset >= fresh or native.offset in rest:
-                stored.append(_stored(address, number, native))
+        kept = places.get(after, info) or await _behind(cluster, info, after, until)
+        begin |= dict(zip(numbers, kept.offsets, strict=False))
+    look = Look(cluster, info, until, records=limit)
+    for number, (first, end) in limits.items():
+        lowest = min(undone.get(number, ()), default=fresh.get(number, first))
+        look.begin(number, max(begin[number], first, lowest), end)
+
+    def there(number: int, native: Native) -> bool:
+        return native.offset >= fresh.get(number, 0) or native.offset in undone.get(number, ())
+
+    found = await _merge(look, numbers, limit, lambda number, native: there(number, native) and not is_tick(native))
+    stored = [_stored(address, number, native, shown) for number, native in found]
+    if stored:
+        places.put(stored[-1].position, Place(info.id, tuple(look.at(number) for number in numbers)))
     return stored
 
 
-def _stored(address: Address, number: int, native: Native) -> StoredRecord:
-    record = record_of(address, number, native)
+def _stored(address: Address, number: int, native: Native, shown: Address | None = None) -> StoredRecord:
+    record = record_of(shown or address, number, native)
     place = position(address.name, number, native.timestamp or 0, native.offset)
     return StoredRecord(record, place, record.deliveries)
 

@@ -13,12 +13,9 @@ import logging
 import os
 import uuid
 from collections.abc import Collection, Iterable, Sequence
-from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Final
 
 import msgspec
-from kio.schema.delete_records.v2 import request as requests
-from kio.schema.errors import ErrorCode
 
 from ... import clock
 from ..._tasks import finished
@@ -27,7 +24,7 @@ from ...driver import Receipt, Record, StoredRecord, redriven
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
 from ._cluster import PAUSE
 from ._context import Context
-from ._errors import RETRY, of_code
+from ._cut import cut
 from ._look import Look, bounds
 from ._records import Native, parse_position, position, record_of
 from ._view import TopicInfo
@@ -393,7 +390,7 @@ class Letters:
         if not count:
             return 0
         try:
-            await self._remove(self.address.name, info, end, until)
+            await cut(self._cluster, info, {0: end}, timeout=_left(until))
         except AuthorizationError:  # they can be called gone without the right to delete them
             await self._note(Mark(info.id.hex, os.urandom(8).hex(), below=end), until)
             self._below = max(self._below, end)
@@ -407,49 +404,17 @@ class Letters:
         first = self.first
         try:
             if first - self.start >= _CUT or self.start < first == self.end:
-                await self._remove(self.address.name, info, first, until)
+                await cut(self._cluster, info, {0: first}, timeout=_left(until))
                 self.start = max(self.start, first)
             self._claimed((), 0)
             nothing = self._below <= self.start and max(self._gone, default=-1) < self.start
             if nothing and not self._claims and self._seen is not None and self._begins < self._at:
                 log = await self._cluster.topic(self._log.name, timeout=_left(until))
                 if log.id == self._seen:
-                    await self._remove(self._log.name, log, self._at, until)
+                    await cut(self._cluster, log, {0: self._at}, timeout=_left(until))
                     self._begins = self._at
         except BrokerError as error:
             logger.debug("%s: what is gone stays on the disk: %s", self.address.name, error)
-
-    async def _remove(self, name: str, info: TopicInfo, below: int, until: float) -> None:
-        """Remove what lies below an offset from the disk."""
-        entity: Any = requests
-        loop = asyncio.get_running_loop()
-        problem: BrokerError = BrokerUnavailable(f"topic {name} has no leader at the moment")
-        while (left := until - loop.time()) > 0:
-            node = info.leader(0)
-            if node >= 0:
-                request = entity.DeleteRecordsRequest(
-                    topics=(
-                        entity.DeleteRecordsTopic(
-                            name=name,
-                            partitions=(entity.DeleteRecordsPartition(partition_index=0, offset=below),),
-                        ),
-                    ),
-                    timeout=timedelta(seconds=min(left, _HELD)),
-                )
-                try:
-                    answer = await self._cluster.call(node, request, timeout=min(left, _HELD))
-                except BrokerUnavailable as error:
-                    problem = error
-                else:
-                    code = cast("ErrorCode", answer.topics[0].partitions[0].error_code)
-                    if code in {ErrorCode.none, ErrorCode.offset_out_of_range}:
-                        return
-                    problem = of_code(int(code), f"DELETE on topic {name}")
-                    if code not in RETRY:
-                        raise problem
-            await asyncio.sleep(PAUSE)
-            info = await self._cluster.topic(name, timeout=_left(until), fresh=True)
-        raise problem
 
 
 def letters_in(known: dict[str, Letters], context: Context, address: AnyDeadLetters) -> Letters:

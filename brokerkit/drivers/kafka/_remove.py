@@ -19,6 +19,8 @@ from ._errors import RETRY, STALE_COORDINATOR, of_code
 
 _TRY: Final = 10.0
 """Seconds that one request may take."""
+_SOON: Final = 3.0
+"""The same where brokers now and then owe an answer for good: about a group whose topic has just gone."""
 _AT_ONCE: Final = 100
 """Topics, or groups, in one request."""
 
@@ -136,7 +138,7 @@ async def _delete_group(cluster: Cluster, name: str, end: float) -> BrokerError 
     while (left := end - loop.time()) > 0:
         try:
             node = await cluster.coordinator(name, timeout=min(left, _TRY))
-            answer = await cluster.call(node, request, timeout=min(left, _TRY))
+            answer = await cluster.call(node, request, timeout=min(left, _SOON))
         except BrokerUnavailable as error:
             problem = error
             cluster.forget_coordinator(name)
