@@ -86,6 +86,7 @@ KAFKA = (
     ("_queue_admin",),
     ("_admin", "_delay"),
     ("_upkeep",),
+    ("_queue",),
     ("_driver",),
     ("kafka",),
 )

@@ -12,7 +12,7 @@ import anyio
 
 from ..._tasks import Hosted
 from ...address import Address, AnyDeadLetters, AnyQueue, DeadLetters, Queue, Topic
-from ...driver import Backlog, Capabilities, Health, Receipt, Record, Revoked, Source, StoredRecord
+from ...driver import Backlog, Capabilities, Consumer, Health, Receipt, Record, Revoked, Source, StoredRecord
 from ...errors import BrokerError, CapabilityError, Closed, ConfigError
 from ...events import Listener
 from ...policy import Start
@@ -23,7 +23,10 @@ from ._consumer import TopicConsumer
 from ._context import Context
 from ._options import settings
 from ._publish import Outboxes
+from ._queue import QueueConsumer, can
+from ._tiers import tiered
 from ._time import ServerTime
+from ._upkeep import Upkeep
 
 _LOOK: Final = 3.0
 """Seconds in which a cluster that is well answers."""
@@ -39,6 +42,7 @@ class KafkaDriver:
         self._emit = emit
         self._context: Context | None = None
         self._admin: Admin | None = None
+        self._upkeep: Upkeep | None = None
         self._hosted: Hosted | None = None
         self._used = False
         self._closed = False
@@ -83,6 +87,7 @@ class KafkaDriver:
                 outboxes.start()
                 self._context = Context(cluster, outboxes, self._settings, self._emit, ServerTime(), {})
                 self._admin = Admin(self._context)
+                self._upkeep = Upkeep(self._context)
                 started.set_result(None)
                 await self._hosted.stopping.wait()
                 tasks.cancel_scope.cancel()
@@ -110,24 +115,25 @@ class KafkaDriver:
                 return await stored
         return await outboxes.publish(records, timeout)
 
-    def consume(self, source: Source, *, prefetch: int, revoked: Revoked) -> AbstractAsyncContextManager[TopicConsumer]:
+    def consume(self, source: Source, *, prefetch: int, revoked: Revoked) -> AbstractAsyncContextManager[Consumer]:
         """Read *source*."""
         address, context = source.address, self._open()
         if isinstance(address, DeadLetters):
             raise CapabilityError(f"{address!r} is browsed and redriven, not consumed")
         if isinstance(address, Queue):
-            _refuse(address)
+            assert self._upkeep is not None
+            return QueueConsumer(context, self._upkeep, address, source, prefetch, revoked)
         return TopicConsumer(context, address, source, prefetch, revoked)
 
     # ------------------------------------------------------------------ looking
 
     async def capabilities(self, address: Address) -> Capabilities:
         """Return what is honoured for *address*."""
-        self._open()
+        context = self._open()
         if isinstance(address, Topic):
             return Capabilities(backend="kafka", durable=True, replay=True, key_order=True)
-        if isinstance(address, Queue):
-            _refuse(address)
+        if isinstance(address, Queue) and tiered(address):
+            return await can(context, address)
         return Capabilities(backend="kafka", durable=True, delay=True)
 
     async def health(self) -> Health:
@@ -136,6 +142,7 @@ class KafkaDriver:
             return Health(ok=False, problems=("the connection is closed",))
         context = self._context
         problems = [f"{reader!r}: {reader.problem}" for reader in context.readers if reader.problem is not None]
+        problems += self._upkeep.problems if self._upkeep is not None else ()
         try:
             await context.cluster.refreshed(_LOOK)
         except BrokerError as error:
@@ -166,8 +173,6 @@ class KafkaDriver:
 
     async def declare(self, address: Address) -> None:
         """Create *address* if it is missing."""
-        if isinstance(address, Queue):
-            _refuse(address)
         await self._manager().declare(address)
 
     async def delete(self, address: Address, group: str | None = None) -> None:
@@ -183,11 +188,5 @@ class KafkaDriver:
         await self._manager().seek(source)
 
     async def migrate(self, queue: AnyQueue) -> None:
-        """Refuse: there are no queues."""
-        raise CapabilityError(f"migrate: {queue!r} on kafka has nothing to move to")
-
-
-def _refuse(queue: AnyQueue) -> None:
-    """Refuse a queue that is not a group's private one."""
-    if ".." not in queue.name:
-        raise CapabilityError(f"{queue!r}: this release has topics on kafka://, and no queues yet; redis:// has both")
+        """Move *queue* from a classic to a share group."""
+        await self._manager().migrate(queue)
