@@ -33,6 +33,8 @@ _WRONG: Final = 120.0
 """How far ahead of the broker's our wall clock may be, where there is nothing else to go by."""
 _SET: Final = 1.0
 """Seconds by which our two clocks may part before one of them counts as set, or the machine as suspended."""
+_CUT: Final = 0.001
+"""What a stamp, in whole milliseconds, leaves out."""
 _APPEND: Final = 1
 
 
@@ -78,7 +80,7 @@ class ServerTime:
         """Take note of the stamp in an answer that comes now, of a record that was *sent* then by the loop's clock."""
         now = self._monotonic()
         time = ms / 1000
-        latest = time + now - sent
+        latest = time + _CUT + now - sent
         # Else the clock was set back, or it is another broker's, which is behind.
         if time > self.now() or latest < self.now():
             self._reached, self._at = time, now
