@@ -21,6 +21,7 @@ from brokerkit.address import Topic, redrive_queue
 from brokerkit.driver import Source
 from brokerkit.drivers._log import Tracker
 from brokerkit.drivers.kafka import _remove
+from brokerkit.drivers.kafka._cut import cut
 from brokerkit.errors import AuthorizationError, BrokerUnavailable, ConfigError, NotFound, PositionLost
 from brokerkit.policy import Start
 from tests.servers.access import USER
@@ -246,11 +247,10 @@ async def test_what_was_removed_is_not_in_the_backlog() -> None:
         tracker.release(3)
         await r.commit({0: tracker})
         info = await r.cluster.topic(r.topic.name, timeout=5)
-        letters = r.admin._of(r.letters)
-        await letters._remove(r.topic.name, info, 6, asyncio.get_running_loop().time() + 5)
+        await cut(r.cluster, info, {0: 6}, timeout=5)
         found = await r.admin.backlog(Source(r.topic, GROUP))
         assert (found.waiting, found.in_flight) == (4, 2)  # in hand they may be still, but nobody gets 3 again
-        await letters._remove(r.topic.name, info, 10, asyncio.get_running_loop().time() + 5)
+        await cut(r.cluster, info, {0: 10}, timeout=5)
         found = await r.admin.backlog(Source(r.topic, GROUP))
         assert (found.waiting, found.in_flight, found.oldest_age) == (0, 2, None)
 
@@ -289,9 +289,9 @@ async def test_the_time_of_the_oldest_is_looked_up_once() -> None:
         await r.admin.declare(r.topic)
         await r.put(r.topic, ["a", "b"], timestamp=time.time())
         await r.admin.backlog(Source(r.topic, GROUP))
-        assert len(r.admin._times) == 1
+        assert len(r.admin._ages._times) == 1
         await r.admin.backlog(Source(r.topic, GROUP))
-        assert len(r.admin._times) == 1
+        assert len(r.admin._ages._times) == 1
 
 
 # ---------------------------------------------------------------------- seek
@@ -328,7 +328,7 @@ async def test_seek_is_refused_where_it_makes_no_sense() -> None:
         with pytest.raises(ConfigError, match="no position"):
             await r.admin.seek(Source(r.topic, GROUP, Start.position("nonsense")))
         info = await r.cluster.topic(r.topic.name, timeout=5)
-        await r.admin._of(r.letters)._remove(r.topic.name, info, 1, asyncio.get_running_loop().time() + 5)
+        await cut(r.cluster, info, {0: 1}, timeout=5)
         with pytest.raises(PositionLost):
             await r.admin.seek(Source(r.topic, GROUP, Start.position(positions[0])))
         assert (await r.stored())[0] is None

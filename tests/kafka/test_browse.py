@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from brokerkit.driver import DEAD, Source
 from brokerkit.drivers._log import Tracker
 from brokerkit.drivers.kafka import _browse, _look, _offsets
 from brokerkit.drivers.kafka._coordinator import store_start
+from brokerkit.drivers.kafka._cut import cut
 from brokerkit.errors import CapabilityError, ConfigError, NotFound, PositionLost
 from brokerkit.policy import Start
 from tests.servers.kafka import shared_kafka
@@ -179,13 +179,13 @@ async def test_records_that_are_removed_while_somebody_looks_are_passed_over(mon
     async with opened(url(), named(1)) as r:
         await r.admin.declare(r.topic)
         await r.put(r.topic, [f"m{number}" for number in range(10)])
-        look, letters = _offsets.look, r.admin._of(r.letters)
+        look = _offsets.look
         calls = itertools.count()
 
         async def late(cluster: object, info: object, wanted: object, **options: object) -> object:
             if not next(calls):
                 found = await r.cluster.topic(r.topic.name, timeout=5)
-                await letters._remove(r.topic.name, found, 4, asyncio.get_running_loop().time() + 5)
+                await cut(r.cluster, found, {0: 4}, timeout=5)
             return await look(cluster, info, wanted, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(_look, "look", late)

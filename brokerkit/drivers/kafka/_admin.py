@@ -196,7 +196,7 @@ class Admin:
         try:
             if isinstance(address, DeadLetters):
                 return await self._of(address).purge()
-            if tiered(address):
+            if isinstance(address, Queue) and tiered(address):
                 return await self._queues.purge(address, _clock() + TIMEOUT)
         except NotFound as error:
             if isinstance(address, DeadLetters) and await self._exists(address.of):
@@ -208,6 +208,8 @@ class Admin:
         self, letters: AnyDeadLetters, positions: Sequence[str], to: AnyQueue
     ) -> Sequence[BrokerError | None]:
         """Move letters to *to*; one result each."""
+        if to.name == letters.of.name and isinstance(letters.of, Topic):
+            raise CapabilityError(f"letters of {letters.of!r} go to their group's private queue: others read the topic")
         if tiered(to):
             try:
                 await self._cluster.topic(to.name, timeout=TIMEOUT)
