@@ -18,7 +18,7 @@ from ...errors import BrokerError, CapabilityError, NotFound
 from ._context import Context
 from ._copies import Copies
 from ._engine import Terms
-from ._rescue import Returns
+from ._rescue import Lease, Returns
 from ._share import Share
 from ._share_member import ShareMember
 from ._share_settle import ShareOwner
@@ -30,6 +30,8 @@ LEAVING: Final = 5.0
 """Most seconds that leaving waits for copies of what is in hand, and for settlements that store some."""
 SIGNING_OFF: Final = 1.0
 """Most seconds that leaving waits for the group to know."""
+_QUIET: Final = 1.0
+"""Seconds to wait at once until nothing is under way."""
 
 
 class ShareConsumer(ShareOwner):
@@ -179,15 +181,27 @@ class ShareConsumer(ShareOwner):
         with anyio.move_on_after(LEAVING / 2):
             if under_way := copies.under_way(lambda _: True):
                 await asyncio.wait(under_way)
-        self._sort(share.take(share.untaken()))
-        leases = [lease for lease in self._leases.values() if lease not in returns and lease.job is None]
+        fresh = True
+        while fresh:
+            self._sort(share.take(share.untaken()))
+            self._put_back_all(returns)
+            if stored := returns.hurry(LEAVING / 4):
+                await asyncio.wait(stored)
+            # What was asked for before may come still: it would be handed back counted.
+            quiet = await share.quiet(_QUIET)
+            fresh = not quiet or share.untaken() > 0 or bool(self._idle(returns))
+
+    def _idle(self, returns: Returns) -> list[Lease]:
+        """Return what is in hand, and neither being put back nor being settled."""
+        return [lease for lease in self._leases.values() if lease not in returns and lease.job is None]
+
+    def _put_back_all(self, returns: Returns) -> None:
+        leases = self._idle(returns)
         for lease in leases:
             self._held.pop(lease, None)
         for waiting in (self._ready, self._suspects, self._later):
             waiting.clear()
         self._put_back(leases, LEAVING / 4)
-        if stored := returns.hurry(LEAVING / 4):
-            await asyncio.wait(stored)
 
     def _close(self) -> None:
         self._entered = False
