@@ -59,6 +59,8 @@ class Running:
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings()
         )
         self._changed = threading.Condition()
+        self._open = 2
+        """How many pipes are: none when it has ended."""
         self.out: list[str] = []
         self.err: list[str] = []
         pipes = ((self._process.stdout, self.out), (self._process.stderr, self.err))
@@ -88,11 +90,15 @@ class Running:
             with self._changed:
                 lines.append(line.rstrip("\n"))
                 self._changed.notify_all()
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
 
     def until(self, what: Callable[[], bool]) -> None:
         """Return when *what*, which looks at the lines so far, holds."""
         with self._changed:
-            assert self._changed.wait_for(what, TIMEOUT), (self.out, self.err)
+            self._changed.wait_for(lambda: what() or not self._open, TIMEOUT)
+            assert what(), (self.out, self.err)
 
     def started(self) -> None:
         """Return when the service takes messages."""

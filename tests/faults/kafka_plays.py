@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import msgspec
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from ..servers.kafka import KafkaCluster, Network
 from . import plays
 from .checker import Terms, Verdict
-from .stage import Stage
+from .stage import PATIENCE, Stage
 from .worker import ATTEMPTS, GROUP, TOPIC
 
 Action: TypeAlias = Callable[[Stage, KafkaCluster], Awaitable[Verdict]]
 SESSION: Final = 2.0
 """Seconds that members of groups survive without a sign of life."""
-OPTIONS: Final = f"session={SESSION:g}&timeout=5&connect_timeout=2"
+OPTIONS: Final = f"session={SESSION:g}&timeout={5 * PATIENCE:g}&connect_timeout={2 * PATIENCE:g}"
 FAILOVER: Final = 20.0
 """Seconds in which everything must go on by itself after a fault of brokers: they notice a death after two, and elect."""
 TERMS: Final = Terms(
@@ -51,10 +52,26 @@ class Play(msgspec.Struct, frozen=True):
         """Play it with topics of its own."""
         url = cluster.endpoints.url(query=f"{OPTIONS}&prefix=p{secrets.token_hex(4)}.")
         with Stage(url, folder, seed, lease=SESSION, long=long, of=("topic",), terms={"topic": TERMS}) as stage:
+            await asyncio.to_thread(_meet, cluster, f"{topic_of(stage)}..{GROUP}")
             try:
                 return await self.action(stage, cluster)
             finally:
                 await asyncio.to_thread(_heal, cluster)
+
+
+def _meet(cluster: KafkaCluster, group: str) -> None:
+    """Return when the coordinator of *group* knows it: what the first group of a cluster waits for is in no play."""
+    admin = AdminClient({"bootstrap.servers": cluster.endpoints.bootstrap()})
+    end = time.monotonic() + FAILOVER * PATIENCE
+    while True:
+        try:
+            admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(FAILOVER)
+        except (KafkaException, TimeoutError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _heal(cluster: KafkaCluster) -> None:
