@@ -139,15 +139,20 @@ class Waiting(Claim):
 
     def _since(self, offset: int) -> float:
         """Return a time, by the loop's clock, at which *offset* was there."""
-        marks, now = self.marks, self.now()
-        end = max(self.end_of(self.number) or 0, offset + 1)
-        if not marks or end > marks[-1][0]:
-            marks.append((end, now))
+        self._mark(offset + 1)
+        marks = self.marks
         while marks[0][0] <= offset:
             marks.popleft()
-        if len(marks) > _MARKS:  # fewer are less exact, and nothing is early for that
-            self.marks = marks = deque(list(marks)[1::2])
         return marks[0][1]
+
+    def _mark(self, end: int) -> None:
+        """Remember how far the log goes by now: to *end* at least."""
+        marks = self.marks
+        end = max(self.end_of(self.number) or 0, end)
+        if not marks or end > marks[-1][0]:
+            marks.append((end, self.now()))
+        if len(marks) > _MARKS:  # fewer are less exact, and nothing is early for that
+            self.marks = deque(list(marks)[1::2])
 
     def _ask(self, offset: int, seen: float) -> None:
         native: Any = self.back[offset].native
@@ -160,6 +165,8 @@ class Waiting(Claim):
     def _go_on(self, log: Log, most: int, held: dict[object, Delivery], out: deque[Delivery]) -> None:
         """Hand out what is due."""
         tracker = self.tracker
+        if self.marks:
+            self._mark(0)
         while most > 0 and not (self.stash and self.now() < self.until):
             count = min(most, tracker.base + LOG_AHEAD - tracker.high)
             if count <= 0:

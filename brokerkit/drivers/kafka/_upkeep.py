@@ -26,6 +26,8 @@ logger = logging.getLogger("brokerkit")
 
 _UNSET: Final = 1000.0
 """The time that a tick bears until the broker sets it."""
+_MAY_BE_UNSET: Final = 4
+"""Ticks in a row without a time from which on it is the topic that is not as it has to be."""
 _AGAIN: Final = 0.5
 _LONGEST: Final = 30.0
 
@@ -44,6 +46,7 @@ class Ticker:
         self._context = context
         self._address = waiting_for(queue)
         self._teller = Teller(context.emit, queue.name, "delay")
+        self._unset = 0
 
     def __repr__(self) -> str:
         return f"<Ticker {self._address.name}>"
@@ -87,12 +90,15 @@ class Ticker:
         if not isinstance(result, Receipt):
             return result
         place = None if result.position is None else parse_position(result.position, address.name)
-        if place is None:
-            return None  # it was stored, and the broker has forgotten where: the next one may tell
-        if place[1] == milliseconds(_UNSET):
-            return ConfigError(f"topic {address.name} needs message.timestamp.type=LogAppendTime")
-        context.time.answered(place[1], sent)
-        return None
+        if place is not None and place[1] != milliseconds(_UNSET):
+            self._unset = 0
+            context.time.answered(place[1], sent)
+            return None
+        # One that was stored before, or together with others, may keep its own time, or tell none: not so the next.
+        self._unset += 1
+        if self._unset < _MAY_BE_UNSET:
+            return None
+        return ConfigError(f"topic {address.name} needs message.timestamp.type=LogAppendTime")
 
 
 class _Kept:
