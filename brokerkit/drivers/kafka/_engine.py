@@ -19,6 +19,7 @@ from ._cluster import PAUSE, Cluster
 from ._coordinator import committed, store_start
 from ._look import bounds
 from ._share_group import (
+    ISOLATION,
     LIMIT,
     LOCK,
     RENEW,
@@ -158,22 +159,19 @@ async def _begin_classic(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end
 async def _begin_share(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> None:
     """Make the group a share group that begins where the topic does, with settings as the queue has them."""
     group = queue.name
-    denied = await _from_the_start(cluster, group, end)
+    # Its settings first: whoever finds the group finds them complete.
+    if await _from_the_start(cluster, group, end) is None:
+        await _configure(cluster, queue, end)
     begins = await bounds(cluster, info, timeout=_left(end))
     looked = _now()
     if await describe(cluster, group, timeout=_left(end)) is not None or _now() - looked > _FRESH:
         return
     try:
-        alone = await begin(
-            cluster, group, info.name, {number: start for number, (start, _) in begins.items()}, timeout=_left(end)
-        )
+        starts = {number: start for number, (start, _) in begins.items()}
+        await begin(cluster, group, info.name, starts, timeout=_left(end))
     except ConfigError as error:
         if isinstance(error, NotOffered) or await engine_of(cluster, group, timeout=_left(end)) is None:
-            raise
-        return  # somebody else was first, with the other engine
-    if not alone or denied is not None:
-        return
-    await _configure(cluster, queue, end)
+            raise  # else somebody else was first, with the other engine
 
 
 async def _begin_rest(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> None:
@@ -220,6 +218,8 @@ async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
         await _as_much(cluster, group, LIMIT, MOST_DELIVERIES, 5, end)
         await _as_much(cluster, group, WINDOW, WIDEST, 2000, end)
         await set_one(cluster, group, RENEW, "true", timeout=_left(end))
+        # What others have written in a transaction that was given up was never sent.
+        await set_one(cluster, group, ISOLATION, "read_committed", timeout=_left(end))
     except AuthorizationError as error:
         logger.debug("group %s keeps the settings of its brokers: %s", group, error)
 

@@ -26,6 +26,7 @@ RESET: Final = "share.auto.offset.reset"
 LOCK: Final = "share.record.lock.duration.ms"
 LIMIT: Final = "share.delivery.count.limit"
 WINDOW: Final = "share.partition.max.record.locks"
+ISOLATION: Final = "share.isolation.level"
 RENEW: Final = "share.renew.acknowledge.enable"
 _GROUP: Final = 32
 """A group, among the kinds of things that have settings."""
