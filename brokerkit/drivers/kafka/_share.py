@@ -191,17 +191,39 @@ class Share:
                 if lock.until > now:
                     self._places[lock.partition].renew[lock.offset] = lock
                     self._speak(lock.partition)
-            waiting: asyncio.Future[None] = loop.create_future()
-            self._unsure.append(waiting)
-            try:
-                async with asyncio.timeout_at(end):
-                    await waiting
-            except TimeoutError:
+            if not await self._news(end):
                 text = f"whether {len(short)} records of {self.topic} are still ours cannot be found out"
-                raise BrokerUnavailable(text) from None
-            finally:
-                if waiting in self._unsure:
-                    self._unsure.remove(waiting)
+                raise BrokerUnavailable(text)
+
+    def going(self) -> int:
+        """Return how many were accepted or released, and the broker has not agreed yet."""
+        return sum([len(place.locks) for place in self._places.values()]) - self.hand.held
+
+    async def quiet(self, seconds: float) -> bool:
+        """Return whether, within *seconds*, nothing goes on: all that was said is agreed to, and nothing more can come.
+
+        That takes a `room` of 0 or less.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self.going() or self.hand.adrift or any(session.asked for session in self._sessions.values()):
+            if not await self._news(end):
+                return False
+        return self.room <= 0
+
+    async def _news(self, end: float) -> bool:
+        """Return whether something has changed before *end*."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unsure.append(waiting)
+        try:
+            async with asyncio.timeout_at(end):
+                await waiting
+        except TimeoutError:
+            return False
+        finally:
+            if waiting in self._unsure:
+                self._unsure.remove(waiting)
+        return True
 
     async def close(self) -> None:
         """Tell the brokers what is accepted, hand back all else, and acquire nothing more; before `run` is cancelled."""
