@@ -200,6 +200,17 @@ class Claim:
             self._jump(start)
         return lost
 
+    def purged(self, at: int, start: int) -> None:
+        """Hand out nothing of what waits below *start*, where the log begins by now; it was read up to *at*."""
+        for offset in [offset for offset in self.back if offset < start]:
+            del self.back[offset]
+            self._vanished(offset)
+        self.order = sorted(offset for offset in self.order if offset >= start)
+        self.later = sorted(each for each in self.later if each[1] >= start)
+        while self.stash and self.stash[0].offset < start:
+            self.stash.popleft()
+        self.overtaken(at, start)
+
     def _vanished(self, offset: int) -> None:
         """Count *offset*, which waits, as done: it is no more."""
         self.tracker.hand_out(offset)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -213,6 +213,8 @@ class TopicConsumer(Owner):
             found = await offsets_at(self._cluster, info, everywhere, timeout=self._context.settings.timeout)
             self._ends = [found[number][0] for number in range(len(info.partitions))]
         self._fetcher = Fetcher(self._cluster, self._name, self)
+        if isinstance(self._address, Queue):
+            self._fetcher.purged = self.purged
         if self._group_id is None:
             await self._begin_alone(start)
         else:
@@ -325,6 +327,14 @@ class TopicConsumer(Owner):
                 return False
         self._others_ended = self._at_end() and all(n in others or n in self._claims for n in range(len(ends)))
         return self._others_ended
+
+
+def purged(readers: Iterable[object], topic: str, starts: Mapping[int, int]) -> None:
+    """Tell those of *readers* that read *topic* where its partitions begin by now: they hear it from brokers, but later."""
+    for reader in readers:
+        if isinstance(reader, TopicConsumer) and reader.topic == topic:
+            for partition, start in starts.items():
+                reader.purged(partition, start)
 
 
 def group_of(source: Source) -> str | None:

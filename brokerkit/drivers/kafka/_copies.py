@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from ...address import Address
+from ...address import Address, DeadLetters
 from ...driver import Delivery, Receipt, Record
 from ...errors import BrokerError, DeliveryLost, TooLarge
 from ...policy import MAX_BODY
@@ -176,7 +176,8 @@ def oversized(records: Sequence[Record], own: Address) -> TooLarge | None:
     home = own.name.removesuffix(f"..{DELAY}")  # where what has waited goes
     for record in records:
         size = len(record.body or b"")
-        if size > MAX_BODY and record.address.name != home and ".." not in record.address.name:
+        copy = record.address.name in {own.name, home} or isinstance(record.address, DeadLetters)
+        if size > MAX_BODY and not copy:
             return TooLarge(
                 f"a body of {size} bytes for {record.address.name} is over the limit of {MAX_BODY}; publish a reference instead"
             )

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import anyio
@@ -92,6 +92,8 @@ class Fetcher:
         self._tasks: TaskGroup | None = None
         self._changed = asyncio.Event()
         self._gone = False
+        self.purged: Callable[[int, int], None] | None = None
+        """Told of each partition that begins later than before, where what is at hand counts for nothing then: see `skip`."""
 
     def __repr__(self) -> str:
         return f"<Fetcher {self._topic} partitions={sorted(self._parts)} ready={sorted(self._ready)}>"
@@ -136,6 +138,17 @@ class Fetcher:
         if part.broken is not None:
             self._told.fail(part.broken)
         return taken
+
+    def skip(self, partition: int, start: int) -> int:
+        """Go on at *start*, if that is further on than what was taken; return where that was."""
+        part = self._parts[partition]
+        at = part.next
+        if at < start:
+            part.asked = None  # what is on its way was removed
+            part.go(start)
+            self._ready.pop(partition, None)
+            self._wake(part.node)
+        return at
 
     # ------------------------------------------------------------------ where to read
 
@@ -285,6 +298,9 @@ class Fetcher:
                     moved = stable != part.end
                     part.end = stable
                     part.busy = bool(data.records)
+                    if self.purged is not None and data.log_start_offset > part.start:
+                        part.start = int(data.log_start_offset)
+                        self.purged(index, part.start)
                     if data.records:
                         found = arrived = True
                         self._keep(part, data.records, data.aborted_transactions)

@@ -49,6 +49,11 @@ class Owner(Reader):
         return self._claims
 
     @property
+    def topic(self) -> str:
+        """The name of what it reads."""
+        return self._name
+
+    @property
     def owned_until(self) -> float:
         """Until when what it holds is certainly its own; an ephemeral reader owns nothing that others might take."""
         return math.inf if self._group is None else self._group.owned_until
@@ -342,6 +347,15 @@ class Owner(Reader):
             self._group.let_go([partition])  # whoever owns it next finds the same
         else:
             self._touch(self._claim(partition, base, ""))
+
+    def purged(self, partition: int, start: int) -> None:
+        """Everything of *partition* below *start* was removed from this queue: nothing of it is begun any more."""
+        claim, fetcher = self._claims.get(partition), self._fetcher
+        if claim is not None and fetcher is not None and start > claim.tracker.base:
+            claim.purged(fetcher.skip(partition, start), start)
+            self._touch(claim)
+            self._news[claim] = None
+            self._wake()
 
     def late(self) -> None:
         """Nobody has taken over what is left, or the program is about to hear what was taken: go on behind that."""

@@ -17,7 +17,7 @@ class Part:
 
     __slots__ = (
         "_after", "_batch", "_batches", "_dense", "_left", "_records", "_size", "asked", "at_hand", "broken", "busy", "end", "epoch", "fetch",
-        "index", "next", "node", "place", "until",
+        "index", "next", "node", "place", "start", "until",
     )  # fmt: skip
 
     def __init__(self, topic: str, index: int, offset: int) -> None:
@@ -29,6 +29,8 @@ class Part:
         """What is asked for next."""
         self.epoch = -1
         """The leader's epoch in front of that, by which a broker notices that its log is another one."""
+        self.start = -1
+        """Where the log began when the broker last said so."""
         self.end: int | None = None
         """Where the log ended for readers when the broker last said so."""
         self.at_hand = 0

@@ -16,6 +16,7 @@ from ...errors import AuthorizationError, ConfigError, NotFound
 from ...policy import Start
 from ._browse import Places, browse_records
 from ._cluster import PAUSE
+from ._consumer import purged
 from ._context import Context
 from ._create import create
 from ._cut import ALL, cut
@@ -243,6 +244,7 @@ class QueueAdmin:
         """Remove everything; return how many records there were by then behind the *ends*."""
         # Above the position of a share group only everything may be removed: a log that begins within a batch stalls it.
         begins = await cut(self._cluster, info, dict.fromkeys(ends, ALL), timeout=_left(until))
+        purged(self._context.readers, info.name, begins)
         return sum(max(0, begin - ends[number][1]) for number, begin in begins.items())
 
 
