@@ -70,6 +70,8 @@ class Place:
 
 async def main(old: Place, new: Place) -> None:
     async with old.broker, new.broker, AsyncExitStack() as later:
+        for place in (old, new):
+            later.push_async_callback(place.broker.delete, REMINDERS)  # only so that this example can run again
         async with old.service().running(old.broker):
             await old.produce()
             await later.enter_async_context(new.service().running(new.broker))
@@ -77,9 +79,6 @@ async def main(old: Place, new: Place) -> None:
             await new.produce()  # the producers were told the new URL
             await old.finish()
         await new.finish()
-        await later.aclose()
-        for place in (old, new):
-            await place.broker.delete(REMINDERS)  # only so that this example can run again
 
 
 if __name__ == "__main__":
