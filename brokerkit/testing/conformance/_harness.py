@@ -188,6 +188,11 @@ class Harness:
         """Return a topic or a queue of default settings."""
         return self.topic(name or kind, type) if kind == "topic" else self.queue(name or kind, type)
 
+    def crowd(self, kind: Kind, wanted: int) -> int:
+        """Return *wanted*, or how many consumers of one address there can be, if that is less."""
+        shared = kind == "topic" or self.queues is None or self.queues.shared
+        return wanted if shared else min(wanted, self.consumers)
+
     def target(self, name: str = "out", type: Any = str) -> AnyTopic | AnyQueue:
         """Return a further address, for what a test publishes on its way: a queue, where there are queues."""
         return self.address("topic" if self.queues is None else "queue", name, type)

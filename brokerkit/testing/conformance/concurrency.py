@@ -23,7 +23,7 @@ class Concurrency(Suite):
             await asyncio.sleep(0)
             handled[message.value] += 1
 
-        brokers = [system.connect() for _ in range(5)]
+        brokers = [system.connect() for _ in range(system.crowd(kind, 5))]
         async with system.connect() as publisher:
             await publisher.declare(address)
             stop, ready = asyncio.Event(), asyncio.Semaphore(0)
@@ -33,8 +33,8 @@ class Concurrency(Suite):
                     ready.release()
                     await stop.wait()
 
-            tasks = [asyncio.ensure_future(process(number)) for number in range(5)]
-            for _ in range(5):
+            tasks = [asyncio.ensure_future(process(number)) for number in range(len(brokers))]
+            for _ in brokers:
                 await ready.acquire()
             await system.settle_down()
 

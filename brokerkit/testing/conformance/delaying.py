@@ -75,7 +75,8 @@ class Delaying(Suite):
             for start in range(0, 10_000, 1000):
                 batch = [queue.outgoing("v", id=str(n), delay=5 * system.lease) for n in range(start, start + 1000)]
                 assert len(await broker.publish_many(queue, batch)) == 1000
-            assert (await broker.backlog(queue)).delayed in (10_000, None)
+            delayed = (await broker.backlog(queue)).delayed
+            assert delayed is None or 9_000 <= delayed <= 11_000, "counts are approximate while something goes on"
             while len(seen) < 10_000:
                 got = await messages.receive(limit=1000, timeout=system.deadline)
                 assert got

@@ -215,20 +215,21 @@ class DriverRedrive(Suite):
     async def test_a_zombies_acknowledgement_after_a_redrive_has_no_effect(self, system: Harness, kind: Kind) -> None:
         """Consumer.settle: what a zombie held has died and come back since; the message is handled once more."""
         address = raw_address(system, kind)
-        async with raw(system, address) as r, raw(system) as zombie, zombie.consume(address) as old:
+        async with raw(system, address) as r, raw(system) as zombie:
             to = revived(address)
             await r.driver.declare(to)
             await r.put(address, ["m"])
-            stale = await zombie.take(old, 1)
-            await system.freeze(zombie.broker)
-            letters = letters_of(address)
-            async with r.consume(address) as new:
-                (delivery,) = await r.take(new, 1)
-                dead = Settlement(delivery, (copy(delivery.record, letters),))
-                assert list(await new.settle([dead], confirm=True)) == [None]
-            (letter,) = await r.driver.browse(letters, limit=10)
-            assert list(await r.driver.redrive(letters, [letter.position], to)) == [None]
-            await system.thaw(zombie.broker)
-            await old.settle([Settlement(d) for d in stale], confirm=True)
+            async with zombie.consume(address) as old:
+                stale = await zombie.take(old, 1)
+                await system.freeze(zombie.broker)
+                letters = letters_of(address)
+                async with r.consume(address) as new:
+                    (delivery,) = await r.take(new, 1)
+                    dead = Settlement(delivery, (copy(delivery.record, letters),))
+                    assert list(await new.settle([dead], confirm=True)) == [None]
+                (letter,) = await r.driver.browse(letters, limit=10)
+                assert list(await r.driver.redrive(letters, [letter.position], to)) == [None]
+                await system.thaw(zombie.broker)
+                await old.settle([Settlement(d) for d in stale], confirm=True)
             async with r.consume(to) as consumer:
                 await r.finish(consumer, 1)

@@ -346,15 +346,15 @@ class Reconnecting(Suite):
         async with system.connect() as publisher:
             await publisher.declare(address)
             stop, ready = asyncio.Event(), asyncio.Semaphore(0)
-            brokers = [system.connect() for _ in range(30)]
+            brokers = [system.connect() for _ in range(system.crowd(kind, 30))]
 
             async def process(number: int) -> None:
                 async with brokers[number] as broker, system.serve(broker, address, handler):
                     ready.release()
                     await stop.wait()
 
-            tasks = [asyncio.ensure_future(process(number)) for number in range(30)]
-            for _ in range(30):
+            tasks = [asyncio.ensure_future(process(number)) for number in range(len(brokers))]
+            for _ in brokers:
                 await ready.acquire()
             for broker in brokers:
                 await system.disconnect(broker)
