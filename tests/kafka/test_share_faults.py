@@ -1,0 +1,577 @@
+"""A member of a share group and a broker that fails in every way there is; the broker is in the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+
+import pytest
+from kio.schema.errors import ErrorCode
+
+from brokerkit.drivers.kafka._share_locks import HELD, LOST, OVER
+from brokerkit.errors import AuthorizationError, BrokerUnavailable, DeliveryLost, NotFound
+
+from .logs import batch, spoilt
+from .reading import cluster
+from .share_pretender import ACKNOWLEDGE, FETCH, Heard, SharePretender
+from .sharing import Member, member
+
+pytestmark = pytest.mark.asyncio
+
+
+def said(broker: SharePretender) -> list[Heard]:
+    return [each for each in broker.heard if each.said]
+
+
+async def test_what_comes_is_accepted_once_in_ranges() -> None:
+    async with SharePretender(2) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(50, 0)
+        broker.put(30, 1)
+        locks = await one.have(80)
+        assert sorted((lock.partition, lock.offset) for lock in locks) == [
+            *((0, offset) for offset in range(50)),
+            *((1, offset) for offset in range(30)),
+        ]
+        assert {lock.count for lock in locks} == {1}
+        assert await one.confirm(locks) == [None] * 80
+        assert len(broker.done(0)) == 50
+        assert len(broker.done(1)) == 30
+        (heard,) = said(broker)
+        assert heard.said == {0: [(0, 49, (1,))], 1: [(0, 29, (1,))]}
+        assert one.share.owned_until == math.inf
+
+
+async def test_what_is_scattered_is_said_in_few_words() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(10)
+        locks = await one.have(10)
+        one.share.release(locks[4])
+        one.share.accept(locks[7])
+        for lock in locks[:4]:
+            one.share.accept(lock)
+        await one.until(lambda: len(broker.done()) == 5)
+        assert said(broker)[0].said == {0: [(0, 4, (1, 1, 1, 1, 2)), (7, 7, (1,))]}
+
+
+async def test_what_is_handed_back_comes_again_and_counts() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(1)
+        (lock,) = await one.have(1)
+        one.share.release(lock)
+        one.share.room += 1
+        _, again = await one.have(2)
+        assert again is not lock
+        assert (again.offset, again.count, again.state) == (0, 2, HELD)
+        assert await one.confirm([again]) == [None]
+        assert broker.said_of(0) == "RA"
+
+
+async def test_no_more_is_acquired_than_there_is_room_for() -> None:
+    async with SharePretender(3, 3) as broker, cluster(broker.url) as c:
+        for partition in range(3):
+            broker.move(partition, partition + 1)
+            broker.put(40, partition)
+        async with member(c, "orders", room=7) as one:
+            for round in range(1, 18):
+                locks = await one.have(7 * round)
+                assert len([lock for lock in locks if lock.state == HELD]) <= 7
+                one.finish([lock for lock in locks if lock.state == HELD])
+            await one.have(120)
+
+
+async def test_with_room_for_one_all_brokers_have_their_turn() -> None:
+    async with SharePretender(3, 3) as broker, cluster(broker.url) as c:
+        for partition in range(3):
+            broker.move(partition, partition + 1)
+        broker.put(3, 2)
+        async with member(c, "orders", room=1) as one:
+            for round in range(1, 4):
+                one.finish((await one.have(round, within=3))[-1:])
+            broker.put(1, 0)
+            broker.put(1, 1)
+            for round in range(4, 6):
+                one.finish((await one.have(round, within=3))[-1:])
+            assert max(heard.records for heard in broker.heard) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        ErrorCode.share_session_not_found,
+        ErrorCode.invalid_share_session_epoch,
+        ErrorCode.share_session_limit_reached,
+        ErrorCode.unknown_server_error,
+        ErrorCode.not_coordinator,
+        ErrorCode.unknown_member_id,
+        ErrorCode.fenced_member_epoch,
+    ],
+)
+async def test_a_session_that_ends_is_begun_anew_and_its_records_are_ours_again(code: ErrorCode) -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(10)
+        locks = await one.have(10)
+        assert one.share.owned_until < math.inf
+        broker.top.append(code)
+        await one.until(lambda: len(one.back) == 10)
+        assert len(one.taken) == 10
+        assert {lock.count for lock in one.back} == {2}
+        assert all(lock.until > 0 for lock in locks)
+        assert await one.confirm(locks) == [None] * 10
+        assert broker.counts() == [2] * 10
+        assert one.gone == []
+
+
+async def test_a_connection_that_breaks_while_a_request_waits_loses_nothing() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(10)
+        locks = await one.have(10)
+        done, kept = locks[:5], locks[5:]
+        broker.cut(1)
+        await one.until(lambda: one.share.owned_until == 0)
+        one.finish(done)  # which nobody can be told now
+        waiting = [one.share.confirmed(lock) for lock in done]
+        await one.until(lambda: len(one.back) == 5)
+        assert one.back == kept
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*waiting) == [None] * 5
+        assert broker.done() == [0, 1, 2, 3, 4]
+        assert len(one.taken) == 10
+        assert one.share.owned_until > asyncio.get_running_loop().time()
+
+
+async def test_what_was_accepted_without_an_answer_is_accepted_again() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(10)
+        locks = await one.have(10)
+        broker.patience = asyncio.Event()
+        one.finish(locks)
+        waiting = [one.share.confirmed(lock) for lock in locks]
+        await one.until(lambda: said(broker))
+        broker.cut(1)
+        broker.patience = None
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*waiting) == [None] * 10
+        assert len(one.taken) == 10
+        assert len(broker.done()) == 10
+
+
+async def test_a_connection_that_ends_while_nothing_is_asked_is_noticed() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders", room=5) as one:
+        broker.put(5)
+        locks = await one.have(5)
+        await one.until(lambda: one.share.room == 0)
+        broker.cut(1)
+        await one.until(lambda: len(one.back) == 5)
+        assert await one.confirm(locks) == [None] * 5
+
+
+async def test_what_nobody_has_taken_is_dropped_with_its_session_and_comes_anew() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders", room=20) as one:
+        one.eager = False
+        broker.put(20)
+        await one.until(lambda: one.share.untaken() == 20)
+        taken = one.share.take(5)
+        broker.cut(1)
+        await one.until(lambda: len(one.back) == 5)
+        await one.until(lambda: one.share.untaken() == 15)
+        rest = one.share.take(100)
+        assert [lock.offset for lock in rest] == list(range(5, 20))
+        assert {lock.count for lock in rest} == {2}
+        assert one.share.room == 0
+        assert await one.confirm([*taken, *rest]) == [None] * 20
+
+
+async def test_one_that_is_not_ours_is_split_off() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(40)
+        locks = await one.have(40)
+        broker.entries[0][17].owner = None  # nobody knows why
+        broker.hidden.add(0)
+        one.finish(locks)
+        good = [one.share.confirmed(lock) for lock in locks if lock.offset != 17]
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*good) == [None] * 39
+        broker.hidden.clear()
+        async with asyncio.timeout(5):
+            assert await one.share.confirmed(locks[17]) is None  # it came again and was accepted, without a word
+        assert broker.counts()[17] == 2
+        assert len(one.taken) == 40
+
+
+@pytest.mark.parametrize(
+    "code", [ErrorCode.not_leader_or_follower, ErrorCode.unknown_topic_or_partition, ErrorCode.unknown_topic_id]
+)
+async def test_acknowledgements_of_which_nobody_knows_are_made_again(code: ErrorCode) -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(10)
+        locks = await one.have(10)
+        broker.refused.append(int(code))
+        one.finish(locks)
+        waiting = [one.share.confirmed(lock) for lock in locks]
+        await one.until(lambda: one.share.hand.adrift == 10)
+        for entry in broker.entries[0]:
+            entry.owner = None  # as another leader would have it
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*waiting) == [None] * 10
+        assert len(one.taken) == 10
+
+
+async def test_acknowledgements_that_a_broker_cannot_store_now_are_made_again_while_they_are_ours() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(3)
+        locks = await one.have(3)
+        broker.refused += [int(ErrorCode.coordinator_not_available)] * 3
+        assert await one.confirm(locks) == [None] * 3
+        assert broker.counts() == [1] * 3
+
+
+async def test_a_partition_that_moves_is_read_from_its_new_leader() -> None:
+    async with SharePretender(2, 2) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(10, 0)
+        broker.put(10, 1)
+        locks = await one.have(20)
+        broker.move(1, 2)
+        await one.until(lambda: len(one.back) == 10)
+        assert {lock.partition for lock in one.back} == {1}
+        assert await one.confirm(locks) == [None] * 20
+        assert broker.counts(0) == [1] * 10
+        assert broker.counts(1) == [2] * 10
+        broker.put(5, 1)
+        assert await one.confirm((await one.have(25))[20:]) == [None] * 5
+
+
+@pytest.mark.parametrize(
+    "code", [ErrorCode.not_leader_or_follower, ErrorCode.kafka_storage_error, ErrorCode.invalid_request]
+)
+async def test_a_partition_that_cannot_be_read_for_a_moment_holds_up_no_other(code: ErrorCode) -> None:
+    async with SharePretender(2) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(5, 0)
+        broker.put(5, 1)
+        locks = await one.have(10)
+        broker.wrong[1] = deque([code])
+        for entry in broker.entries[1]:
+            entry.owner = None
+        await one.until(lambda: len(one.back) == 5)
+        assert await one.confirm(locks) == [None] * 10
+        assert broker.counts(0) == [1] * 5
+
+
+async def test_what_others_got_is_lost_and_stays_so() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders", room=10) as one:
+        broker.put(10)
+        locks = await one.have(10)
+        broker.hidden.add(0)
+        broker.cut(1)
+        await one.until(lambda: one.share.owned_until == 0)
+        broker.take_away(0)
+        broker.hidden.clear()
+        begun = asyncio.get_running_loop().time()
+        await one.until(lambda: len(one.gone) == 10)
+        assert asyncio.get_running_loop().time() - begun < 3
+        assert {lock.state for lock in locks} == {LOST}
+        assert all(isinstance(error, DeliveryLost) for error in await one.confirm(locks))
+        await asyncio.sleep(0.2)
+        assert not said(broker)
+        assert one.share.owned_until == math.inf
+
+
+async def test_what_was_done_and_lost_is_accepted_if_it_ever_comes_again() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(3)
+        locks = await one.have(3)
+        broker.hidden.add(0)
+        broker.cut(1)
+        one.finish(locks)
+        waiting = [one.share.confirmed(lock) for lock in locks]
+        async with asyncio.timeout(8):
+            assert all(isinstance(error, DeliveryLost) for error in await asyncio.gather(*waiting))
+        broker.hidden.clear()
+        await one.until(lambda: len(broker.done()) == 3)
+        assert len(one.taken) == 3
+
+
+async def test_a_record_is_renewed_for_as_long_as_it_is_in_hand() -> None:
+    async with SharePretender(lock=0.6) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        one.eager = False
+        broker.put(20)
+        await one.until(lambda: one.share.untaken() == 20)
+        taken = one.share.take(10)
+        end = asyncio.get_running_loop().time() + 3
+        while (now := asyncio.get_running_loop().time()) < end:
+            assert one.share.owned_until > now
+            await asyncio.sleep(0.05)
+        rest = one.share.take(10)
+        assert len(rest) == 10  # those that nobody had taken, too
+        assert await one.confirm([*taken, *rest]) == [None] * 20
+        assert broker.counts() == [1] * 20
+        renewals = [heard for heard in broker.heard if heard.renew]
+        assert 5 <= len(renewals) <= 30
+        assert all(heard.key == ACKNOWLEDGE for heard in renewals)
+        assert all(broker.said_of(offset).endswith("NA") for offset in range(20))
+
+
+async def test_what_is_done_is_not_renewed_besides() -> None:
+    async with SharePretender(lock=0.6) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(20)
+        locks = await one.have(20)
+        await one.until(lambda: any(heard.renew for heard in broker.heard))
+        for lock in locks:
+            one.finish([lock])
+            await asyncio.sleep(0.05)
+        await one.until(lambda: len(broker.done()) == 20)
+        assert broker.counts() == [1] * 20
+        assert all(broker.said_of(offset).count("A") == 1 for offset in range(20))
+
+
+async def test_nothing_is_acknowledged_behind_its_deadline() -> None:
+    async with SharePretender(lock=0.8) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(5)
+        locks = await one.have(5)
+        broker.freeze()
+        await one.until(lambda: one.share.owned_until == 0)
+        one.finish(locks)
+        assert all(lock.until == 0 for lock in locks)
+        broker.thaw()
+        await one.until(lambda: len(broker.done()) == 5)
+        assert {broker.said_of(offset).lstrip("N") for offset in range(5)} == {"A"}
+        assert len(one.taken) == 5
+
+
+async def test_a_process_that_was_frozen_knows_that_what_it_has_may_be_others() -> None:
+    async with SharePretender(lock=0.5) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(5)
+        locks = await one.have(5)
+        time.sleep(1.0)
+        assert one.share.owned_until < asyncio.get_running_loop().time()
+        one.finish(locks)
+        await one.until(lambda: len(broker.done()) == 5)
+        assert min(broker.counts()) >= 2
+        assert len(one.taken) == 5
+
+
+async def test_the_lock_counts_from_when_it_was_asked_for() -> None:
+    async with SharePretender(lock=2.0) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        await one.until(lambda: broker.heard)
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        await asyncio.sleep(0.3)
+        broker.put(1)
+        (lock,) = await one.have(1)
+        assert lock.until <= asked + 0.1 + 2.0 - 0.5
+
+
+async def test_what_a_broker_has_none_of_is_said_to_be_a_gap() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put_batch(batch(0, 2, 3, 7, last=9), 9)
+        broker.put_batch(batch(12, 13), 13)  # before it a batch is gone as a whole
+        broker.put_batch(batch(14, control=True, producer=7), 14)
+        await one.have(6)
+        assert one.offsets == [0, 2, 3, 7, 12, 13]
+        await one.until(lambda: len(broker.done()) == 9)
+        assert "".join(broker.said_of(offset) or "-" for offset in range(15)) == "-G--GGG-GGGG--G"
+        assert await one.confirm(one.taken) == [None] * 6
+        assert len(broker.done()) == 15
+        assert one.share.room == 100
+
+
+async def test_what_cannot_be_read_is_told_and_never_handed_back_for_nothing() -> None:
+    async with SharePretender(lock=0.6) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(2)
+        broker.put_batch(spoilt(batch(2, 3, 4)), 4)
+        await one.until(lambda: one.errors)
+        assert "orders[0]" in str(one.errors[0])
+        assert "offset 2" in str(one.errors[0])
+        assert one.share.problem is not None
+        await asyncio.sleep(1.5)
+        assert len(one.errors) == 1
+        assert one.offsets == [0, 1]
+        assert broker.counts() == [1, 1, 1, 1, 1]
+        assert all(set(broker.said_of(offset)) == {"N"} for offset in (2, 3, 4))
+
+
+@pytest.mark.parametrize("code", [ErrorCode.group_authorization_failed, ErrorCode.topic_authorization_failed])
+async def test_rights_that_are_taken_for_a_while_are_told_once_and_cost_nothing(code: ErrorCode) -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(5)
+        locks = await one.have(5)
+        broker.top += [code, code]
+        await one.until(lambda: one.errors)
+        assert isinstance(one.errors[0], AuthorizationError)
+        assert isinstance(one.share.problem, AuthorizationError)
+        assert await one.confirm(locks) == [None] * 5
+        assert len(one.errors) == 1
+        assert broker.counts() == [1] * 5
+        await one.until(lambda: one.share.problem is None)
+
+
+async def test_a_right_to_the_topic_that_is_missing_is_told_once() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(5)
+        locks = await one.have(5)
+        broker.wrong[0] = deque([ErrorCode.topic_authorization_failed])
+        await one.until(lambda: one.errors)
+        assert isinstance(one.errors[0], AuthorizationError)
+        assert await one.confirm(locks) == [None] * 5
+        assert broker.counts() == [1] * 5
+
+
+async def test_a_topic_that_goes_is_told() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(5)
+        await one.have(5)
+        del broker.topics["orders"]
+        broker.wrong[0] = deque([ErrorCode.unknown_topic_id])
+        await one.until(lambda: one.errors)
+        assert isinstance(one.errors[0], NotFound)
+        assert isinstance(one.share.problem, NotFound)
+
+
+async def test_being_sure_renews_what_does_not_last() -> None:
+    async with SharePretender(lock=2.0) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(5)
+        locks = await one.have(5)
+        await asyncio.sleep(0.5)
+        assert not any(heard.renew for heard in broker.heard)
+        await one.share.sure(locks[:2], 1.15)
+        now = asyncio.get_running_loop().time()
+        assert all(lock.until >= now + 1.1 for lock in locks[:2])
+        assert [heard.said for heard in broker.heard if heard.renew] == [{0: [(0, 1, (4,))]}]
+        await one.share.sure(locks, 0.1)
+        assert sum(heard.renew for heard in broker.heard) == 1
+        await one.share.sure(locks, 1000)  # no broker locks for so long
+        one.finish(locks)
+        await one.share.sure(locks, 1000)
+
+
+async def test_being_sure_waits_for_what_is_adrift() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders", timeout=8.0) as one:
+        broker.put(2)
+        locks = await one.have(2)
+        broker.cut(1)
+        await one.until(lambda: one.share.owned_until == 0)
+        await one.share.sure(locks, 5)
+        assert all(lock.until > asyncio.get_running_loop().time() + 5 for lock in locks)
+        broker.hidden.add(0)
+        broker.cut(1)
+        await one.until(lambda: one.share.owned_until == 0)
+        await one.share.sure(locks, 5)
+        assert {lock.state for lock in locks} == {LOST}
+
+
+async def test_nobody_can_be_sure_of_a_broker_that_says_nothing() -> None:
+    async with SharePretender(lock=2.0) as broker, cluster(broker.url) as c, member(c, "orders", timeout=0.5) as one:
+        broker.put(2)
+        locks = await one.have(2)
+        await asyncio.sleep(0.4)
+        broker.freeze()
+        with pytest.raises(BrokerUnavailable, match="2 records of orders"):
+            await one.share.sure(locks, 40)
+        broker.thaw()
+
+
+async def test_closing_says_what_is_done_and_hands_back_the_rest() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c:
+        async with member(c, "orders") as one:
+            broker.put(10)
+            locks = await one.have(10)
+            one.finish(locks[:4])
+        assert broker.done() == [0, 1, 2, 3]
+        assert {lock.state for lock in locks[:4]} == {OVER}
+        assert {lock.state for lock in locks[4:]} == {LOST}
+        async with member(c, "orders") as other:
+            await other.have(6)
+            assert {lock.count for lock in other.taken} == {2}
+
+
+async def test_closing_hears_what_is_under_way() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c:
+        async with member(c, "orders") as one:
+            broker.put(10)
+            locks = await one.have(10)
+            broker.patience = asyncio.Event()
+            one.finish(locks)
+            await one.until(lambda: said(broker))
+            asyncio.get_running_loop().call_later(0.2, broker.patience.set)
+        assert len(broker.done()) == 10
+        assert {lock.state for lock in locks} == {OVER}
+
+
+async def test_closing_takes_no_longer_than_it_may_where_a_broker_says_nothing() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c:
+        one = Member(c, "orders")
+        async with one:
+            broker.put(10)
+            locks = await one.have(10)
+            broker.freeze()
+            one.finish(locks)
+            waiting = one.share.confirmed(locks[0])
+            begun = asyncio.get_running_loop().time()
+        assert 2 < asyncio.get_running_loop().time() - begun < 4
+        assert isinstance(await waiting, DeliveryLost)
+        broker.thaw()
+
+
+async def test_closing_an_idle_member_waits_for_nothing() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c:
+        async with member(c, "orders"):
+            await asyncio.sleep(0.3)
+            begun = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - begun < 0.1
+
+
+async def test_one_that_holds_up_the_others_is_told_until_it_does_no_more() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders", window=100) as one:
+        broker.put(300)
+        async with asyncio.timeout(20):
+            while len(one.taken) < 300:
+                await one.until(lambda: any(lock.state == HELD for lock in one.taken[1:]))
+                one.finish([lock for lock in one.taken[1:] if lock.state == HELD])
+                await asyncio.sleep(0)
+        assert one.stalls == []
+        await one.until(lambda: one.stalls)
+        assert one.stalls == [(0, 299, 100)]
+        assert one.goes_on == []
+        one.finish(one.taken[:1])
+        await one.until(lambda: one.goes_on == [0])
+        assert len(one.stalls) == 1
+
+
+async def test_an_idle_member_asks_seldom_and_one_with_something_in_hand_often() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        await one.until(lambda: len(broker.heard) >= 2)
+        before = len(broker.heard)
+        await asyncio.sleep(1.2)
+        assert len(broker.heard) - before <= 4
+        broker.put(1)
+        await one.have(1)
+        before = len(broker.heard)
+        await asyncio.sleep(1.0)
+        assert 8 <= len(broker.heard) - before <= 20
+        assert await one.confirm(one.taken, within=0.5) == [None]
+
+
+async def test_results_count_before_the_records_of_the_same_answer() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders", room=3) as one:
+        broker.put(3)
+        for round in range(1, 6):
+            locks = (await one.have(3 * round))[-3:]
+            assert {lock.count for lock in locks} == {round}
+            for lock in locks:
+                one.share.release(lock)
+            one.share.room += 3
+        both = [heard for heard in broker.heard if heard.key == FETCH and heard.said]
+        assert len(both) >= 4, "it goes with a request for more"
+
+
+async def test_a_broker_that_comes_late_is_found() -> None:
+    async with SharePretender(2, 2) as broker, cluster(broker.url) as c:
+        broker.lead("orders", 1, -1)
+        async with member(c, "orders") as one:
+            broker.put(5, 0)
+            broker.put(5, 1)
+            await one.have(5)
+            broker.move(1, 2)
+            await one.have(10)
+            assert await one.confirm(one.taken) == [None] * 10
