@@ -59,14 +59,17 @@ class Process(Opened):
 
 
 @contextlib.asynccontextmanager
-async def process(queue: AnyQueue, url: str | None = None, **options: Any) -> AsyncIterator[Process]:
+async def process(
+    queue: AnyQueue, url: str | None = None, *, keep: bool = False, **options: Any
+) -> AsyncIterator[Process]:
+    """Connect, and unless it is to be *kept* remove the queue at the end."""
     async with opened(url or shared_kafka().url(), **options) as r:
         made = Process(r.context, r.topic)
         made.queue = queue
         try:
             yield made
         finally:
-            with contextlib.suppress(AuthorizationError):
+            if not keep:
                 await delete_topics(r.cluster, [queue.name], timeout=PATIENCE)
                 await delete_groups(r.cluster, [queue.name], timeout=PATIENCE)
 
@@ -341,7 +344,7 @@ async def test_who_may_not_use_the_group_is_refused_and_decides_nothing(held: li
     queue = named()
     given = [*on_topic(queue), *(right("group", queue.name, operation) for operation in held)]
     async with allowed(*given) as endpoints, process(queue, endpoints.url()) as admin:
-        async with process(queue, endpoints.url("SASL")) as r:
+        async with process(queue, endpoints.url("SASL"), keep=True) as r:
             await r.make()
             with pytest.raises(AuthorizationError, match=named_) as caught:
                 await r.reserve()
@@ -363,7 +366,7 @@ async def test_without_the_right_to_configure_the_group_nothing_is_missed_either
     queue = named()
     given = [*on_topic(queue), right("group", queue.name, "read")]
     async with allowed(*given) as endpoints, process(queue, endpoints.url()) as admin:
-        async with process(queue, endpoints.url("SASL")) as r:
+        async with process(queue, endpoints.url("SASL"), keep=True) as r:
             await r.make()
             await r.put(queue, [str(number) for number in range(10)])
             assert await r.reserve() == Terms("share")  # what may not be read is taken as Kafka has it
@@ -379,7 +382,11 @@ async def test_who_may_not_let_live_members_begin_with_the_first_message_is_refu
     """Others have made the group, it is live, and has partitions that it has not read: messages would be missed."""
     queue = named()
     given = [*on_topic(queue), right("group", queue.name, "read"), right("group", queue.name, "describe_configs")]
-    async with allowed(*given) as endpoints, process(queue, endpoints.url("SASL")) as r:
+    async with (
+        allowed(*given) as endpoints,
+        process(queue, endpoints.url()),
+        process(queue, endpoints.url("SASL"), keep=True) as r,
+    ):
         await r.make()
         await r.reserve()
 
