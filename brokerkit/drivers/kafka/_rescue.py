@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from ...driver import Record
-from ...errors import BrokerError, Closed
+from ...errors import BrokerError, BrokerUnavailable, Closed
 from ._cluster import PAUSE
 from ._copies import MARGIN, STORING, Store
 from ._records import DUE, due, milliseconds
@@ -25,6 +26,8 @@ logger = logging.getLogger("brokerkit")
 
 _LONG: Final = 5.0
 """Seconds between two attempts to store a copy, at most."""
+_SLOW: Final = 5.0
+"""Seconds after which it is a problem that something is not stored, although nobody has refused it."""
 _STORED: Final = 5.0
 """Most seconds to wait until the broker knows that an original is done."""
 
@@ -95,6 +98,8 @@ class Returns:
         gone: Callable[[Lease], None],
     ) -> None:
         """*limit* is how often the broker hands a record out; *gone* is told of each that is in hand no more."""
+        self.closed = False
+        """Whether there is no connection any more, and will be none."""
         self._name = name
         self._store = store
         self._holder = holder
@@ -108,7 +113,15 @@ class Returns:
     @property
     def problem(self) -> BrokerError | None:
         """Why something cannot be put back at the moment."""
-        return next((part.problem for part in self._parts if part.problem is not None), None)
+        now = asyncio.get_running_loop().time()
+        for part in self._parts:
+            if part.problem is None and now > part.since + _SLOW:
+                return BrokerUnavailable(
+                    f"{len(part.copies)} messages of {self._name} are to be stored anew, and still are not"
+                )
+            if part.problem is not None:
+                return part.problem
+        return None
 
     def __len__(self) -> int:
         return len(self._held)
@@ -185,17 +198,19 @@ class Returns:
         problem: BrokerError | None = None
         stored: list[asyncio.Future[BrokerError | None]] = []
         try:
-            async with asyncio.timeout(None if left == math.inf else left):
+            async with part.trying(left):
                 await holder.sure([lease.lock for lease in copies], MARGIN)
-            wanted = [(lease, record) for lease, record in copies.items() if lease in held]
-            results = await self._store.copy([record for _, record in wanted], min(STORING, max(left, PAUSE)))
+                wanted = [(lease, record) for lease, record in copies.items() if lease in held]
+                results = await self._store.copy([record for _, record in wanted], min(STORING, max(left, PAUSE)))
         except TimeoutError:
             return stored
         except BrokerError as error:
             problem = error
             if isinstance(error, Closed):
+                self.closed = True
                 part.end_at = 0.0
         else:
+            part.since = asyncio.get_running_loop().time()
             for (lease, _), result in zip(wanted, results, strict=True):
                 if isinstance(result, BrokerError):
                     problem = problem or result
@@ -204,7 +219,7 @@ class Returns:
                     holder.accept(lease.lock)
                     stored.append(holder.confirmed(lease.lock))
                     self._gone(lease)
-        if problem is not None and part.problem is None:
+        if problem is not None and part.problem is None and not isinstance(problem, Closed):
             logger.warning("%s: %d messages cannot be put back for now: %s", self._name, len(copies), problem)
         part.problem = problem
         return stored
@@ -221,7 +236,7 @@ class Returns:
 class _Part:
     """What was put back by one call."""
 
-    __slots__ = ("copies", "end_at", "future", "news", "problem")
+    __slots__ = ("_patience", "copies", "end_at", "future", "news", "problem", "since")
 
     def __init__(self, copies: dict[Lease, Record], end_at: float) -> None:
         self.copies = copies
@@ -229,6 +244,10 @@ class _Part:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.news = asyncio.Event()
         self.problem: BrokerError | None = None
+        self._patience: asyncio.Timeout | None = None
+        """Of the attempt that is under way."""
+        self.since = asyncio.get_running_loop().time()
+        """When it was put back, or when the cluster has last said something about it."""
 
     def run(self, work: Callable[[_Part], Coroutine[Any, Any, None]]) -> Callable[[], Coroutine[Any, Any, None]]:
         """Return *work* on this."""
@@ -242,6 +261,17 @@ class _Part:
         """Let it end then at the latest."""
         self.end_at = min(self.end_at, end_at)
         self.news.set()
+        if self._patience is not None:
+            self._patience.reschedule(self.end_at)
+
+    @asynccontextmanager
+    async def trying(self, left: float) -> AsyncIterator[None]:
+        """Give up what is done inside after *left* seconds, or when it has to hurry."""
+        try:
+            async with asyncio.timeout(None if left == math.inf else left) as self._patience:
+                yield
+        finally:
+            self._patience = None
 
     def end(self) -> None:
         """Tell who waits."""

@@ -187,6 +187,8 @@ class ShareConsumer(ShareOwner):
             self._put_back_all(returns)
             if stored := returns.hurry(LEAVING / 4):
                 await asyncio.wait(stored)
+            if returns.closed:
+                return
             # What was asked for before may come still: it would be handed back counted.
             quiet = await share.quiet(_QUIET)
             fresh = not quiet or share.untaken() > 0 or bool(self._idle(returns))

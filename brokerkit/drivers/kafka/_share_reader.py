@@ -415,7 +415,7 @@ class ShareReader:
                     self._later.clear()
                     if (stored := self._put_back(others)) is not None:
                         await stored
-                elif self._held:
+                elif self._held or self._puts_back():
                     await self._changed.wait()
                 elif self._share is not None and await self._share.quiet(_QUIET) and self._nothing_else():
                     self._alone = True
@@ -426,8 +426,13 @@ class ShareReader:
         self._make_room()
         self._wake()
 
+    def _puts_back(self) -> bool:
+        """Return whether something is being put back, and that does not take for ever."""
+        returns = self._returns
+        return returns is not None and len(returns) > 0 and returns.problem is None
+
     def _nothing_else(self) -> bool:
-        return len(self._suspects) == 1 and not (self._ready or self._later or self._held)
+        return len(self._suspects) == 1 and not (self._ready or self._later or self._held or self._puts_back())
 
     async def _received_alone(self) -> None:
         """Return when the suspect was received or is gone, or something else has come."""
@@ -458,3 +463,4 @@ class ShareReader:
         """Have *lease*, which was put back, in hand no more."""
         self._leases.pop(lease.lock, None)
         self._make_room()
+        self._changed.set()
