@@ -98,6 +98,14 @@ class Member:
         await self.until(lambda: len(self.taken) >= count, within=within)
         return self.taken
 
+    async def batches(self, count: int) -> AsyncIterator[list[Lock]]:
+        """Yield what comes, until there are *count*."""
+        done = 0
+        while done < count:
+            new = (await self.have(done + 1))[done:]
+            done += len(new)
+            yield new
+
     def finish(self, locks: Sequence[Lock]) -> None:
         """Be done with *locks*."""
         for lock in locks:

@@ -49,6 +49,10 @@ class Opener:
         """What is open, by partition, first offset and the one behind the last; each with its size in bytes."""
         self._size = 0
 
+    def __len__(self) -> int:
+        """How many batches are open."""
+        return len(self._kept)
+
     def take_in(
         self, place: Place, data: bytes | None, acquired: Iterable[Acquired], until: float
     ) -> tuple[list[Lock], BrokerError | None]:
