@@ -166,6 +166,17 @@ async def test_upkeep_looks_at_once(url: str, mails: AnyQueue) -> None:
                 await asyncio.sleep(0.05)
 
 
+async def test_upkeep_looks_once_more_when_the_last_consumer_leaves(url: str, mails: AnyQueue) -> None:
+    async with worker(url, mails) as p:
+        await p.make()
+        async with p.consuming() as one:
+            async with p.upkeep.of(mails):
+                await p.publish(names(40))
+                await done(one, await take(one, 40), confirm=True)
+            assert sum((await starts(p, mails)).values()) == 0, "one is there still"
+        assert all(start == end for start, end in (await limits(p, mails)).values())
+
+
 # ---------------------------------------------------------------------- share groups
 
 

@@ -222,6 +222,25 @@ async def test_whether_a_time_to_live_is_over_is_found_out(wall: float) -> None:
     assert clocks.wait(expires=expires) == EXPIRED
 
 
+async def test_what_may_be_over_is_not_handed_out(wall: float) -> None:
+    """A tick that took long tells the time only roughly."""
+    clocks = Clocks(wall)
+    clocks.time.tickers = 1
+    expires = clocks.server + 0.5
+    clocks.tick(0.0, 0.8)
+    assert clocks.server > expires
+    seen = clocks.monotonic
+    for _ in range(20):
+        left = clocks.wait(expires=expires, seen=seen)
+        if left == EXPIRED:
+            break
+        assert left == SOON
+        clocks.pass_(left)
+    else:
+        pytest.fail("it is never known")
+    assert clocks.server < expires + 1.5
+
+
 async def test_what_is_certainly_over_needs_no_tick(wall: float) -> None:
     clocks = Clocks(wall)
     clocks.time.observe(int(clocks.server * 1000))

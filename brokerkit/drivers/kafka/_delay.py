@@ -18,7 +18,7 @@ import anyio
 
 from ...address import AnyQueue
 from ...driver import Delivery, Record, Settlement, Source
-from ...errors import BrokerError, DeliveryLost, PositionLost
+from ...errors import BrokerError, DeliveryLost, NotFound, PositionLost
 from ...events import PartitionPaused, PartitionResumed
 from ...policy import LOG_AHEAD
 from ._claim import Claim, Log, lease_of
@@ -252,6 +252,8 @@ class Forwarder:
                 async with DelayReader(self._context, self._queue, self) as reader:
                     failures = 0
                     await self._move(reader)
+            except NotFound:
+                pass  # it was deleted; there may be another one some day
             except BrokerError as error:
                 self._teller.failed(error)
             except Exception as error:

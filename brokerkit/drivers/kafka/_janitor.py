@@ -60,6 +60,14 @@ class Janitor:
 
     async def look(self) -> None:
         """Remove what is done, and tell if that fails."""
+        problem = await self.clear()
+        if problem is None:
+            self._teller.works()
+        else:
+            self._teller.failed(problem)
+
+    async def clear(self) -> BrokerError | None:
+        """Remove what is done; return why some of it is not removed."""
         problem: BrokerError | None = None
         for queue in (self._queue, waiting_for(self._queue)) if tiered(self._queue) else (self._queue,):
             try:
@@ -71,10 +79,7 @@ class Janitor:
             except Exception as error:
                 logger.exception("%r: clearing %s failed", self, queue.name)
                 problem = problem or BrokerError(f"the driver failed: {type(error).__name__}")
-        if problem is None:
-            self._teller.works()
-        else:
-            self._teller.failed(problem)
+        return problem
 
     async def _clear(self, queue: AnyQueue) -> None:
         cluster, timeout = self._cluster, self._timeout

@@ -156,9 +156,12 @@ class ServerTime:
         now = self.now()
         if now >= expires:
             return EXPIRED
-        if self.exact or self.latest() < expires:
+        latest = self.latest()
+        if latest < expires:
             return 0.0
-        self.want()
-        if self.tickers and self._monotonic() - seen < PATIENCE:
+        if not self.exact:
+            self.want()
+        # Between the two it is known a moment later: a tick may have taken its time.
+        if latest < math.inf or (self.tickers and self._monotonic() - seen < PATIENCE):
             return SOON
         return EXPIRED if max(now, self._wall()) >= expires else 0.0

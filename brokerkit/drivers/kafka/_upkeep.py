@@ -28,6 +28,8 @@ _UNSET: Final = 1000.0
 """The time that a tick bears until the broker sets it."""
 _MAY_BE_UNSET: Final = 4
 """Ticks in a row without a time from which on it is the topic that is not as it has to be."""
+_LAST_LOOK: Final = 1.0
+"""Most seconds that leaving waits for what is done to be removed."""
 _AGAIN: Final = 0.5
 _LONGEST: Final = 30.0
 
@@ -106,7 +108,8 @@ class _Kept:
 
     def __init__(self, context: Context, queue: AnyQueue) -> None:
         self.count = 0
-        parts: list[_Part] = [Janitor(context, queue)]
+        self._janitor = Janitor(context, queue)
+        parts: list[_Part] = [self._janitor]
         if tiered(queue):
             parts += [Forwarder(context, queue), Ticker(context, queue)]
         self.parts = parts
@@ -119,6 +122,9 @@ class _Kept:
             started.set_result(None)
             await self.hosted.stopping.wait()
             tasks.cancel_scope.cancel()
+        # Kafka forgets a group that has no members for a week, and then all that is there comes again.
+        with anyio.move_on_after(_LAST_LOOK):
+            await self._janitor.clear()
 
 
 async def _keep(part: _Part) -> None:
