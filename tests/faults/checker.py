@@ -42,6 +42,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """All that was stored before its end is gone."""
     stops: bool = False
     """The process was stopped somewhere in what it did, and went on there in the end."""
+    times: int = 1
+    """How often it may end what a process has with the server: each time counts a delivery."""
 
     def hits(self, process: str) -> bool:
         """Tell whether *process* is a victim."""
@@ -53,6 +55,12 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     ordered: bool = False
     """First deliveries of a key come in publish order."""
+    partitioned: bool = False
+    """Members own partitions: where one moves, another member begins what is in hand once more."""
+    copied: bool = False
+    """What goes on, or back, is a copy, stored before its original is done: a fault in between leaves both."""
+    resets: bool = False
+    """Deliveries are counted from 1 again where a partition gets another leader."""
     attempts: int = 3
     """After so many failed runs a message is dead."""
     limit: int = 10
@@ -192,7 +200,7 @@ class _Part:
         self.faults = sorted(faults, key=lambda fault: (fault.clean, fault.what == "stall", fault.begin))
         self.published: dict[str, Outbound] = {}
         self.runs: dict[str, list[_Run]] = defaultdict(list)
-        self.acked: dict[str, float] = {}
+        self.acked: dict[str, Entry] = {}
         running: dict[tuple[str, str], _Run] = {}
         for entry in entries:
             match entry.what:
@@ -211,9 +219,10 @@ class _Part:
                     run = running[entry.by, entry.id]
                     run.ended, run.outcome = entry.at, entry.what
                 case "acked":
-                    before = self.acked.setdefault(entry.id, entry.at)
-                    if before < entry.at and not self._forgotten(before):
-                        self.find("acked twice", entry.id, f"again by {entry.by}, {entry.at - before:.3f} s later")
+                    before = self.acked.setdefault(entry.id, entry)
+                    took = entry.at - before.at
+                    if took > 0 and self._same(before, entry) and not self._forgotten(before.at):
+                        self.find("acked twice", entry.id, f"again by {entry.by}, {took:.3f} s later")
                 case _:
                     pass
 
@@ -256,22 +265,62 @@ class _Part:
 
     def _repeats(self, id: str, runs: list[_Run]) -> None:
         """Whatever runs again does so after a failure, or because of a fault."""
-        acked = self.acked.get(id, math.inf)
+        acked = self.acked.get(id)
+        used: set[tuple[int | Fault, int]] = set()
         for index, run in enumerate(runs):
             stopped = self._stopped(runs[:index], run)
             if stopped is not None:
                 self.verdict.repeats[stopped.what] += 1
                 continue
-            if run.began > acked and not self._forgotten(acked):
-                self.find("after ack", id, f"delivered {run.began - acked:.3f} s after its acknowledgement was stored")
+            if acked is not None and run.began > acked.at and self._same(acked, run) and not self._forgotten(acked.at):
+                late = run.began - acked.at
+                self.find("after ack", id, f"delivered {late:.3f} s after its acknowledgement was stored")
             before = [earlier for earlier in runs[:index] if earlier.attempt >= run.attempt]
-            if not before:
+            if not before or self._born(runs[:index], run):
                 continue
-            fault = self._explanation(before[-1], run)
+            fault = (
+                self._double(id, runs[:index], run, used) if self.terms.copied else self._explanation(before[-1], run)
+            )
             if fault is None:
                 self.find("repeat", id, f"run again by {run.by}, {run.began - before[-1].began:.3f} s later, no fault")
             else:
                 self.verdict.repeats[fault.what] += 1
+
+    def _same(self, acked: Entry, other: Entry | _Run) -> bool:
+        """Tell whether what was *acked* is what the *other* is about, and not a copy of it."""
+        return not self.terms.copied or acked.position == other.position
+
+    def _born(self, before: Sequence[_Run], run: _Run) -> bool:
+        """Tell whether *run* is of a copy, as each failure of the attempt before has made one."""
+        if not self.terms.copied or run.attempt == 1:
+            return False
+        made = sum(
+            earlier.attempt == run.attempt - 1 and earlier.outcome == "failed" and earlier.ended <= run.began
+            for earlier in before
+        )
+        return sum(earlier.attempt == run.attempt for earlier in before) < made
+
+    def _double(self, id: str, before: Sequence[_Run], run: _Run, used: set[tuple[int | Fault, int]]) -> Fault | None:
+        """Return the fault because of which there is *run* where copies and originals may both be left.
+
+        Each run that has suffered explains one other.  A fault that was between a copy and the end of its original may have
+        met what no handler had: what runs then is stored elsewhere.
+        """
+        same = [index for index, earlier in enumerate(before) if earlier.attempt == run.attempt]
+        for index in reversed(same):
+            fault = self._explanation(before[index], run)
+            if fault is not None and (index, run.attempt) not in used:
+                used.add((index, run.attempt))
+                return fault
+        outbound = self.published.get(id)
+        if outbound is None or run.position in {before[index].position for index in same}:
+            return None
+        for fault in self.faults:
+            meets = not fault.clean and fault.excuses and outbound.entry.at <= fault.end and fault.begin <= run.began
+            if meets and (fault, run.attempt) not in used:
+                used.add((fault, run.attempt))
+                return fault
+        return None
 
     def _explanation(self, earlier: _Run, later: _Run) -> Fault | None:
         """Return the fault because of which *later* is the same attempt as *earlier* once more."""
@@ -286,7 +335,7 @@ class _Part:
                         return fault
                 if fault.to is None and later.began <= fault.end + MARGIN:
                     return fault  # the server has given to another what it no longer knows to be out
-            moved = self.terms.ordered and (fault.moves or fault.clean)
+            moved = self.terms.partitioned and (fault.moves or fault.clean)
             if moved and earlier.began <= fault.end + takeover and earlier.ended >= fault.begin:
                 return fault  # another owner began where the one before was not through
         return None
@@ -314,32 +363,45 @@ class _Part:
     def _deliveries(self, id: str, runs: list[_Run]) -> None:
         """A crash counts one delivery for what the process held, and nothing else counts."""
         for index, run in enumerate(runs):
-            most = 1 + sum(1 for fault in self.faults if not fault.clean and fault.begin <= run.began)
+            most = 1 + sum(fault.times for fault in self.faults if not fault.clean and fault.begin <= run.began)
             if not 1 <= run.deliveries <= most:
                 self.find("deliveries", id, f"delivery {run.deliveries}, after {most - 1} faults")
-            same = [earlier for earlier in runs[:index] if earlier.attempt == run.attempt]
+            same = [
+                earlier
+                for earlier in runs[:index]
+                if earlier.attempt == run.attempt and (not self.terms.copied or earlier.position == run.position)
+            ]
             stale = bool(same) and run.deliveries < same[-1].deliveries and self._stopped(same, run) is None
-            if stale and not self._forgotten(same[-1].began):
+            if stale and not self._forgotten(same[-1].began) and not self._reset(same[-1], run):
                 text = f"delivery {run.deliveries} after delivery {same[-1].deliveries}: {run.by} had lost it"
                 self.find("deliveries", id, text)
-            for earlier in runs[:index]:
-                counted = 0.0 if earlier.deliveries > 1 else self.terms.uncounted
-                killed = any(
-                    fault.what == "kill" and fault.to == earlier.by and fault.begin - earlier.began > counted
-                    for fault in self.faults
-                )
-                if (
-                    killed
-                    and not earlier.outcome
-                    and earlier.attempt == run.attempt
-                    and run.deliveries <= earlier.deliveries
-                ):
-                    self.find("deliveries", id, f"delivery {run.deliveries} again, after its process was killed")
+            if run.outcome or not self._killed(run):
+                continue
+            later = [later for later in runs[index + 1 :] if later.attempt == run.attempt]
+            counts = [later.deliveries for later in later if not self._reset(run, later)]
+            # Of an original and its copy one may be behind: the other has counted.
+            least = max(counts, default=math.inf) if self.terms.copied else min(counts, default=math.inf)
+            if least <= run.deliveries:
+                self.find("deliveries", id, f"delivery {least} again, after its process was killed")
+
+    def _killed(self, run: _Run) -> bool:
+        """Tell whether its process was killed after *run* had begun, and that has to count."""
+        counted = 0.0 if run.deliveries > 1 else self.terms.uncounted
+        return any(
+            fault.what == "kill" and fault.to == run.by and fault.begin - run.began > counted for fault in self.faults
+        )
+
+    def _reset(self, earlier: _Run, later: _Run) -> bool:
+        """Tell whether deliveries may be counted from 1 again between two runs."""
+        return self.terms.resets and any(
+            fault.moves and fault.to is None and fault.begin <= later.began and earlier.began <= fault.end + MARGIN
+            for fault in self.faults
+        )
 
     def _positions(self, id: str, runs: list[_Run]) -> None:
         """It is stored once: a run of the same attempt is of the same stored message."""
         outbound = self.published.get(id)
-        if outbound is None:
+        if outbound is None or self.terms.copied:
             return
         if any(fault.wipes and outbound.entry.at <= fault.end and outbound.at >= fault.begin for fault in self.faults):
             return  # sent again, because the server no longer knew that it had it

@@ -1,5 +1,6 @@
 """The plays on Kafka: three brokers, of which two must have what is confirmed, and what is done to them and to workers.
 
+A queue and a topic are used at once; the queue is served by a share group, or by a classic one where a play says so.
 The cluster is shared, as a Java is heavy: each play has topics of its own, and leaves all brokers running.
 """
 
@@ -9,21 +10,21 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from ..servers.kafka import KafkaCluster, Network
 from . import plays
 from .checker import Terms, Verdict
-from .stage import PATIENCE, Stage
-from .worker import ATTEMPTS, GROUP, TOPIC
+from .kafka_groups import be_classic, coordinator, group_of, meet, name_of, share_coordinator
+from .stage import BOTH, PATIENCE, Stage
+from .worker import ATTEMPTS, GROUP, TOPIC, queue
 
 Action: TypeAlias = Callable[[Stage, KafkaCluster], Awaitable[Verdict]]
 SESSION: Final = 2.0
@@ -31,47 +32,57 @@ SESSION: Final = 2.0
 OPTIONS: Final = f"session={SESSION:g}&timeout={5 * PATIENCE:g}&connect_timeout={2 * PATIENCE:g}"
 FAILOVER: Final = 20.0
 """Seconds in which everything must go on by itself after a fault of brokers: they notice a death after two, and elect."""
-TERMS: Final = Terms(
+OF_TOPIC: Final = Terms(
     attempts=ATTEMPTS,
     unstored=2.0,
     uncounted=0.5,  # a note goes out 25 times a second at most, behind the one that is under way
     takeover=SESSION + 6.0,
     ordered=True,
+    partitioned=True,
     atomic=False,
 )
+CLASSIC: Final = msgspec.structs.replace(OF_TOPIC, ordered=False, copied=True)
+SHARE: Final = Terms(
+    attempts=ATTEMPTS,
+    unstored=2.0,
+    takeover=SESSION + 6.0,
+    copied=True,
+    resets=True,
+    atomic=False,
+)
+ENGINES: Final = {"share": SHARE, "classic": CLASSIC}
+Engine: TypeAlias = Literal["share", "classic"]
+DELAYS: Final = {"delays": (0.05, 2.5)}
+"""Some wait in the hands of a consumer, some elsewhere."""
 
 
 class Play(msgspec.Struct, frozen=True):
     """A play on Kafka."""
 
     action: Action
+    of: tuple[str, ...] = BOTH
+    engine: Engine = "share"
+    """What serves the queue."""
+    options: Mapping[str, Any] = msgspec.field(default_factory=lambda: DELAYS)
+    """Of each `Order`."""
     long: bool = False
     """It takes too long for every day."""
 
     async def perform(self, cluster: KafkaCluster, seed: int, folder: Path, *, long: bool = False) -> Verdict:
-        """Play it with topics of its own."""
+        """Play it with a queue and a topic of its own."""
         url = cluster.endpoints.url(query=f"{OPTIONS}&prefix=p{secrets.token_hex(4)}.")
-        with Stage(url, folder, seed, lease=SESSION, long=long, of=("topic",), terms={"topic": TERMS}) as stage:
-            await asyncio.to_thread(_meet, cluster, f"{topic_of(stage)}..{GROUP}")
+        terms = {"queue": ENGINES[self.engine], "topic": OF_TOPIC}
+        with Stage(url, folder, seed, lease=SESSION, long=long, of=self.of, terms=terms, **self.options) as stage:
+            for name in self.of:
+                await asyncio.to_thread(meet, cluster, group_of(stage, name))
             try:
+                if self.engine == "classic":
+                    async with stage.broker() as broker:
+                        await broker.declare(TOPIC)
+                    await asyncio.to_thread(be_classic, cluster, group_of(stage, "queue"), name_of(stage, TOPIC.name))
                 return await self.action(stage, cluster)
             finally:
                 await asyncio.to_thread(_heal, cluster)
-
-
-def _meet(cluster: KafkaCluster, group: str) -> None:
-    """Return when the coordinator of *group* knows it: what the first group of a cluster waits for is in no play."""
-    admin = AdminClient({"bootstrap.servers": cluster.endpoints.bootstrap()})
-    end = time.monotonic() + FAILOVER * PATIENCE
-    while True:
-        try:
-            admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(FAILOVER)
-        except (KafkaException, TimeoutError):
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-        else:
-            return
 
 
 def _heal(cluster: KafkaCluster) -> None:
@@ -83,26 +94,15 @@ def _heal(cluster: KafkaCluster) -> None:
 
 
 @contextmanager
-def broken(stage: Stage, what: str) -> Generator[None]:
+def broken(stage: Stage, what: str, **more: Any) -> Generator[None]:
     """Note that something is done to brokers for as long as the block lasts: partitions may move because of it."""
-    with stage.fault(what, moves=True):
+    with stage.fault(what, moves=True, **more):
         yield
 
 
 def topic_of(stage: Stage) -> str:
-    """Return what Kafka calls the topic."""
-    return stage.url.partition("prefix=")[2].partition("&")[0] + TOPIC.name
-
-
-def coordinator(stage: Stage, cluster: KafkaCluster) -> int:
-    """Return which broker coordinates the group."""
-    number = 0
-    for character in f"{topic_of(stage)}..{GROUP}":  # as Java counts
-        number = (31 * number + ord(character)) & 0xFFFFFFFF
-    number = number - (1 << 32) if number >= 1 << 31 else number
-    with cluster.endpoints.wire() as admin:
-        leaders = admin.cluster(["__consumer_offsets"]).topics["__consumer_offsets"]
-    return leaders[abs(number) % len(leaders)]
+    """Return what Kafka calls one of the topics that messages flow through."""
+    return name_of(stage, stage.random.choice(stage.of))
 
 
 async def flows(stage: Stage) -> None:
@@ -128,13 +128,15 @@ async def kill_leader(stage: Stage, cluster: KafkaCluster) -> Verdict:
     return await stage.finish()
 
 
-async def kill_coordinator(stage: Stage, cluster: KafkaCluster) -> Verdict:
-    """Kill the coordinator of the group, and start it again."""
+async def kill_coordinator(
+    stage: Stage, cluster: KafkaCluster, find: Callable[[Stage, KafkaCluster], int] = coordinator
+) -> Verdict:
+    """Kill the coordinator of a group, and start it again."""
     await stage.start("service", "hand", "producer")
     for _ in stage.rounds(range(1), range(4)):
         await stage.flow()
         with broken(stage, "coordinator killed"):
-            node = coordinator(stage, cluster)
+            node = find(stage, cluster)
             cluster.kill(node)
             await flows(stage)
             await asyncio.to_thread(cluster.revive, node)
@@ -142,13 +144,25 @@ async def kill_coordinator(stage: Stage, cluster: KafkaCluster) -> Verdict:
     return await stage.finish()
 
 
-async def freeze_coordinator(stage: Stage, cluster: KafkaCluster) -> Verdict:
-    """Stop the coordinator of the group, for longer than the others wait for it."""
+async def kill_share_coordinator(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Kill who keeps what is done of the queue, and start it again."""
+    return await kill_coordinator(stage, cluster, share_coordinator)
+
+
+async def freeze_share_coordinator(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Stop who keeps what is done of the queue."""
+    return await freeze_coordinator(stage, cluster, share_coordinator)
+
+
+async def freeze_coordinator(
+    stage: Stage, cluster: KafkaCluster, find: Callable[[Stage, KafkaCluster], int] = coordinator
+) -> Verdict:
+    """Stop the coordinator of a group, for longer than the others wait for it."""
     await stage.start("service", "hand", "producer")
     for _ in stage.rounds(range(1), range(4)):
         await stage.flow()
         with broken(stage, "coordinator frozen"):
-            node = coordinator(stage, cluster)
+            node = find(stage, cluster)
             cluster.freeze(node)
             await flows(stage)
             await asyncio.sleep(stage.random.choice((0.0, 3.0)))
@@ -209,29 +223,31 @@ async def rolling_restart(stage: Stage, cluster: KafkaCluster) -> Verdict:
 
 
 async def delete_topic(stage: Stage, cluster: KafkaCluster) -> Verdict:
-    """Delete the topic while it is read and written, and make it anew."""
+    """Delete the topics while they are read and written, and make them anew."""
     await stage.start("service", "hand", "producer")
     for _ in stage.rounds(range(1), range(4)):
         await stage.flow()
         with stage.fault("topic deleted", wipes=True, moves=True):
             with cluster.endpoints.wire() as admin:
-                admin.delete([topic_of(stage)])
+                admin.delete([name_of(stage, name) for name in stage.of])
             await asyncio.sleep(stage.random.choice((0.0, 1.0)))
             async with stage.broker() as broker:
-                await broker.declare(TOPIC)
+                await broker.declare(*(TOPIC if name == "topic" else queue(stage.lease) for name in stage.of))
         await flows(stage)
     return await stage.finish()
 
 
 async def add_partitions(stage: Stage, cluster: KafkaCluster) -> Verdict:
-    """Give the topic more partitions, behind everybody's back."""
+    """Give what messages flow through more partitions, behind everybody's back."""
     await stage.start("service", "hand", "producer")
     await stage.flow()
     await stage.stop(*stage.living("producer"))  # its keys would move
     await stage.until(lambda: not stage.pending(), FAILOVER, "what is stored is not consumed")
     admin = AdminClient({"bootstrap.servers": cluster.endpoints.bootstrap()})
     with stage.fault("partitions added", clean=True):
-        admin.create_partitions([NewPartitions(topic_of(stage), 9)])[topic_of(stage)].result(FAILOVER)
+        wanted = [NewPartitions(name_of(stage, name), 9) for name in stage.of]
+        for each in admin.create_partitions(wanted).values():
+            each.result(FAILOVER)
         await stage.start("producer", keys=12)
         await stage.flow(60, timeout=2 * FAILOVER)
     return await stage.finish(drain=60)
@@ -294,6 +310,32 @@ async def storm(stage: Stage, cluster: KafkaCluster) -> Verdict:
     return await stage.finish()
 
 
+# ---------------------------------------------------------------------- delays
+
+
+async def delays(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Let clocks be wrong, by a minute: what is delayed is neither early nor late, and comes once."""
+    first, second = stage.random.sample((60.0, -60.0), 2)
+    await stage.start("hand", skew=first)
+    await stage.start("service", "producer", skew=second)
+    await stage.flow(100, timeout=FAILOVER)
+    terms = {name: msgspec.structs.replace(each, prompt=2.0 * PATIENCE) for name, each in stage.terms().items()}
+    return await stage.finish(terms=terms)
+
+
+async def nobody_there(stage: Stage, cluster: KafkaCluster) -> Verdict:
+    """Let delays end while all processes are down."""
+    await stage.start("service", "hand", "producer")
+    for _ in stage.rounds(range(1), range(3)):
+        await stage.published(40)
+        for name in stage.living("producer", "service", "hand"):
+            stage.kill(name)
+        await asyncio.sleep(stage.random.choice((1.0, 5.0)))
+        await stage.start("service", "hand", "producer")
+        await flows(stage)
+    return await stage.finish()
+
+
 # ---------------------------------------------------------------------- the network
 
 
@@ -306,7 +348,7 @@ async def break_network(stage: Stage, cluster: KafkaCluster) -> Verdict:
         stage.random.shuffle(harm)
         for number in stage.rounds(range(3), range(20)):
             await stage.flow(5)
-            with broken(stage, "network broken"):
+            with broken(stage, "network broken", times=10):
                 await harm[number % len(harm)](net, stage.random)
             await stage.flow(5, timeout=FAILOVER)
         await flows(stage)
@@ -348,25 +390,47 @@ async def _drop(net: Network, draw: random.Random) -> None:
             await asyncio.sleep(0.02)
 
 
+TOPIC_ALONE: Final = ("topic",)
+QUEUE_ALONE: Final = ("queue",)
+WAITING: Final = {"delays": (0.5, 4.0), "delayed": 0.7}
+"""Most messages wait, and most of those elsewhere."""
+
 PLAYS: Final[dict[str, Play]] = {
-    "calm": Play(plays.calm, long=True),
     "kill consumers": Play(plays.kill_consumers),
+    "kill leader": Play(kill_leader),
+    "storm of the group": Play(storm, TOPIC_ALONE),
+    "calm": Play(plays.calm, long=True),
     "kill producers": Play(plays.kill_producers, long=True),
     "freeze consumers": Play(plays.freeze_consumers, long=True),
     "freeze producers": Play(plays.freeze_producers, long=True),
     "deadly messages": Play(plays.deadly_messages, long=True),
+    "come and go": Play(plays.come_and_go, QUEUE_ALONE, long=True),
     "wrong clocks": Play(plays.wrong_clocks, long=True),
-    "storm": Play(storm),
-    "kill leader": Play(kill_leader),
+    "storm": Play(storm, long=True),
     "freeze leader": Play(freeze_leader, long=True),
     "kill coordinator": Play(kill_coordinator, long=True),
     "freeze coordinator": Play(freeze_coordinator, long=True),
+    "kill share coordinator": Play(kill_share_coordinator, long=True),
+    "freeze share coordinator": Play(freeze_share_coordinator, long=True),
     "kill two": Play(kill_two, long=True),
     "rolling restart": Play(rolling_restart, long=True),
-    "delete topic": Play(delete_topic, long=True),
+    "delete topic": Play(delete_topic, TOPIC_ALONE, long=True),
+    "delete queue": Play(delete_topic, QUEUE_ALONE, long=True),
     "add partitions": Play(add_partitions, long=True),
     "create later": Play(create_later, long=True),
-    "forget group": Play(forget_group, long=True),
-    "one instance": Play(one_instance, long=True),
+    "forget group": Play(forget_group, TOPIC_ALONE, long=True),
+    "one instance": Play(one_instance, TOPIC_ALONE, long=True),
     "break network": Play(break_network, long=True),
+    "delays": Play(delays, QUEUE_ALONE, options=WAITING, long=True),
+    "delays while nobody is there": Play(nobody_there, QUEUE_ALONE, options=WAITING, long=True),
+    "delays, kill consumers": Play(plays.kill_consumers, QUEUE_ALONE, options=WAITING, long=True),
+    "delays, kill leader": Play(kill_leader, QUEUE_ALONE, options=WAITING, long=True),
+    "classic, kill consumers": Play(plays.kill_consumers, QUEUE_ALONE, "classic", long=True),
+    "classic, freeze consumers": Play(plays.freeze_consumers, QUEUE_ALONE, "classic", long=True),
+    "classic, deadly messages": Play(plays.deadly_messages, QUEUE_ALONE, "classic", long=True),
+    "classic, storm": Play(storm, QUEUE_ALONE, "classic", long=True),
+    "classic, kill leader": Play(kill_leader, QUEUE_ALONE, "classic", long=True),
+    "classic, kill coordinator": Play(kill_coordinator, QUEUE_ALONE, "classic", long=True),
+    "classic, delays": Play(delays, QUEUE_ALONE, "classic", options=WAITING, long=True),
+    "classic, delays while nobody is there": Play(nobody_there, QUEUE_ALONE, "classic", options=WAITING, long=True),
 }

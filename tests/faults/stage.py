@@ -46,11 +46,14 @@ class Stage:
         long: bool = False,
         of: tuple[str, ...] = BOTH,
         terms: Mapping[str, Terms] | None = None,
+        **options: Any,
     ) -> None:
+        """*options* are those of each `Order`."""
         self.url = url
         self.of = of
         """What messages flow through."""
         self._terms = terms or {}
+        self._options = options
         self.seed = seed
         self.random = random.Random(seed)
         self.faults: list[Fault] = []
@@ -99,7 +102,7 @@ class Stage:
     def _start(self, role: Any, options: dict[str, Any]) -> str:
         name = f"{role}{len(self._workers) + 1}"
         order = Order(
-            **{"url": self.url, "of": self.of, **options},
+            **{"url": self.url, "of": self.of, **self._options, **options},
             role=role,
             name=name,
             folder=str(self._folder),
@@ -291,7 +294,7 @@ class Stage:
         self._reading.more()
         letters = await self.letters()
         async with self.broker() as broker:
-            done = {name: await self._ids(broker, address) for name, address in effects(self.of).items()}
+            done = {name: await self._ids(broker, address) for name, address in effects(self.of, self.url).items()}
             left = await self._left(broker)
         entries = [entry for entry in self.entries if entry.what != "problem" or entry.by not in self._doomed]
         verdict = check(entries, self.faults, terms or self.terms(), letters=letters, effects=done)
@@ -304,7 +307,7 @@ class Stage:
         takeover = self.lease + 2.0
         terms = {
             "queue": Terms(attempts=ATTEMPTS, unstored=1.0, takeover=takeover),
-            "topic": Terms(attempts=ATTEMPTS, unstored=2.0, takeover=takeover, ordered=True),
+            "topic": Terms(attempts=ATTEMPTS, unstored=2.0, takeover=takeover, ordered=True, partitioned=True),
             **self._terms,
         }
         return {name: terms[name] for name in self.of}

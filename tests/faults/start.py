@@ -34,6 +34,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Mean seconds between two messages of a key."""
     timeout: float = 3.0
     """Of publishing."""
+    delays: tuple[float, float] = (0.05, 0.5)
+    """Least and most seconds that a message of the queue waits which is delayed."""
+    delayed: float = 0.15
+    """Which part of them is."""
     work: float = 0.01
     """Mean seconds that a handler takes."""
     limit: int = 10

@@ -13,7 +13,7 @@ from .history import Entry, Journal, Reading, What
 
 History = list[Entry]
 KILL = Fault(what="kill", begin=5.0, end=5.0, to="one", moves=True)
-TERMS = Terms(ordered=True, unstored=0.5, takeover=2.0)
+TERMS = Terms(ordered=True, partitioned=True, unstored=0.5, takeover=2.0)
 
 
 def entry(at: float, by: str, what: What, id: str, **more: Any) -> Entry:
@@ -230,6 +230,96 @@ def test_where_notes_are_late_a_first_delivery_just_before_a_kill_may_not_count(
     again = changed(good(), "m9", "started", deliveries=2)
     before = [fault(begin=1.0, end=1.1, excuses=False), KILL]
     assert judge(again, faults=before, terms=late).kinds() == {"deliveries"}  # what has come again is noted in time
+
+
+COPIED = Terms(unstored=0.5, takeover=2.0, copied=True, atomic=False)
+"""Of a queue on Kafka."""
+
+
+@pytest.mark.parametrize(
+    "number, at, by, faults, kinds",
+    [
+        # What "one" held when it was killed may have been on its way back as a copy, which nobody's handler has seen.
+        ("m13", 7.2, "two", [KILL], set()),
+        ("m13", 7.2, "two", [msgspec.structs.replace(KILL, clean=True)], {"repeat"}),
+        ("m13", 7.2, "two", [], {"repeat"}),
+        # Before it was there, nobody could.
+        ("m13", 7.2, "two", [fault(begin=0.4, end=0.5)], {"repeat"}),
+    ],
+)
+def test_a_copy_and_its_original_may_both_be_left(
+    number: str, at: float, by: str, faults: list[Fault], kinds: set[str]
+) -> None:
+    history = again(without(good(), "m9", "started", "handled"), number, at, by, position="topic@99")
+    terms = msgspec.structs.replace(COPIED, unstored=0.1)
+    assert judge(history, faults=faults, terms=terms).kinds() - {"lost"} == kinds
+    same = again(without(good(), "m9", "started", "handled"), number, at, by)
+    assert judge(same, faults=faults, terms=terms).kinds() - {"lost"} == {"repeat"}  # and not the same one twice
+
+
+def test_a_copy_is_left_once_for_each_fault() -> None:
+    history = again(again(good(), "m13", 7.2, position="topic@98"), "m13", 7.4, position="topic@99")
+    assert judge(history, terms=COPIED).kinds() == {"repeat"}
+    assert (
+        judge(history, terms=COPIED, faults=[KILL, fault(begin=6.0, end=6.1, excuses=True, to="three")]).kinds()
+        == set()
+    )
+
+
+def test_each_failure_makes_a_copy() -> None:
+    # The first attempt of m3 ran again, as its process was killed when the copy was stored: so there are two second ones.
+    crash = fault(what="kill", to="one", begin=3.7, end=3.7)
+    history = [msgspec.structs.replace(i, by="two") if (i.id, i.attempt) == ("m3", 2) else i for i in good()]
+    history = again(history, "m3", 6.0, attempt=1, deliveries=2)
+    history = changed_last(history, "m3", what="failed")
+    history = again(history, "m3", 6.2, attempt=2, position="topic@99")
+    assert judge(history, terms=COPIED, faults=[KILL, crash]).kinds() == set()
+    twice = again(history, "m3", 8.4, attempt=2, position="topic@99")
+    assert judge(twice, terms=COPIED, faults=[KILL, crash]).kinds() == {"repeat"}
+
+
+def changed_last(history: History, id: str, **more: Any) -> History:
+    """Change the last thing that is said of a message."""
+    last = max(index for index, item in enumerate(history) if item.id == id)
+    return [*history[:last], msgspec.structs.replace(history[last], **more), *history[last + 1 :]]
+
+
+def test_what_was_acknowledged_is_one_stored_message() -> None:
+    history = changed(good(), "m19", "acked", position="topic@19")
+    other = again(history, "m19", 8.5, position="topic@99")
+    faults = [KILL, fault(begin=8.0, end=8.1, to="three")]
+    assert judge(other, terms=COPIED, faults=faults).kinds() == set()
+    assert judge(again(history, "m19", 8.5), terms=COPIED, faults=[fault(begin=8.2, end=8.6)]).kinds() >= {"after ack"}
+    acked = [*other, entry(8.6, "two", "acked", "m19", position="topic@99")]
+    assert judge(acked, terms=COPIED, faults=faults).kinds() == set()
+    acked = [*other, entry(8.6, "two", "acked", "m19", position="topic@19")]
+    assert judge(acked, terms=COPIED, faults=faults).kinds() == {"acked twice"}
+
+
+def test_a_leader_that_moved_counts_from_one_again() -> None:
+    history = changed(good(), "m9", "started", deliveries=1)
+    moved = fault(begin=5.2, end=5.3, moves=True)
+    terms = msgspec.structs.replace(COPIED, resets=True)
+    assert judge(history, terms=terms, faults=[KILL, moved]).kinds() == set()
+    assert judge(history, terms=terms, faults=[KILL]).kinds() == {"deliveries"}
+    assert judge(history, terms=terms, faults=[KILL, fault(begin=6.5, end=6.6, moves=True)]).kinds() == {"deliveries"}
+    assert judge(history, terms=COPIED, faults=[KILL, moved]).kinds() == {"deliveries"}
+
+
+def test_a_copy_that_was_left_need_not_count() -> None:
+    # m9 is left twice: the copy has not counted the kill, its original has.
+    history = again(changed(good(), "m9", "started", deliveries=1), "m9", 6.5, deliveries=2)
+    assert judge(history, terms=COPIED, faults=[KILL, fault(begin=5.9, end=6.0, to="three")]).kinds() == {"repeat"}
+    copy = again(changed(good(), "m9", "started", deliveries=1), "m9", 6.5, deliveries=2, position="topic@99")
+    assert judge(copy, terms=COPIED, faults=[KILL, fault(begin=5.9, end=6.0, to="three")]).kinds() == set()
+    never = again(changed(good(), "m9", "started", deliveries=1), "m9", 6.5, deliveries=1, position="topic@99")
+    assert judge(never, terms=COPIED, faults=[KILL, fault(begin=5.9, end=6.0, to="three")]).kinds() == {"deliveries"}
+
+
+def test_a_fault_may_count_several_times() -> None:
+    history = changed(good(), "m13", "started", deliveries=4)
+    assert judge(history, faults=[KILL, fault(times=2)], terms=COPIED).kinds() == set()
+    assert judge(history, faults=[KILL, fault()], terms=COPIED).kinds() == {"deliveries"}
 
 
 def test_what_a_server_may_forget_is_not_lost() -> None:

@@ -54,9 +54,9 @@ GROUP = "workers"
 TOPIC = Topic("topic", Job, partitions=4)
 
 
-def effects(of: Collection[str]) -> dict[str, Queue[str] | Topic[str]]:
+def effects(of: Collection[str], url: str) -> dict[str, Queue[str] | Topic[str]]:
     """Return where handlers say that they have handled a message, with its acknowledgement."""
-    if "queue" in of:
+    if "queue" in of and not url.startswith("kafka"):
         return {name: Queue(f"{name}-done", str) for name in of}
     return {name: Topic(f"{name}-done", str, partitions=1) for name in of}
 
@@ -74,7 +74,7 @@ class Worker:
         self.random = random.Random(f"{order.seed}/{order.name}")
         self.stop = asyncio.Event()
         self.queue = queue(order.lease)
-        self.done = effects(order.of)
+        self.done = effects(order.of, order.url)
 
     async def main(self) -> None:
         loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ class Worker:
             if self.order.deadly == of and number == 1:
                 failures = DEADLY
             job = Job(f"{of}-{key}-{number}", key, number, failures, draw.random() < 0.5)
-            delay = draw.uniform(0.05, 0.5) if of == "queue" and draw.random() < 0.15 else 0.0
+            delay = draw.uniform(*self.order.delays) if of == "queue" and draw.random() < self.order.delayed else 0.0
             plan = {"key": key, "number": number, "failures": failures, "delay": delay, "staged": job.staged}
             self.journal.note("publish", of, job.id, **plan)  # type: ignore[arg-type]
             try:
@@ -157,7 +157,10 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             if "queue" in self.order.of:
                 tasks.create_task(self.read("queue", lambda: broker.subscribe(self.queue, prefetch=16), entered))
-            tasks.create_task(self.read("topic", lambda: broker.subscribe(TOPIC, group=GROUP, prefetch=16), entered))
+            if "topic" in self.order.of:
+                tasks.create_task(
+                    self.read("topic", lambda: broker.subscribe(TOPIC, group=GROUP, prefetch=16), entered)
+                )
 
     async def read(
         self,
@@ -191,7 +194,7 @@ class Worker:
             except BrokerError:
                 await asyncio.sleep(0.2)
                 continue
-            self.journal.note("acked", of, message.id)
+            self.journal.note("acked", of, message.id, position=message.position)
             return
 
     async def handle(self, of: str, message: Message[Job]) -> None:
