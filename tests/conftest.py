@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from . import servers
 from .servers import kafka
@@ -15,7 +17,28 @@ SERVED = ("benchmarks", "conformance", "faults", "processes", "redis", "servers"
 """The folders whose tests need servers."""
 KAFKA = ("benchmarks", "conformance", "faults", "kafka", "processes", "servers")
 """The folders whose tests need Kafka."""
+TOGETHER = ("tests/faults/test_kafka_plays.py", "tests/typing/test_typing.py")
+"""Files whose tests share what takes long to make, or what is too heavy to be there twice: one process runs them all."""
 RUN = pytest.StashKey[kafka.Run]()
+
+
+def scope(nodeid: str) -> str:
+    """Return what tests with the same one are run by the same process for."""
+    path = nodeid.partition("::")[0]
+    return path if path in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Give each test to the process that is free, and those of some files to one.
+
+    Marks of groups would do the same, but pytest from 9.2 on does not heed what pytest-xdist 3.8 makes of them.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = scope
+    return scheduling
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,12 +15,10 @@ from ..servers.kafka import KafkaCluster
 from .kafka_plays import PLAYS
 from .test_plays import LONG
 
-# One cluster for all of them: they share what the machine can do, whatever the number of processes.
-pytestmark = pytest.mark.xdist_group("plays on Kafka")
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[KafkaCluster]:
+    """Return one cluster for all of them, which `TOGETHER` in tests/conftest.py sees to."""
     with KafkaCluster(brokers=3) as started:
         yield started
 

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 import pytest
 import verdicts
 
-# In one process where there are several: the checkers run once.
-pytestmark = pytest.mark.xdist_group("typing")
-
 FILES = ["addresses.py", "must_pass.py", "must_fail.py"]
 # Drivers are reached through a URL; the suite is written for authors of drivers.
 NOT_FOR_USERS = ("brokerkit.drivers.", "brokerkit.testing.")
