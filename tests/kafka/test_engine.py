@@ -138,6 +138,14 @@ async def test_a_lease_that_is_too_short_is_the_next_one_too() -> None:
             assert taken[_share_group.LOCK] == expected
 
 
+async def test_who_reserves_it_takes_the_lease_that_the_queue_was_made_with() -> None:
+    queue = named(lease=7)
+    other: AnyQueue = Queue("emails", bytes, lease=9)
+    async with process(queue) as r, process(other._named(queue.name), keep=True) as later:
+        await r.make()
+        assert (await later.reserve()).lock == 7.0
+
+
 async def test_reserving_at_once_from_many_processes_is_reserving_once() -> None:
     queue = named()
     async with process(queue) as a, process(queue) as b, process(queue) as c:

@@ -10,13 +10,14 @@ from typing import Any, Final, cast
 from kio.schema.create_topics.v7 import request as requests
 from kio.schema.errors import ErrorCode
 
-from ...address import Address, AnyTopic, DeadLetters, Queue, Topic
+from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
 from ...policy import MAX_BODY
 from ._cluster import PAUSE, Cluster
 from ._errors import of_code
 from ._share_group import offered
 from ._tiers import TIERS, is_waiting, tiered
+from ._topic_settings import LEASE
 from ._view import TopicInfo
 
 LARGEST: Final = MAX_BODY + 65536
@@ -68,7 +69,10 @@ def _configs(address: Address) -> dict[str, str]:
     configs = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     configs["max.message.bytes"] = str(LARGEST_COPY)
     if isinstance(address, Queue):
+        queue: AnyQueue = address
         configs["message.timestamp.type"] = "LogAppendTime"
+        if tiered(queue):
+            configs[LEASE] = str(round(queue.lease * 1000))
     return configs
 
 

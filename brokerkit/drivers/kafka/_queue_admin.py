@@ -27,7 +27,7 @@ from ._records import is_tick, parse_position
 from ._share_consumer import ShareConsumer
 from ._share_group import Place, describe, places
 from ._tiers import tiered, waiting_for
-from ._topic_settings import check_queue
+from ._topic_settings import LEASE, check_queue, topic_settings
 from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
@@ -78,11 +78,23 @@ class QueueAdmin:
         await check_queue(self._cluster, queue, timeout=_left(until))
 
     async def describe(self, queue: AnyQueue, until: float) -> Mapping[str, object]:
-        """Return the settings of *queue*, which exists; only share groups have a lease."""
-        if not tiered(queue) or await engine_of(self._cluster, queue.name, timeout=_left(until)) != "share":
+        """Return the settings of *queue*, which exists.
+
+        A share group says what its lease is.  Where there is none, what the queue was made with will be, once there is one.
+        """
+        if not tiered(queue):
             return {}
-        lease = await lease_of(self._cluster, queue.name, queue.lease, timeout=_left(until))
-        return {} if lease is None else {"lease": lease}
+        try:
+            if await engine_of(self._cluster, queue.name, timeout=_left(until)) == "share":
+                lease = await lease_of(self._cluster, queue.name, queue.lease, timeout=_left(until))
+                return {} if lease is None else {"lease": lease}
+        except AuthorizationError as error:
+            logger.debug("%r: its lease is what it was made with: %s", queue, error)
+        found = await topic_settings(self._cluster, queue.name, (LEASE,), timeout=_left(until), own=True)
+        kept = int(found.get(LEASE, -1))
+        if kept < 0:
+            return {}
+        return {"lease": queue.lease if round(queue.lease * 1000) == kept else kept / 1000}
 
     # ------------------------------------------------------------------ what is in it
 

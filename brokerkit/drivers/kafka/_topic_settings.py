@@ -18,6 +18,8 @@ from ._errors import RETRY, of_code
 logger = logging.getLogger("brokerkit")
 
 RETENTION: Final = "retention.ms"
+LEASE: Final = "delete.retention.ms"
+"""Where the lease of a queue is written down: for a topic that is not compacted it means nothing else."""
 _SIZE: Final = "retention.bytes"
 _TIMES: Final = "message.timestamp.type"
 _POLICY: Final = "cleanup.policy"
@@ -31,10 +33,14 @@ _WHY: Final = {
 }
 _TOPIC: Final = 2
 """A topic, among the kinds of things that have settings."""
+_OWN: Final = 1
+"""Where a setting is from that was made for this topic."""
 
 
-async def topic_settings(cluster: Cluster, name: str, names: Sequence[str], *, timeout: float) -> dict[str, str]:
-    """Return those of *names* that topic *name* has, as they count.
+async def topic_settings(
+    cluster: Cluster, name: str, names: Sequence[str], *, timeout: float, own: bool = False
+) -> dict[str, str]:
+    """Return those of *names* that topic *name* has, as they count; with *own* only those that were made for it.
 
     Raises:
         AuthorizationError: its settings may not be read.
@@ -54,7 +60,11 @@ async def topic_settings(cluster: Cluster, name: str, names: Sequence[str], *, t
         (result,) = answer.results
         code = cast("ErrorCode", result.error_code)
         if code is ErrorCode.none:
-            return {str(config.name): str(config.value) for config in result.configs if config.value is not None}
+            return {
+                str(config.name): str(config.value)
+                for config in result.configs
+                if config.value is not None and (not own or config.config_source == _OWN)
+            }
         error = of_code(int(code), f"DESCRIBE_CONFIGS on topic {name}", result.error_message)
         if code not in RETRY or loop.time() > end:
             raise error
