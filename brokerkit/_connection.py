@@ -11,6 +11,8 @@ from inspect import iscoroutinefunction
 from typing import Any, Literal, Self
 from weakref import WeakSet
 
+import anyio
+
 from . import drivers
 from ._binding import Bindings, Bound, Declare, Records
 from ._intake import Intake
@@ -76,6 +78,9 @@ class Connection:
         self._records = Records(SYSTEM)
         self._inbox: Inbox | None = None
         self._inbox_lock = asyncio.Lock()
+        """Held while it is opened, which `_opening` cancels."""
+        self._opening = anyio.CancelScope()
+        self._leaving = False
         self._intakes: set[Intake] = set()
         self._closers: dict[object, Callable[[], Coroutine[Any, Any, None]]] = {}
 
@@ -111,10 +116,16 @@ class Connection:
         async with AsyncExitStack() as stack:
             # All of them, also when one of them fails or this is cancelled.
             stack.push_async_callback(self._disconnect)
-            if self._inbox is not None:
-                stack.push_async_callback(self._inbox.close)
+            stack.push_async_callback(self._close_inbox)
             for close in reversed(self._closers.values()):
                 stack.push_async_callback(close)
+
+    async def _close_inbox(self) -> None:
+        self._leaving = True
+        self._opening.cancel()
+        async with self._inbox_lock:
+            if self._inbox is not None:
+                await self._inbox.close()
 
     async def _disconnect(self) -> None:
         self._state = "closed"

@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, cast, overload
 
+import anyio
 from typing_extensions import TypeVar
 
 from ._binding import check_timeout
@@ -217,10 +218,16 @@ class Publisher(Connection):
         if self._inbox is None:
             async with self._inbox_lock:
                 if self._inbox is None:
-                    inbox = Inbox(await self.replies(), self.env())
-                    await inbox.open()
-                    self._inbox = inbox
+                    self._inbox = await self._make_inbox()
         return self._inbox
+
+    async def _make_inbox(self) -> Inbox:
+        with anyio.CancelScope() as self._opening:
+            if not self._leaving:
+                inbox = Inbox(await self.replies(), self.env())
+                await inbox.open()
+                return inbox
+        raise Closed(f"{self!r} is closed")
 
 
 def _as_outgoing(item: object) -> Outgoing[Any] | None:

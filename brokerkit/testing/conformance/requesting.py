@@ -298,6 +298,20 @@ class Requesting(Suite):
         assert system.now() - began < system.deadline / 2
 
     @needs("queue", "topic")
+    async def test_closing_the_broker_while_its_first_request_begins(self, system: Harness) -> None:
+        """The same at whatever point it is: nothing of it goes on."""
+        queue = quotes(system)
+        for turns in (1, 3, 10, 30, 100):
+            broker = system.connect()
+            await broker.__aenter__()
+            asking = asyncio.ensure_future(broker.request(queue, "q", timeout=system.deadline))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await broker.__aexit__(None, None, None)
+            with pytest.raises(Closed):
+                await asking
+
+    @needs("queue", "topic")
     async def test_requests_need_a_queue_that_replies(self, system: Harness) -> None:
         """Anything else is ConfigError, and nothing is published."""
         async with system.connect() as broker:
