@@ -90,6 +90,31 @@ class Backpressure(Suite):
                 await system.eventually(lambda: done == 5000)
         assert 0 < most <= 200
 
+    @seeds(1)
+    @needs("queue")
+    async def test_what_is_behind_a_message_that_is_held_goes_on(self, system: Harness) -> None:
+        """K4: one handler sits on a message, thousands behind it are handled; what has to wait for it comes when it is done."""
+        queue = system.queue()
+        held, go = asyncio.Event(), asyncio.Event()
+        handled: set[str] = set()
+
+        async def handler(message: Message[str]) -> None:
+            if message.value == "held":
+                held.set()
+                await go.wait()
+            handled.add(message.value)
+
+        async with system.connect() as broker, system.serve(broker, queue, handler, concurrency=4, prefetch=100):
+            await broker.publish(queue, "held")
+            await held.wait()
+            for part in range(8):
+                await broker.publish_many(queue, [f"v{part}-{n}" for n in range(500)])
+            await system.eventually(lambda: len(handled) >= 1000)
+            await asyncio.sleep(2 * system.lease)
+            assert "held" not in handled
+            go.set()
+            await system.eventually(lambda: len(handled) == 4001)
+
     @needs("bounded")
     async def test_publishing_to_a_full_address_waits_for_room(self, system: Harness, kind: Kind) -> None:
         """K3: a publish is stored as soon as a consumer has made room."""

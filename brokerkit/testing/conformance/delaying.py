@@ -65,6 +65,27 @@ class Delaying(Suite):
             assert 2 * system.lease <= system.now() - began
             await message.ack()
 
+    async def test_a_delay_that_ends_while_nobody_is_there_is_over_when_somebody_comes(self, system: Harness) -> None:
+        """D3: all processes are gone for longer than the delay; what was due meanwhile comes once, and soon."""
+        queue = system.queue()
+        async with system.connect() as broker:
+            for number in range(5):
+                await broker.publish(queue, "v", id=f"v{number}", delay=(1 + number / 4) * system.lease)
+            await broker.publish(queue, "v", id="later", delay=8 * system.lease)
+        began = system.now()
+        await asyncio.sleep(3 * system.lease)
+        async with system.connect() as broker, system.subscribe(broker, queue) as messages:
+            taken = await system.take(messages, 5, within=4 * system.lease)
+            assert sorted(m.id for m in taken) == [f"v{number}" for number in range(5)]
+            assert {m.deliveries for m in taken} == {1}
+            for message in taken:
+                await message.ack()
+            (last,) = await system.take(messages, 1)
+            assert last.id == "later"
+            assert system.now() - began >= 8 * system.lease - system.quiet
+            await last.ack(confirm=True)
+            await system.nothing(messages)
+
     @seeds(1)
     async def test_ten_thousand_messages_of_the_same_time_all_come(self, system: Harness) -> None:
         """D4: none is lost, none comes twice, none early."""

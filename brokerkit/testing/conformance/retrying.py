@@ -247,6 +247,34 @@ class Retrying(Suite):
             await system.eventually(lambda: len(order) == 5)
         assert order == ["a", "b", "c", "d", "a"]
 
+    @needs("queue")
+    async def test_as_many_retries_as_prefetch_do_not_stop_a_queue(self, system: Harness) -> None:
+        """T8: ten messages that fail wait again and again; those behind them are handled as if they were not there."""
+        queue = system.queue()
+        failed: Counter[str] = Counter()
+        handled: list[str] = []
+
+        async def handler(message: Message[str]) -> None:
+            if message.value.startswith("bad"):
+                failed[message.value] += 1
+                raise LookupError
+            handled.append(message.value)
+
+        policy = RetryPolicy(attempts=1000, wait_initial=system.quiet, wait_max=system.quiet, wait_jitter=0)
+        async with system.connect() as broker:
+            await broker.declare(queue)
+            async with system.serve(broker, queue, handler, concurrency=10, prefetch=10, retry=policy):
+                await broker.publish_many(queue, [f"bad{n}" for n in range(10)])
+                await system.eventually(lambda: len(failed) == 10)
+                for part in range(5):
+                    began, count = system.now(), len(handled)
+                    await broker.publish_many(queue, [f"v{part}-{n}" for n in range(20)])
+                    await system.eventually(lambda count=count: len(handled) == count + 20)  # type: ignore[misc]
+                    assert system.now() - began <= 2 * system.quiet
+                    await asyncio.sleep(system.quiet / 2)
+        assert len(failed) == 10
+        assert min(failed.values()) >= 2, "they are tried meanwhile"
+
     @needs("queue.priority")
     async def test_a_retry_keeps_its_priority(self, system: Harness) -> None:
         """T8: what is urgent goes before the others at its next attempt too."""
