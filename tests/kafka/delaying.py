@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from brokerkit.address import AnyQueue, Queue
 from brokerkit.driver import Delivery, Record, Settlement, Source
@@ -53,6 +54,7 @@ class Worker(Process):
     published: dict[str, tuple[float, float]]
     """When each message was sent and confirmed, by the clock of this machine, which is the broker's."""
     upkeep: Upkeep
+    _calls: int
 
     def begin(self, queue: AnyQueue) -> None:
         self.queue, self.published = queue, {}
@@ -63,6 +65,20 @@ class Worker(Process):
         cluster = self.context.cluster
         info = await create(cluster, self.queue, timeout=SOON)
         return info, await create(cluster, waiting_for(self.queue), timeout=SOON)
+
+    def count_calls(self) -> int:
+        """Return how many requests were made that are answered once; counts from the first call on."""
+        cluster = self.context.cluster
+        if not hasattr(self, "_calls"):
+            self._calls = 0
+            call = cluster.call
+
+            async def counted(node: int | None, request: Any, *, timeout: float, line: object = None) -> Any:
+                self._calls += 1
+                return await call(node, request, timeout=timeout, line=line)
+
+            cluster.call = counted  # type: ignore[method-assign]
+        return self._calls
 
     async def publish(self, ids: Sequence[str], *, delay: float = 0.0, ttl: float | None = None) -> None:
         before = time.time()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from brokerkit.address import AnyQueue
+from brokerkit.address import AnyQueue, Queue
 from brokerkit.driver import Receipt, Record
 from brokerkit.drivers.kafka._create import create
 from brokerkit.drivers.kafka._cut import ALL, cut
@@ -21,7 +23,7 @@ from brokerkit.drivers.kafka._tiers import TIERS, waiting_for
 from brokerkit.errors import AuthorizationError, BrokerError, BrokerUnavailable
 from brokerkit.events import Expired, PartitionPaused, UpkeepFailed
 from brokerkit.policy import MAX_DELAY
-from tests.servers.kafka import shared_kafka
+from tests.servers.kafka import rights, shared_kafka
 
 from .consuming import SOON, eventually, names
 from .delaying import LATE, Seen, Worker, be_wrong, drain, finished, queue, quiet, worker
@@ -352,3 +354,42 @@ async def test_too_few_partitions_make_nothing_early(url: str, mails: AnyQueue) 
             await drain(consumer, seen, 1)
     (at,) = seen.at["m"]
     assert p.published["m"][0] + 12.0 <= at < p.published["m"][1] + 12.0 + LATE
+
+
+async def test_without_rights_where_they_wait_it_is_told_once_and_goes_on_later() -> None:
+    endpoints = shared_kafka(rights=True)
+    prefix = f"d.{uuid.uuid4().hex[:12]}."
+    mails: AnyQueue = Queue(f"{prefix}mails", bytes)
+    whole = rights(prefix)
+    # The queue alone: where its messages wait is another topic, read by another group.
+    alone = [dataclasses.replace(right, name=mails.name, prefixed=False) for right in whole]
+    with endpoints.wire() as admin:
+        admin.allow(whole)
+        try:
+            async with worker(endpoints.url("SASL"), mails) as p:
+                await p.make()
+                await p.publish(names(10), delay=1.0)
+            admin.allow(alone)
+            admin.forbid(whole)
+            async with worker(endpoints.url("SASL"), mails) as p:
+                async with p.consuming() as consumer:
+                    await eventually(lambda: len(p.events) == 2)
+                    for event in p.events:
+                        assert isinstance(event, UpkeepFailed)
+                        assert event.address == mails.name
+                        assert waiting_for(mails).name in event.error
+                    assert {event.task for event in p.events if isinstance(event, UpkeepFailed)} == {"delay", "keeping"}
+                    await p.publish(["plain"])
+                    seen = Seen()
+                    await drain(consumer, seen, 1)
+                    tries = p.count_calls()
+                    assert await consumer.receive(10, 2.0) == []
+                    assert p.count_calls() - tries < 40, "no hot loop"
+                    assert len(p.events) == 2
+                    assert any("Forwarder" in problem for problem in p.upkeep.problems)
+                    admin.allow(whole)
+                    await drain(consumer, seen, 11, limit=60)
+                    await eventually(lambda: not [line for line in p.upkeep.problems if "Forwarder" in line])
+        finally:
+            admin.forbid(whole + alone)
+            admin.delete([name for name in admin.cluster(None).topics if name.startswith(prefix)])
