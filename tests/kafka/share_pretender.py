@@ -33,7 +33,7 @@ DENIED: Final = {ErrorCode.group_authorization_failed, ErrorCode.topic_authoriza
 class Entry:
     """A record of a partition, or the lack of one."""
 
-    batch: bytes
+    batch: bytes = field(repr=False)
     """What it is in; nothing where there is none."""
     count: int = 0
     owner: Session | None = None

@@ -175,8 +175,10 @@ class Session:
 
     def scan(self, now: float) -> None:
         """Notice what has run out, and have renewed what is to be renewed by now."""
-        if self.soonest <= now and sum(place.expire(now) for place in self.places.values()):
-            self._owner.changed()
+        if self.soonest <= now:
+            expired = [place.expire(now) for place in self.places.values()]
+            if any(expired):
+                self._owner.changed()
         whole = self._owner.lock - self._owner.hand.margin
         if self._renewing or self.soonest - now > whole / 2:
             return
