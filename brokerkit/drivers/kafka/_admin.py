@@ -24,6 +24,7 @@ from ._offsets import resolve
 from ._progress import Ages, progress
 from ._queue_admin import QueueAdmin
 from ._remove import delete_groups, delete_topics, groups_like, topics_like
+from ._share_group import forget
 from ._tiers import tiered
 from ._topic_settings import RETENTION, topic_settings
 
@@ -45,7 +46,8 @@ class Admin:
         """Return *error* with what to do."""
         if type(error.__cause__) is NotFound:
             return error
-        named = NotFound(f"{address!r} does not exist on {self._context.settings.shown}; declare it")
+        hint = "" if ".." in address.name else "; declare it"
+        named = NotFound(f"{address!r} does not exist on {self._context.settings.shown}{hint}")
         named.__cause__ = error
         return named
 
@@ -97,6 +99,8 @@ class Admin:
         failed = await delete_groups(self._cluster, groups, timeout=_left(until))
         if isinstance(error := failed.get(address.name), AuthorizationError):
             raise error
+        if isinstance(address, Queue) and error is None:
+            await forget(self._cluster, address.name, timeout=_left(until))
 
     async def _delete_group(self, address: Address, group: str, until: float) -> None:
         own = internal(address.name, group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,10 +16,12 @@ from kio.schema.errors import ErrorCode
 from kio.schema.incremental_alter_configs.v1 import request as incremental
 from kio.schema.share_group_describe.v1 import request as share
 
-from ...errors import BrokerError, ConfigError
+from ...errors import AuthorizationError, BrokerError, ConfigError
 from ._cluster import PAUSE, Cluster
 from ._coordinator import persist
 from ._errors import RETRY, of_code
+
+logger = logging.getLogger("brokerkit")
 
 Engine: TypeAlias = Literal["share", "classic"]
 """Which kind of group hands out a queue's messages."""
@@ -32,6 +35,8 @@ _GROUP: Final = 32
 """A group, among the kinds of things that have settings."""
 _BROKER: Final = 4
 _SET: Final = 0
+_UNSET: Final = 1
+_OURS: Final = (RESET, LOCK, LIMIT, WINDOW, RENEW, ISOLATION)
 
 # The generated schemas have number types of their own, which plain numbers satisfy.
 _alter: Any = alter
@@ -242,9 +247,9 @@ async def _settings(
 
 
 async def set_one(
-    cluster: Cluster, group: str, name: str, value: str, *, timeout: float, trying: bool = False
+    cluster: Cluster, group: str, name: str, value: str | None, *, timeout: float, trying: bool = False
 ) -> BrokerError | None:
-    """Set one setting of *group*; return why the brokers do not take it, if they do not.  *trying* changes nothing.
+    """Set one setting of *group*, or with None take it back; return why the brokers do not, if so.  *trying* changes nothing.
 
     Raises:
         AuthorizationError: it may not be set.
@@ -254,12 +259,13 @@ async def set_one(
     def code(answer: Any) -> Any:
         return answer.responses[0]
 
+    operation = _UNSET if value is None else _SET
     request = _incremental.IncrementalAlterConfigsRequest(
         resources=(
             _incremental.AlterConfigsResource(
                 resource_type=_GROUP,
                 resource_name=group,
-                configs=(_incremental.AlterableConfig(name=name, config_operation=_SET, value=value),),
+                configs=(_incremental.AlterableConfig(name=name, config_operation=operation, value=value),),
             ),
         ),
         validate_only=trying,
@@ -269,6 +275,21 @@ async def set_one(
     except ConfigError as error:
         return error
     return None
+
+
+async def forget(cluster: Cluster, group: str, *, timeout: float) -> None:
+    """Take back the settings of a group that is gone, as far as that is allowed: they would outlive it.
+
+    Raises:
+        BrokerUnavailable: no answer within *timeout* seconds.
+    """
+    if not await cluster.shares(timeout=timeout):
+        return
+    try:
+        for name in _OURS:
+            await set_one(cluster, group, name, None, timeout=timeout)
+    except AuthorizationError as error:
+        logger.debug("group %s: its settings stay: %s", group, error)
 
 
 async def _of(
