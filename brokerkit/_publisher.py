@@ -181,11 +181,11 @@ class Publisher(Connection):
             inbox = await self._in_time(until, self._open_inbox, queue)
         correlation, mine = inbox.headers()
         try:
-            plain = self._records.make(bound, value, headers=headers, ttl=timeout)
+            left = max(until - self._clock.monotonic(), 0.001)
+            plain = self._records.make(bound, value, headers=headers, ttl=left)
             record = Record(
                 plain.address, plain.id, plain.body, None, (*plain.headers, *mine), plain.timestamp, ttl=plain.ttl
             )
-            left = max(until - self._clock.monotonic(), 0.001)
             sent = (await send(self._driver, self._clock, (record,), left, self._bindings.restore))[0]
             if isinstance(sent, BrokerError):
                 raise sent
