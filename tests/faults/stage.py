@@ -24,7 +24,7 @@ from .start import Order
 from .worker import ATTEMPTS, GROUP, TOPIC, effects, queue
 
 ROOT: Final = Path(__file__).parents[2]
-READY: Final = 20.0
+READY: Final = 60.0
 """Seconds until a worker must be ready; it takes half a second."""
 DRAIN: Final = 30.0
 """Seconds until everything must be handled after the last fault."""
