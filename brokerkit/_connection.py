@@ -79,7 +79,7 @@ class Connection:
         self._inbox: Inbox | None = None
         self._inbox_lock = asyncio.Lock()
         """Held while it is opened, which `_opening` cancels."""
-        self._opening = anyio.CancelScope()
+        self._opening: anyio.CancelScope | None = None
         self._leaving = False
         self._intakes: set[Intake] = set()
         self._closers: dict[object, Callable[[], Coroutine[Any, Any, None]]] = {}
@@ -122,7 +122,8 @@ class Connection:
 
     async def _close_inbox(self) -> None:
         self._leaving = True
-        self._opening.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
         async with self._inbox_lock:
             if self._inbox is not None:
                 await self._inbox.close()

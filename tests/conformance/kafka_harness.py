@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from brokerkit.address import AnyTopic
@@ -28,7 +29,8 @@ class KafkaHarness(Harness):
     retention = 2.0 * SLOW
     dots = False  # Kafka refuses the second
     deadline = 20.0 * SLOW
-    topics = Capabilities(backend="kafka", durable=True, replay=True, key_order=True)
+    topics: ClassVar[Capabilities | None] = Capabilities(backend="kafka", durable=True, replay=True, key_order=True)
+    queues = Capabilities(backend="kafka", durable=True, delay=True, ttl=True, shared=True, migrate=True)
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,6 +125,22 @@ class KafkaHarness(Harness):
         self.cluster.restart()
 
 
+class OldestSharingHarness(KafkaHarness):
+    """The oldest brokers whose share groups are used, for the part about queues: topics are not others there."""
+
+    column = "kafka 4.2"
+    version = "4.2.1"
+    topics = None
+
+
 class OldKafkaHarness(KafkaHarness):
+    """Brokers without share groups."""
+
     column = "kafka 3.9"
     version = "3.9.2"
+    lease = 1.5 * SLOW  # a session: that is how long a process that has died owns what it had
+    consumers = 4
+    queues = Capabilities(backend="kafka", durable=True, delay=True, ttl=True)
+
+    def options(self) -> Mapping[str, object]:
+        return {**super().options(), "queue_partitions": self.consumers}

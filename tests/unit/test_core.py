@@ -482,3 +482,7 @@ def test_settings_that_may_not_be_read_are_warned_of_or_refused(
                     assert "DESCRIBE_CONFIGS" in caplog.text
 
     run(main)
+
+
+def test_a_broker_is_made_without_a_running_loop() -> None:
+    assert repr(connect("memory://")) == "<Broker memory:// new>"

@@ -26,9 +26,8 @@ async def can(context: Context, queue: AnyQueue) -> Capabilities:
         # Who only publishes needs no right to the group, and to publishers all groups are alike.
         return Capabilities(backend="kafka", durable=True, delay=True, ttl=True)
     shared = engine == "share" or (engine is None and shares)
-    return Capabilities(
-        backend="kafka", durable=True, delay=True, ttl=True, shared=shared, migrate=engine == "classic" and shares
-    )
+    # Also of one that is moved already: who was cut off at the end of that calls it again.
+    return Capabilities(backend="kafka", durable=True, delay=True, ttl=True, shared=shared, migrate=shares)
 
 
 class QueueConsumer:
