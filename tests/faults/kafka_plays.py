@@ -23,6 +23,7 @@ from ..servers.kafka import KafkaCluster, Network
 from . import plays
 from .checker import Terms, Verdict
 from .kafka_groups import be_classic, coordinator, group_of, meet, name_of, share_coordinator
+from .kafka_watch import watched
 from .stage import BOTH, PATIENCE, Stage
 from .worker import ATTEMPTS, GROUP, TOPIC, queue
 
@@ -80,7 +81,8 @@ class Play(msgspec.Struct, frozen=True):
                     async with stage.broker() as broker:
                         await broker.declare(TOPIC)
                     await asyncio.to_thread(be_classic, cluster, group_of(stage, "queue"), name_of(stage, TOPIC.name))
-                return await self.action(stage, cluster)
+                async with watched(stage, cluster, [name_of(stage, name) for name in self.of]):
+                    return await self.action(stage, cluster)
             finally:
                 await asyncio.to_thread(_heal, cluster)
 

@@ -14,6 +14,7 @@ from tests.servers import kafka
 
 from .farm import WHOLE, Farm, Project, Verdict
 from .kafka import CONSUMED, FETCHED, GUARDED, PUBLISHED
+from .kafka_queues import ACQUIRED, SORTED, WAITED
 from .lua import check
 from .mutant import Mutant
 from .outcomes import OUTCOMES
@@ -25,7 +26,7 @@ from .running import RUNNING
 from .topics import ELSEWHERE, TOPICS, TRACKER
 
 REDIS: tuple[Mutant, ...] = (*LINK, *PUBLISHING, *SERVED_QUEUES, *SERVED_TOPICS)
-KAFKA: tuple[Mutant, ...] = (*PUBLISHED, *FETCHED, *CONSUMED, *GUARDED)
+KAFKA: tuple[Mutant, ...] = (*PUBLISHED, *FETCHED, *CONSUMED, *GUARDED, *ACQUIRED, *SORTED, *WAITED)
 ALL: tuple[Mutant, ...] = (*SETTLING, *QUEUES, *TOPICS, *TRACKER, *ELSEWHERE, *OUTCOMES, *RUNNING, *REDIS, *KAFKA)
 ROOT = Path(__file__).resolve().parents[2]
 

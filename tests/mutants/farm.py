@@ -87,7 +87,7 @@ class Project:
     root: Path
     package: str = "brokerkit"
     trees: tuple[str, ...] = ("brokerkit", "tests")
-    files: tuple[str, ...] = ("pyproject.toml", "docs/redis.md")
+    files: tuple[str, ...] = ("pyproject.toml", "docs/redis.md", "docs/kafka.md")
     suites: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SUITES)
 
     def suite(self, file: str) -> tuple[str, ...]:

@@ -150,8 +150,8 @@ CONSUMED: tuple[Mutant, ...] = (
         name="a third delivery from Kafka comes in company",
         breaks="what was delivered twice without an outcome comes alone",
         file=CLAIM,
-        old="if self.deliveries(order[0]) >= LONE_DELIVERY:",
-        new="if self.deliveries(order[0]) > LONE_DELIVERY:",
+        old="if self.deliveries(order[0]) >= self.lone:",
+        new="if self.deliveries(order[0]) > self.lone:",
         tests=broker("test_consumer_claim", "test_a_record_that_came_for_the_third_time_waits_to_come_alone"),
     ),
     Mutant(
