@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from brokerkit import clock
-from brokerkit.address import Address, AnyQueue, AnyTopic, Topic
+from brokerkit.address import Address, AnyQueue, AnyTopic, Queue, Topic
 from brokerkit.driver import Delivery, Receipt, Record, Settlement, Source
 from brokerkit.drivers._url import Options, parse
 from brokerkit.drivers.kafka._consumer import TopicConsumer
@@ -86,6 +86,8 @@ class Process:
         revoked: Any = None,
     ) -> TopicConsumer:
         source = Source(address, group if isinstance(address, Topic) else None, start, until_end)
+        if isinstance(address, Queue):  # without what the driver has beside it
+            return TopicConsumer(self.context, address, source, prefetch, revoked or self.told)
         consumer = self.driver.consume(source, prefetch=prefetch, revoked=revoked or self.told)
         assert isinstance(consumer, TopicConsumer)
         return consumer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from brokerkit.drivers.kafka._time import DRIFT, EXPIRED, KEPT, PATIENCE, QUICK, SOON, ServerTime
+from brokerkit.drivers.kafka._time import DRIFT, EXPIRED, KEPT, QUICK, SOON, ServerTime
 
 
 class Clocks:
@@ -248,13 +248,24 @@ async def test_what_is_certainly_over_needs_no_tick(wall: float) -> None:
     assert not clocks.time.wanted.is_set()
 
 
-async def test_where_no_tick_can_be_had_our_own_clock_decides_at_last(wall: float) -> None:
+async def test_slow_ticks_tell_what_is_alive_and_what_is_not(wall: float) -> None:
     clocks = Clocks(wall)
     clocks.time.tickers = 1
-    seen = clocks.monotonic
-    assert clocks.wait(expires=clocks.server + 100, seen=seen) == SOON
-    clocks.pass_(PATIENCE)
-    assert clocks.wait(expires=clocks.wall + 100, seen=seen) == 0.0
-    assert clocks.wait(expires=clocks.wall - 1, seen=seen) == EXPIRED
+    for _ in range(3):
+        clocks.tick(2.0, 1.0)
+        assert not clocks.time.exact
+        assert clocks.wait(expires=clocks.server + 4) == 0.0
+        assert clocks.wait(expires=clocks.server - 4) == EXPIRED
+    clocks.tick()
+    assert clocks.wait(expires=clocks.server + 0.1) == 0.0
+    clocks.tick(2.0, 1.0)
+    assert clocks.wait(expires=clocks.server + 0.1) == 0.0, "what was known closely is not forgotten"
+
+
+async def test_where_no_tick_can_be_had_our_own_clock_decides(wall: float) -> None:
+    clocks = Clocks(wall)
+    clocks.time.tickers = 1
+    assert clocks.wait(expires=clocks.server + 100) == SOON
     clocks.time.tickers = 0
-    assert clocks.wait(expires=clocks.wall + 100) == 0.0, "nobody writes ticks: there is nothing to wait for"
+    assert clocks.wait(expires=clocks.wall + 100) == 0.0
+    assert clocks.wait(expires=clocks.wall - 1) == EXPIRED

@@ -22,9 +22,7 @@ DRIFT: Final = 0.0005
 KEPT: Final = 60.0
 """Seconds for which a tick counts."""
 QUICK: Final = 1.0
-"""Seconds within which a tick must be answered to count."""
-PATIENCE: Final = 5.0
-"""Seconds for which a record waits to have it known whether its time to live is over."""
+"""Seconds within which a tick must be answered to tell the time closely."""
 SOON: Final = 0.05
 """Seconds until it is asked again what a tick has said."""
 _LONG: Final = 30.0
@@ -55,9 +53,11 @@ class ServerTime:
         self._at = 0.0
         """...at this point of ours."""
         self._latest = math.inf
-        """What it showed at most when a tick was last answered..."""
-        self._ticked = -math.inf
+        """What it showed at most..."""
+        self._heard = 0.0
         """...at this point of ours."""
+        self._ticked = -math.inf
+        """When a tick was last answered quickly."""
         self._apart = 0.0
         """How far our own two clocks were apart then."""
         self.tickers = 0
@@ -84,8 +84,10 @@ class ServerTime:
         # Else the clock was set back, or it is another broker's, which is behind.
         if time > self.now() or latest < self.now():
             self._reached, self._at = time, now
+        if not time <= self.latest() <= latest:
+            self._latest, self._heard, self._apart = latest, now, self._wall() - now
         if now - sent <= QUICK:
-            self._latest, self._ticked, self._apart = latest, now, self._wall() - now
+            self._ticked = now
         for watcher in tuple(self.watchers):
             watcher()
 
@@ -107,7 +109,7 @@ class ServerTime:
         """Return a time that the broker's clock has hardly reached; infinity while nothing is known."""
         if self._was_set():
             return math.inf
-        return self._latest + (self._monotonic() - self._ticked) * (1 + DRIFT)
+        return self._latest + (self._monotonic() - self._heard) * (1 + DRIFT)
 
     def want(self) -> None:
         """Have a tick written soon."""
@@ -131,7 +133,7 @@ class ServerTime:
 
         *seen* is when we first had it, by the loop's clock: no wait is longer than its delay from then on.
         """
-        if expires is not None and (left := self._expiry(expires, seen)):
+        if expires is not None and (left := self._expiry(expires)):
             return left
         when = due(native)
         if when is None:
@@ -151,7 +153,7 @@ class ServerTime:
                 return 0.0
         return max(0.0, min(left, rest, _LONG))
 
-    def _expiry(self, expires: float, seen: float) -> float:
+    def _expiry(self, expires: float) -> float:
         """Return 0 for what has not expired."""
         now = self.now()
         if now >= expires:
@@ -162,6 +164,6 @@ class ServerTime:
         if not self.exact:
             self.want()
         # Between the two it is known a moment later: a tick may have taken its time.
-        if latest < math.inf or (self.tickers and self._monotonic() - seen < PATIENCE):
+        if latest < math.inf or self.tickers:
             return SOON
         return EXPIRED if max(now, self._wall()) >= expires else 0.0

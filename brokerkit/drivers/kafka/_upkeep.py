@@ -48,7 +48,7 @@ class Ticker:
         self._context = context
         self._address = waiting_for(queue)
         self._teller = Teller(context.emit, queue.name, "delay")
-        self._unset = 0
+        self._unset = self._failures = 0
 
     def __repr__(self) -> str:
         return f"<Ticker {self._address.name}>"
@@ -61,24 +61,28 @@ class Ticker:
     async def run(self) -> None:
         """Write ticks until cancelled."""
         time = self._context.time
-        failures = 0
         while True:
-            time.tickers += not failures  # nobody waits for one that does not work
+            # Nobody waits for one that will not work.
+            works = self.problem is None or self.problem.retryable
+            time.tickers += works
             try:
                 await time.wanted.wait()
+                time.wanted.clear()
+                if not time.exact:
+                    await self._try()
             finally:
-                time.tickers -= not failures
-            time.wanted.clear()
-            if time.exact:
-                continue
-            problem = await self._tick()
-            if problem is None:
-                failures = 0
-                self._teller.works()
-            else:
-                self._teller.failed(problem)
-                await anyio.sleep(min(_LONGEST, _AGAIN * 2.0**failures))
-                failures = min(failures + 1, 10)
+                time.tickers -= works
+
+    async def _try(self) -> None:
+        """Write a tick, and pause if that fails."""
+        problem = await self._tick()
+        if problem is None:
+            self._failures = 0
+            self._teller.works()
+        else:
+            self._teller.failed(problem)
+            await anyio.sleep(min(_LONGEST, _AGAIN * 2.0**self._failures))
+            self._failures = min(self._failures + 1, 10)
 
     async def _tick(self) -> BrokerError | None:
         """Write a tick; return why the time is not known by that."""
