@@ -326,3 +326,23 @@ async def test_letters_of_a_topic_do_not_come_back_to_the_topic() -> None:
         assert list(await r.admin.redrive(r.letters, positions, r.queue)) == [None]
         assert await r.ids(r.queue) == ["a"]
         await r.admin.delete(r.topic, None)
+
+
+async def test_a_name_is_a_topic_or_a_queue() -> None:
+    for version in ("4.3.1", "3.9.2"):
+        prefix = f"e.{uuid.uuid4().hex[:12]}."
+        url = shared_kafka(version).url(query=f"prefix={prefix}")
+        topic, queue = Topic("name", str), Queue("name", str)
+        for first, second in ((topic, queue), (queue, topic)):
+            async with connect(url) as broker:
+                await broker.declare(first)
+            for declare in ("auto", "check"):
+                async with connect(url, declare=declare) as broker:
+                    with pytest.raises(SettingsMismatch, match=r"Queue\('.*name'\)|Topic\('.*name'\)"):
+                        await broker.publish(cast("Topic[str]", second), "v")
+            async with connect(url) as broker:
+                await broker.delete(first)
+        async with process(named()) as r:  # the group was not reserved for a queue that is none
+            other: AnyQueue = Queue("name", bytes)
+            r.queue = other._named(prefix + "name")
+            assert await r.engine() is None

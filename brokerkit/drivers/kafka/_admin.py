@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+
+import msgspec
 
 from ... import clock
 from ...address import Address, AnyDeadLetters, AnyQueue, AnyTopic, DeadLetters, Queue, Topic, internal, letters_of
@@ -26,9 +27,7 @@ from ._queue_admin import QueueAdmin
 from ._remove import delete_groups, delete_topics, groups_like, topics_like
 from ._share_group import forget
 from ._tiers import tiered
-from ._topic_settings import RETENTION, topic_settings
-
-_FOR_EVER: Final = -1
+from ._topic_settings import retention_of
 
 
 class Admin:
@@ -74,8 +73,9 @@ class Admin:
         topic: AnyTopic = address
         found: dict[str, object] = {"partitions": len(info.partitions)}
         if topic.owned:
-            kept = await topic_settings(self._cluster, info.name, (RETENTION,), timeout=_left(until))
-            found["retention"] = _retention(topic, int(kept.get(RETENTION) or _FOR_EVER))
+            shown = self._context.settings.shown
+            kept = await retention_of(self._cluster, topic, shown, timeout=_left(until))
+            found["retention"] = _retention(topic, kept)
         return found
 
     async def delete(self, address: Address, group: str | None) -> None:
@@ -155,8 +155,12 @@ class Admin:
                 await self._cluster.topic(address.name, timeout=TIMEOUT, fresh=True)
                 return Backlog()
             if isinstance(address, Queue):
-                dead = await self._count(address, None, until) if tiered(address) else None
-                return await self._queues.backlog(address, dead, until)
+                if not tiered(address):
+                    return await self._queues.backlog(address, until)
+                left, dead = await asyncio.gather(
+                    self._queues.backlog(address, until), self._count(address, None, until)
+                )
+                return msgspec.structs.replace(left, dead=dead)
             found, dead = await asyncio.gather(
                 progress(self._context, address, group_of(source) or "", source.start, until),
                 self._count(address, source.group, until),

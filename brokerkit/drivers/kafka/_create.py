@@ -12,18 +12,15 @@ from kio.schema.errors import ErrorCode
 
 from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
-from ...policy import MAX_BODY
 from ._cluster import PAUSE, Cluster
 from ._errors import of_code
 from ._share_group import offered
 from ._tiers import TIERS, is_waiting, tiered
-from ._topic_settings import LEASE
+from ._topic_settings import LARGEST, LEASE
 from ._view import TopicInfo
 
-LARGEST: Final = MAX_BODY + 65536
-"""``max.message.bytes`` of a topic: a body of the largest size with its key and headers, where Kafka's default is 1 MiB."""
 LARGEST_COPY: Final = 64 * 1024 * 1024
-"""The same where copies go: what was accepted once, from whatever client, has to be accepted again."""
+"""``max.message.bytes`` where copies go: what was accepted once, from whatever client, has to be accepted again."""
 AGAIN_PARTITIONS: Final = 4
 """Partitions of a group's redrive queue."""
 SHARED_PARTITIONS: Final = 4

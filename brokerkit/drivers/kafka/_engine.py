@@ -37,7 +37,7 @@ from ._share_group import (
     settings,
     settings_of_broker,
 )
-from ._topic_settings import LEASE, topic_settings
+from ._topic_settings import lease_at_birth
 from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
@@ -215,7 +215,7 @@ async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
     """Set what is better otherwise than brokers have it; some know fewer settings, and each has its own bounds."""
     group = queue.name
     try:
-        await _lock_for(cluster, group, await _lease_at_birth(cluster, queue, end), end)
+        await _lock_for(cluster, group, round(await _lease(cluster, queue, end) * _SECOND), end)
         await _as_much(cluster, group, LIMIT, MOST_DELIVERIES, 5, end)
         await _as_much(cluster, group, WINDOW, WIDEST, 2000, end)
         await set_one(cluster, group, RENEW, "true", timeout=_left(end))
@@ -225,14 +225,13 @@ async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
         logger.debug("group %s keeps the settings of its brokers: %s", group, error)
 
 
-async def _lease_at_birth(cluster: Cluster, queue: AnyQueue, end: float) -> int:
-    """Return the lease that *queue* was made with, in milliseconds: who declares it later alters nothing."""
-    asked = round(queue.lease * _SECOND)
+async def _lease(cluster: Cluster, queue: AnyQueue, end: float) -> float:
+    """Return the lease that *queue* was made with: who declares it later alters nothing."""
     try:
-        found = await topic_settings(cluster, queue.name, (LEASE,), timeout=_left(end), own=True)
+        found = await lease_at_birth(cluster, queue, cluster.settings.shown, timeout=_left(end))
     except AuthorizationError:
-        return asked
-    return int(found.get(LEASE) or asked)
+        found = None
+    return queue.lease if found is None else found
 
 
 async def _lock_for(cluster: Cluster, group: str, wanted: int, end: float) -> None:

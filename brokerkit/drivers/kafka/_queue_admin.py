@@ -27,7 +27,7 @@ from ._records import is_tick, parse_position
 from ._share_consumer import ShareConsumer
 from ._share_group import Place, describe, places
 from ._tiers import tiered, waiting_for
-from ._topic_settings import LEASE, check_queue, topic_settings
+from ._topic_settings import check_queue, lease_at_birth
 from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
@@ -71,11 +71,11 @@ class QueueAdmin:
         info = await create(self._cluster, queue, timeout=_left(until))
         if not tiered(queue):
             return
+        await check_queue(self._cluster, queue, self._context.settings.shown, timeout=_left(until))
         try:
             await reserve(self._cluster, queue, info, timeout=_left(until))
         except AuthorizationError as error:
             logger.debug("%r: its first consumer decides what serves it: %s", queue, error)
-        await check_queue(self._cluster, queue, timeout=_left(until))
 
     async def describe(self, queue: AnyQueue, until: float) -> Mapping[str, object]:
         """Return the settings of *queue*, which exists.
@@ -90,16 +90,13 @@ class QueueAdmin:
                 return {} if lease is None else {"lease": lease}
         except AuthorizationError as error:
             logger.debug("%r: its lease is what it was made with: %s", queue, error)
-        found = await topic_settings(self._cluster, queue.name, (LEASE,), timeout=_left(until), own=True)
-        kept = int(found.get(LEASE, -1))
-        if kept < 0:
-            return {}
-        return {"lease": queue.lease if round(queue.lease * 1000) == kept else kept / 1000}
+        kept = await lease_at_birth(self._cluster, queue, self._context.settings.shown, timeout=_left(until))
+        return {} if kept is None else {"lease": kept}
 
     # ------------------------------------------------------------------ what is in it
 
-    async def backlog(self, queue: AnyQueue, dead: int | None, until: float) -> Backlog:
-        """Return what is left to do; *dead* is how many letters there are."""
+    async def backlog(self, queue: AnyQueue, until: float) -> Backlog:
+        """Return what is left to do, but for how much is dead."""
         left, later = await asyncio.gather(self._left(queue, until), self._later(queue, until))
         times = [await self._ages.oldest(queue, left.info, left.firsts, left.bounds, until)]
         delayed = left.delayed
@@ -111,7 +108,6 @@ class QueueAdmin:
             waiting=left.waiting,
             in_flight=left.in_flight,
             delayed=max(0, delayed),
-            dead=dead,
             oldest_age=None if oldest is None else max(0.0, clock.current().time() - oldest),
         )
 
