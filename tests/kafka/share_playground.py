@@ -65,6 +65,8 @@ class World:
         self.refused: BrokerError | None = None
         """Why nothing can be stored."""
         self.slow = 0.01
+        self.excused: set[str] = set()
+        """What was taken away from somebody, or from somebody who was killed: it may be done twice."""
         self.shares: list[FakeShare] = []
         self.readers: dict[Any, None] = {}
         self.events: list[Event] = []
@@ -293,6 +295,8 @@ class FakeShare:
         """The connection breaks, and nobody makes another one."""
         for lock in [*self.locks.values(), *self.acks.values()]:
             entry = self.world.log[lock.offset]
+            if not self.closed:
+                self.world.excused.add(entry.id)
             if entry.owner is self:
                 self.world.free(entry)
         self.locks.clear()
@@ -319,6 +323,7 @@ class FakeShare:
                 back.append(lock)
             else:
                 del self.locks[lock.offset]
+                self.world.excused.add(entry.id)
                 self.world.free(entry)
                 lost.append(lock)
         if lost:

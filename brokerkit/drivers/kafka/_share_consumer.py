@@ -70,10 +70,9 @@ class ShareConsumer(ShareOwner):
         return self._member.id
 
     def holding(self) -> Iterable[tuple[int, int, bool]]:
-        """Yield partition and offset of all that is in hand, and whether it waits for its time."""
+        """Return partition and offset of all that is in hand, and whether it waits for its time."""
         later = {id(lease) for *_, lease in self._later}
-        for lock, lease in self._leases.items():
-            yield lock.partition, lock.offset, id(lease) in later
+        return [(lock.partition, lock.offset, id(lease) in later) for lock, lease in self._leases.items()]
 
     def going(self) -> int:
         """Return how many are done of which the broker has not said that it knows."""

@@ -117,7 +117,10 @@ class ShareReader:
     @prefetch.setter
     def prefetch(self, value: int) -> None:
         self._prefetch = value
-        self._give_back_surplus()
+        if value > 0:
+            self._give_back_surplus()
+        else:
+            self._give_back()
         self._make_room()
         self._wake()
 
@@ -340,7 +343,7 @@ class ShareReader:
             return out
         now = get_running_loop().time()
         if self._suspects:
-            if self._alone and not held and self._suspects[0].lock.until > now:
+            if self._alone and not held and self._prefetch > 0 and self._suspects[0].lock.until > now:
                 self._alone = False
                 self._lone = lease = self._suspects.popleft()
                 self._careful = 1

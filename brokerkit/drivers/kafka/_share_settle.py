@@ -89,6 +89,7 @@ class ShareOwner(ShareReader):
         for index, answer in answers.items():
             failure = answer.result()
             if isinstance(failure, DeliveryLost):
+                doubtful[index].settled = False
                 failure = DeliveryLost(published=bool(items[index].publish))
             results[index] = failure
 
