@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from brokerkit import clock
 from brokerkit.address import AnyQueue, Queue
 from brokerkit.driver import Receipt, Record
 from brokerkit.drivers.kafka import _share_consumer
@@ -93,7 +94,7 @@ class World:
         return self._append(Record(self.queue, id, b"body", timestamp=1.0, **changes))
 
     def _append(self, record: Record) -> Entry:
-        entry = Entry(len(self.log), record, asyncio.get_running_loop().clock.time())  # type: ignore[attr-defined]
+        entry = Entry(len(self.log), record, clock.current().time())
         self.log.append(entry)
         self.stir()
         return entry

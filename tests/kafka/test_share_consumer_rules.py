@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from brokerkit import clock
 from brokerkit.driver import Delivery, Settlement, Source
 from brokerkit.drivers.kafka._engine import Terms
 from brokerkit.drivers.kafka._share_consumer import ShareConsumer
@@ -260,7 +261,7 @@ def test_what_would_wait_for_long_is_put_where_that_is_done(play: Any) -> None:
 
 def test_what_has_expired_is_dropped_and_told_of(play: Any) -> None:
     async def main(world: World) -> None:
-        now = asyncio.get_running_loop().clock.time()  # type: ignore[attr-defined]
+        now = clock.current().time()
         world.time.answered(int(now * 1000), asyncio.get_running_loop().time())
         async with reading(world) as r:
             world.store("late", expires=now - 1)
@@ -276,7 +277,7 @@ def test_what_has_expired_is_dropped_and_told_of(play: Any) -> None:
 def test_what_expires_while_it_is_ready_is_not_handed_out(play: Any) -> None:
     async def main(world: World) -> None:
         loop = asyncio.get_running_loop()
-        now = loop.clock.time()  # type: ignore[attr-defined]
+        now = clock.current().time()
         world.time.answered(int(now * 1000), loop.time())
         async with reading(world, prefetch=2) as r:
             first = asyncio.ensure_future(r.consumer.receive(2, SOON))

@@ -54,8 +54,10 @@ class ShareConsumer(ShareOwner):
     @property
     def problem(self) -> BrokerError | None:
         """Why nothing comes, or goes, if that is so."""
-        problems = (self._error, self._share and self._share.problem, self._returns and self._returns.problem)
-        return next((problem for problem in problems if problem), self._member.problem)
+        share, returns = self._share, self._returns
+        if self._error is not None or share is None or returns is None:
+            return self._error
+        return share.problem or returns.problem or self._member.problem
 
     # ------------------------------------------------------------------ for who counts what is left
 
