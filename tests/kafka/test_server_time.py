@@ -94,6 +94,16 @@ async def test_stamps_that_are_seen_only_move_it_on(wall: float) -> None:
     assert not clocks.time.exact
 
 
+async def test_a_stamp_of_the_future_is_not_believed(wall: float) -> None:
+    """A broker whose clock was an hour ahead has led the partition before."""
+    clocks = Clocks(wall)
+    clocks.time.observe(int((clocks.server + 3600) * 1000))
+    clocks.tick()
+    assert clocks.server - 0.01 < clocks.time.now() <= clocks.server, "a tick is"
+    clocks.time.observe(int((clocks.server + 3600) * 1000))
+    assert clocks.server - 0.01 < clocks.time.now() <= clocks.server
+
+
 async def test_a_broker_whose_clock_was_set_back_is_followed(wall: float) -> None:
     clocks = Clocks(wall)
     clocks.tick()

@@ -287,6 +287,8 @@ class Forwarder:
                 for delivery in deliveries
             ]
             results = await reader.settle(items)
+        except NotFound:
+            raise  # so does the reader, or will
         except BrokerError as error:
             results = [error] * len(deliveries)
         failure: BrokerError | None = None

@@ -72,8 +72,8 @@ class ServerTime:
     # ------------------------------------------------------------------ hearing
 
     def observe(self, ms: int) -> None:
-        """Take note of a broker's stamp that is seen now."""
-        if ms / 1000 > self.now():
+        """Take note of a broker's stamp that is seen now; one that contradicts a tick is of a clock that is wrong."""
+        if self.now() < ms / 1000 <= self.latest():
             self._reached, self._at = ms / 1000, self._monotonic()
 
     def answered(self, ms: int, sent: float) -> None:
