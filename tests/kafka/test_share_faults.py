@@ -258,6 +258,24 @@ async def test_a_partition_that_cannot_be_read_for_a_moment_holds_up_no_other(co
         assert broker.counts(0) == [1] * 5
 
 
+async def test_a_partition_that_cannot_be_read_for_long_does_not_slow_down_the_others() -> None:
+    async with SharePretender(2) as broker, cluster(broker.url) as c, member(c, "orders", room=10) as one:
+        broker.wrong[1] = deque([ErrorCode.unknown_server_error] * 100)
+        broker.put(300, 0)
+        broker.put(10, 1)
+        begun = asyncio.get_running_loop().time()
+        async for batch in one.batches(300):
+            one.finish(batch)
+        assert asyncio.get_running_loop().time() - begun < 5
+        assert {lock.partition for lock in one.taken} == {0}
+        assert one.share.problem is not None
+        assert len(broker.wrong[1]) > 90
+        broker.wrong.clear()
+        await one.have(310)
+        assert await one.confirm(one.taken[300:]) == [None] * 10
+        await one.until(lambda: one.share.problem is None)
+
+
 async def test_what_others_got_is_lost_and_stays_so() -> None:
     async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders", room=10) as one:
         broker.put(10)

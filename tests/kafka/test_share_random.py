@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -144,7 +145,7 @@ async def group(seed: int, *, strict: bool) -> AsyncIterator[tuple[SharePretende
         yield broker, workers, chance
 
 
-async def drained(broker: SharePretender, workers: Sequence[Worker]) -> None:
+async def drained(broker: SharePretender, workers: Sequence[Worker], caplog: pytest.LogCaptureFixture) -> None:
     """Let nothing happen any more, and return when all is done."""
     for node in list(broker.frozen):
         broker.thaw(node)
@@ -164,30 +165,36 @@ async def drained(broker: SharePretender, workers: Sequence[Worker]) -> None:
     while left():
         assert asyncio.get_running_loop().time() < end, left()
         await asyncio.sleep(0.02)
+    assert not [each for each in caplog.records if each.exc_info and each.name == "brokerkit"], (
+        "nothing unforeseen has happened"
+    )
     for worker in workers:
         assert worker.share.room == worker.limit
         assert worker.share.untaken() == 0
+        assert worker.share.owned_until == math.inf
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_nothing_is_believed_to_be_ours_that_is_not_however_slow_brokers_are(seed: int) -> None:
+async def test_nothing_is_believed_to_be_ours_that_is_not_however_slow_brokers_are(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async with group(seed, strict=True) as (broker, workers, chance):
         happens = slow(broker, chance)
         for _ in range(60):
             await asyncio.sleep(chance.random() * 0.1)
             chance.choice(happens)()
-        await drained(broker, workers)
+        await drained(broker, workers, caplog)
         assert [text for worker in workers for text in worker.wrong] == []
         assert sum(len(worker.handled) for worker in workers) >= sum(map(len, broker.entries))
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_all_is_done_in_the_end_whatever_happens(seed: int) -> None:
+async def test_all_is_done_in_the_end_whatever_happens(seed: int, caplog: pytest.LogCaptureFixture) -> None:
     async with group(seed, strict=False) as (broker, workers, chance):
         happens = (*slow(broker, chance), *broken(broker, chance))
         for _ in range(60):
             await asyncio.sleep(chance.random() * 0.1)
             chance.choice(happens)()
-        await drained(broker, workers)
+        await drained(broker, workers, caplog)
         handled = sum((worker.handled for worker in workers), Counter[tuple[int, int]]())
         assert len(handled) == sum(map(len, broker.entries))

@@ -7,6 +7,7 @@ while another has more than it can do.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import uuid
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from ._share_locks import ACCEPTED, HELD, LOST, OVER, Hand, Lock, Place, ShareTo
 from ._share_open import Opener
 from ._share_session import Session
 from ._view import TopicInfo
+
+logger = logging.getLogger("brokerkit")
 
 CLOSING: Final = 3.0
 """Seconds that closing takes at most."""
@@ -83,6 +86,7 @@ class Share:
         self._unsure: list[asyncio.Future[None]] = []
         self._stalls: dict[int, tuple[int, float, bool]] = {}
         """Of each partition the oldest offset in hand, since when it is, and whether that was told."""
+        self._stalls_at = 0.0
         self._tasks: TaskGroup | None = None
         self._closing = False
         self._absent: float | None = None
@@ -259,20 +263,25 @@ class Share:
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        stall = 0.0
         while True:
             await asyncio.sleep(min(_TICK, self.lock / 16))
-            now = loop.time()
-            for session in self._sessions.values():
-                session.check()
-                session.scan(now)
-                if session.since is not None and now > session.since + _LATE:
-                    self.cluster.stale()
-            self._give_up(now)
-            if now >= stall:
-                stall = now + _STALL / 2
-                self._find_stalls(now)
-            self._find_topic(now)
+            try:
+                self._look_after(loop.time())
+            except Exception:
+                logger.exception("%r: what runs out was not looked at", self)
+
+    def _look_after(self, now: float) -> None:
+        """Do what time brings."""
+        for session in self._sessions.values():
+            session.check()
+            session.scan(now)
+            if session.since is not None and now > session.since + _LATE:
+                self.cluster.stale()
+        self._give_up(now)
+        if now >= self._stalls_at:
+            self._stalls_at = now + _STALL / 2
+            self._find_stalls(now)
+        self._find_topic(now)
 
     def _give_up(self, now: float) -> None:
         """Tell what is lost by now."""
@@ -288,7 +297,7 @@ class Share:
         for index, place in self._places.items():
             since, told = now, False
             known = self._stalls.get(index)
-            if place.high - self._window / 2 < next(iter(place.locks), place.high) and known is None:
+            if known is None and not place.locks:
                 continue
             oldest = place.oldest()
             if known is not None:

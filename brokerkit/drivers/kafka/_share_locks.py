@@ -211,7 +211,7 @@ def _run(first: int, run: bytearray) -> Said:
 class Place:
     """One partition: what of it is in hand, and what its broker is to be told."""
 
-    __slots__ = ("_memory", "adrift", "due", "generation", "hand", "high", "holes", "index", "locks", "renew", "single", "until", "working")  # fmt: skip
+    __slots__ = ("_memory", "adrift", "due", "generation", "hand", "high", "holes", "index", "locks", "renew", "resting", "single", "until", "working")  # fmt: skip
 
     def __init__(self, index: int, hand: Hand) -> None:
         self.index = index
@@ -233,6 +233,8 @@ class Place:
         """Since when it is read again without anything's going adrift."""
         self.until = 0.0
         """Nothing is said before."""
+        self.resting = 0.0
+        """Nothing of it is asked for before."""
         self.high = -1
         """The highest offset that has come."""
         self._memory: dict[int, float] = {}
@@ -306,8 +308,8 @@ class Place:
             if drifting:
                 self.hand.astray -= 1
             return lock.taken and not lock.hidden
-        if drifting or lock not in self.due:
-            self.due.append(lock)
+        if drifting:
+            self.due.append(lock)  # else the broker is to be told anyway
         return False
 
     # ------------------------------------------------------------------ what is said
@@ -414,7 +416,7 @@ class Place:
 
     def leave(self, lock: Lock, now: float) -> None:
         """Take in that nobody knows whether *lock* is ours; what nobody has taken or done is dropped."""
-        if not lock.until:
+        if not lock.until or self.locks.get(lock.offset) is not lock:
             return
         hand = self.hand
         if lock.state == HELD and not lock.taken:

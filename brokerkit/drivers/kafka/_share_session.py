@@ -195,7 +195,7 @@ class Session:
         if self._epoch != OPEN and (self._wire is None or self._wire.closed or not self.places):
             self._lose()
         now = self._loop.time()
-        credit = owner.credit(self) if self.places and now >= self._until else 0
+        credit = owner.credit(self) if now >= self._until and self._wanted(now) else 0
         talk = self._epoch != OPEN and any(place.talkative and place.until <= now for place in self.places.values())
         if not credit and not talk:
             await self._rest(now)
@@ -205,7 +205,7 @@ class Session:
             now = self._loop.time()
             credit = owner.credit(self)
         if self._epoch == OPEN:
-            return await self._fetch(max(1, credit), {})
+            return await self._fetch(credit, {}) if credit else 0
         parcels = self._parcels(now)
         if not credit or any(parcel.renewed for parcel in parcels.values()):
             return await self._acknowledge(parcels) if parcels else 0
@@ -213,8 +213,7 @@ class Session:
 
     async def _rest(self, now: float) -> None:
         times = [place.until for place in self.places.values() if place.talkative]
-        if self.places:
-            times.append(self._until)
+        times += [max(self._until, place.resting) for place in self.places.values()]
         until = min((time for time in times if time > now), default=math.inf)
         self.waiter = self._loop.create_future()
         timer = self._loop.call_at(until, self.wake) if until < math.inf else None
@@ -224,6 +223,10 @@ class Session:
             self.waiter = None
             if timer is not None:
                 timer.cancel()
+
+    def _wanted(self, now: float) -> set[int]:
+        """Return the partitions to be asked for."""
+        return {index for index, place in self.places.items() if place.resting <= now}
 
     def _parcels(self, now: float) -> dict[int, Parcel]:
         parcels: dict[int, Parcel] = {}
@@ -271,11 +274,12 @@ class Session:
 
     async def _fetch(self, records: int, parcels: dict[int, Parcel]) -> float:
         owner = self._owner
-        wanted = set(self.places)
+        sent = self._loop.time()
+        wanted = self._wanted(sent)
         parts: dict[int, Sequence[Said]] = dict.fromkeys(wanted - self._known, ())
         parts |= {index: parcel.said() for index, parcel in parcels.items()}
         holds = any(place.locks for place in self.places.values())
-        wait = self._patience(holds)
+        wait = self._longest(holds)
         request = ShareFetch(
             owner.names,
             self._epoch,
@@ -286,10 +290,9 @@ class Session:
             size=ANSWER,
             records=records,
         )
-        sent = self._loop.time()
         self.asked = records
         try:
-            answer = await self._send(request, wait + (FAILOVER if holds else ANSWERED), telling=bool(parcels))
+            answer = await self._send(request, wait + self._patience(holds), telling=bool(parcels))
         finally:
             self.asked = 0
         if answer.error_code is not ErrorCode.none:
@@ -315,6 +318,11 @@ class Session:
         return pause
 
     def _patience(self, holds: bool) -> float:
+        """Return how long an answer may take: what an answer that is given up may have brought counts as handed out."""
+        return FAILOVER if holds else min(FAILOVER, ANSWERED * 2 ** min(self._failures, 8))
+
+    def _longest(self, holds: bool) -> float:
+        """Return how long the broker may wait for something to come."""
         owner = self._owner
         if owner.contended:
             return SHORT
@@ -360,7 +368,7 @@ class Session:
                     owner.damaged(broken)
         if got:
             self.soonest = min(self.soonest, until)
-        if fine:
+        if fine and len(wanted) == len(self.places):
             self.problem = None
         owner.changed(regained)
         return got
@@ -387,16 +395,15 @@ class Session:
                     self._fail(of_code(code, self._what(code)))
 
     def _failed(self, place: Place, code: ErrorCode, said: str | None, now: float) -> None:
-        self._until = now + PAUSE
         if code in DENIED:
             self._until = now + _REFUSED
             self._fail(of_code(int(code), self._what(int(code))))
             return  # what is in hand stays so
+        place.resting = now + PAUSE
         place.drift(now)
-        self._known.discard(place.index)
         self._owner.cluster.stale()
         if code not in STALE_LEADER and code not in RETRY:
-            self._until = now + _REFUSED
+            place.resting = now + _REFUSED
             error = of_code(int(code), f"{self._owner.topic}[{place.index}]", said)
             logger.warning("%r: %s", self, error)
             self.problem = error
