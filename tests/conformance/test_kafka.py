@@ -1,4 +1,4 @@
-"""The conformance suite on a real Kafka 4.3: what it says about topics."""
+"""The conformance suite on a real Kafka 4.3, where share groups serve queues."""
 
 from __future__ import annotations
 

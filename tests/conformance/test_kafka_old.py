@@ -1,4 +1,4 @@
-"""The conformance suite on a real Kafka 3.9: what it says about topics."""
+"""The conformance suite on a real Kafka 3.9, where classic groups serve queues."""
 
 from __future__ import annotations
 
