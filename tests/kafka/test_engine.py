@@ -103,6 +103,16 @@ async def test_it_has_the_settings_of_the_queue_and_the_widest_that_brokers_take
         assert await r.reserve() == terms
 
 
+async def test_the_oldest_brokers_with_share_groups_know_fewer_settings() -> None:
+    """How often a record may be delivered is none of a group's, but it counts."""
+    async with process(named(lease=7), shared_kafka("4.2.1").url()) as r:
+        await r.make()
+        assert await r.reserve() == Terms("share", limit=5, lock=7.0, window=2000)
+        found = await settings(r.cluster, r.queue.name, timeout=PATIENCE)
+        assert _share_group.LIMIT not in found
+        assert found[_share_group.RESET] == "earliest"
+
+
 @pytest.mark.parametrize("lease", [100.0, 86400.0])
 async def test_a_lease_that_brokers_do_not_take_is_the_next_that_they_do(lease: float) -> None:
     async with process(named(lease=lease)) as r:
