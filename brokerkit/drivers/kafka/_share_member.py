@@ -24,6 +24,8 @@ from ._errors import DENIED, STALE_COORDINATOR, of_code
 
 logger = logging.getLogger("brokerkit")
 
+_BEATS: Final = "signs of life"
+"""The line of requests that are answered at once, those of all members in this process."""
 _PATIENCE: Final = 3.0
 """Seconds that a sign of life may take."""
 _LONG: Final = 1.0
@@ -58,7 +60,6 @@ class ShareMember:
         self._joined: asyncio.Future[None] | None = None
         self._left = False
         self._scope: anyio.CancelScope | None = None
-        self._line = object()
 
     def __repr__(self) -> str:
         return f"<ShareMember {self.id} of {self._group} epoch={self._epoch}>"
@@ -105,7 +106,6 @@ class ShareMember:
                     moved(self._cluster, self._group, answer.error_code)
                 await asyncio.sleep(PAUSE)
         self._epoch = _JOIN
-        self._cluster.drop(self._line)
 
     async def _ask(self, epoch: int) -> Any:
         request = _request(
@@ -114,7 +114,7 @@ class ShareMember:
             member_epoch=epoch,
             subscribed_topic_names=(self._topic,) if epoch == _JOIN else None,
         )
-        return await ask(self._cluster, self._group, request, timeout=_PATIENCE, line=self._line)
+        return await ask(self._cluster, self._group, request, timeout=_PATIENCE, line=_BEATS)
 
     async def _beat(self) -> float:
         """Give one sign of life; return in how many seconds the next is due."""
@@ -153,6 +153,11 @@ class ShareMember:
             error: BrokerError = ConfigError(
                 f"group {self._group} is no share group any more: enter its queue anew ({said or 'says the broker'})"
             )
+            error.__cause__ = of_code(int(code), "taking part").__cause__
+            return error
+        if code is ErrorCode.group_max_size_reached:
+            text = f"the share group of {self._topic} has as many members as the brokers' group.share.max.size allows"
+            error = ConfigError(text)
             error.__cause__ = of_code(int(code), "taking part").__cause__
             return error
         if code in DENIED:
