@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
@@ -70,9 +71,9 @@ class OurTopic(Ours):
         "Topic of a dataclass, 8 partitions, keyed; consuming: a group, order per key checked; prefetch as with queues"
     )
 
-    @property
+    @functools.cached_property
     def topic(self) -> Topic[Any]:
-        """The topic."""
+        """The topic: one object, as in a program, which is known again without being compared."""
         return Topic(self.job.entity, self.body_type)
 
     def item(self, value: Order) -> Any:
@@ -113,7 +114,7 @@ class OurQueue(Ours):
     note = "Queue of a dataclass; consuming: a service, prefetch 100 (one handler) or 200 (100)"
     ordered = False
 
-    @property
+    @functools.cached_property
     def queue(self) -> Queue[Any]:
         """The queue."""
         return Queue(self.job.entity, self.body_type)
