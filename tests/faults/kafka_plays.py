@@ -30,6 +30,8 @@ from .worker import ATTEMPTS, GROUP, TOPIC, queue
 Action: TypeAlias = Callable[[Stage, KafkaCluster], Awaitable[Verdict]]
 SESSION: Final = 2.0
 """Seconds that members of groups survive without a sign of life."""
+LEASE: Final = 2.0 * PATIENCE
+"""Seconds of the queue's: on a busy machine a broker may take two for the acknowledgement of one message."""
 OPTIONS: Final = f"session={SESSION:g}&timeout={5 * PATIENCE:g}&connect_timeout={2 * PATIENCE:g}"
 FAILOVER: Final = 20.0
 """Seconds in which everything must go on by itself after a fault of brokers: they notice a death after two, and elect."""
@@ -73,7 +75,7 @@ class Play(msgspec.Struct, frozen=True):
         """Play it with a queue and a topic of its own."""
         url = cluster.endpoints.url(query=f"{OPTIONS}&prefix=p{secrets.token_hex(4)}.")
         terms = {"queue": ENGINES[self.engine], "topic": OF_TOPIC}
-        with Stage(url, folder, seed, lease=SESSION, long=long, of=self.of, terms=terms, **self.options) as stage:
+        with Stage(url, folder, seed, lease=LEASE, long=long, of=self.of, terms=terms, **self.options) as stage:
             for name in self.of:
                 await asyncio.to_thread(meet, cluster, group_of(stage, name))
             try:
