@@ -73,7 +73,7 @@ REDIS = (
 KAFKA = (
     ("_errors", "_options"),
     ("_api", "_inflate", "_records", "_sasl", "_tell", "_tiers", "_view"),
-    ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_share_ask", "_share_locks", "_share_open", "_time", "_tolerant", "_wire"),
+    ("_answer", "_ask", "_assign", "_batch", "_claim", "_connect", "_produce", "_share_ask", "_share_locks", "_share_open", "_share_place", "_time", "_tolerant", "_wire"),
     ("_cluster", "_commit", "_part"),
     ("_calls", "_coordinator", "_copies", "_create", "_cut", "_hands", "_member", "_offsets", "_outbox", "_remove", "_share_group", "_topic_settings"),
     ("_fetch", "_group", "_look", "_publish", "_sender", "_share_member", "_share_session", "_silence"),

@@ -19,8 +19,9 @@ from anyio.abc import TaskGroup
 from ...errors import BrokerError, BrokerUnavailable, NotFound
 from ._cluster import Cluster, again
 from ._share_ask import names
-from ._share_locks import ACCEPTED, HELD, LOST, OVER, Hand, Lock, Place, ShareTold, lost_error
+from ._share_locks import ACCEPTED, HELD, LOST, OVER, Hand, Lock, ShareTold, lost_error
 from ._share_open import Opener
+from ._share_place import Place
 from ._share_session import Session
 from ._view import TopicInfo
 

@@ -13,7 +13,8 @@ from ...errors import BrokerError
 from ._answer import Batch, split
 from ._records import Native
 from ._share_ask import GAP, RELEASE
-from ._share_locks import Lock, Place
+from ._share_locks import Lock
+from ._share_place import Place
 
 KEPT: Final = 8 * 1024 * 1024
 """Bytes of records that are kept open altogether."""

@@ -20,8 +20,9 @@ from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, Confi
 from ._cluster import PAUSE, Cluster
 from ._errors import DENIED, RETRY, STALE_LEADER, of_code
 from ._share_ask import CLOSE, OPEN, Said, ShareAcknowledge, ShareFetch
-from ._share_locks import Hand, Lock, Parcel, Place
+from ._share_locks import Hand, Lock, Parcel
 from ._share_open import Opener
+from ._share_place import Place
 from ._wire import Wire
 
 logger = logging.getLogger("brokerkit")
