@@ -166,12 +166,12 @@ WAITED: tuple[Mutant, ...] = (
         tests=broker("test_server_time", "test_what_may_be_over_is_not_handed_out"),
     ),
     Mutant(
-        name="what was done of an earlier topic is removed from its heir",
+        name="what a classic group has in hand is removed",
         breaks="only what is done is removed",
         file=JANITOR,
-        old="limits[number][0] < offset <= limits[number][1]}",
-        new="limits[number][0] < offset}",
-        tests=broker("test_janitor", "test_a_topic_that_was_made_again_loses_nothing"),
+        old="return {number: place[0] for number, place",
+        new="return {number: place[0] + 1 for number, place",
+        tests=broker("test_janitor", "test_what_a_classic_group_has_done_is_removed"),
     ),
     Mutant(
         name="what a share group has in hand is removed",
