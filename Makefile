@@ -11,25 +11,22 @@ CONSTRAINTS := tests/constraints.txt
 BACKENDS := redis,kafka
 RESULTS := $(abspath $(VENV))/results.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
-WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
+WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_oldest_sharing.py kafka_old.py)
 MANY := -n 12 --dist worksteal
 # Each of their tests kills and freezes brokers of its own, three at a time: too much for every day.
 LONG := $(addprefix tests/kafka/test_,publish_faults.py fetch_faults.py)
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo demo-topics test test-all test-faults check bench mutants promises servers clean lock pytest sample
+.PHONY: help demo test test-all test-faults check bench mutants promises servers clean lock pytest sample
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 INSTALLED := $(VENV)/$(if $(filter redis%,$(URL)),.redis,$(if $(filter kafka%,$(URL)),.kafka,.run))
 
-demo: $(INSTALLED) ## Run the example service on real orders; URL=... for another broker than memory://
+demo: $(INSTALLED) ## Run the example service on real orders; URL=redis://... or kafka://... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
-
-demo-topics: $(INSTALLED) ## Run its half that has topics alone; URL=kafka://... for Kafka
-	@$(BIN)/python examples/orders_topics.py $(URL)
 
 test: check pytest sample ## Run everything: lint, types, unit, conformance, examples, mutants
 

@@ -46,7 +46,7 @@ def serve() -> None:
     with RedisServer(flavor(), appendonly=True, port=port(PORT), passwords={ADMIN: ""}) as server:
         name = {"redis": "Redis", "valkey": "Valkey"}[server.flavor]
         told = server.command_now("INFO", "server")
-        say(f"{name} {version(told, server.flavor)}", f"redis://localhost:{server.port}/0", "demo")
+        say(f"{name} {version(told, server.flavor)}", f"redis://localhost:{server.port}/0")
         with contextlib.ExitStack() as stack:
             cluster = kafka.KafkaCluster(listeners=("PLAIN",), ports={1: {"PLAIN": port(KAFKA)}})
             try:
@@ -55,11 +55,7 @@ def serve() -> None:
                 print(f"No Kafka: {error}", flush=True)
             else:
                 stack.enter_context(cluster)
-                say(
-                    f"Kafka {cluster.version}",
-                    f"kafka://localhost:{cluster.endpoints.ports[1]['PLAIN']}",
-                    "demo-topics",
-                )
+                say(f"Kafka {cluster.version}", f"kafka://localhost:{cluster.endpoints.ports[1]['PLAIN']}")
             print("Ctrl-C ends all, and removes the data.", flush=True)
             while server.running and not ended.wait(0.2):
                 pass
@@ -67,10 +63,10 @@ def serve() -> None:
             raise Missing(f"the server has ended by itself: {server.folder / 'log'}")
 
 
-def say(what: str, url: str, target: str) -> None:
+def say(what: str, url: str) -> None:
     """Print where a server is, and what to do with it."""
     print(f"{what} is ready: {url}", flush=True)
-    print(f"  make {target} URL={url}", flush=True)
+    print(f"  make demo URL={url}", flush=True)
 
 
 def version(info: bytes, name: str) -> str:

@@ -171,7 +171,7 @@ def test_the_development_servers_tell_their_urls_and_end_with_ctrl_c() -> None:
             assert client.set("key", "value")
         assert lines[2].startswith("Kafka 4."), lines
         port = int(lines[2].rpartition(":")[2])
-        assert lines[3] == f"  make demo-topics URL=kafka://localhost:{port}\n"
+        assert lines[3] == f"  make demo URL=kafka://localhost:{port}\n"
         with Wire(port) as admin:
             admin.create("topic")
         process.send_signal(signal.SIGINT)
