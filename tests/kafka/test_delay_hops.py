@@ -13,7 +13,7 @@ import pytest
 from brokerkit.address import Queue
 from brokerkit.driver import Delivery, Record
 from brokerkit.drivers.kafka._claim import Lease
-from brokerkit.drivers.kafka._delay import SLACK, Waiting, hop
+from brokerkit.drivers.kafka._delay import HELD, SLACK, SMALL, Waiting, hop
 from brokerkit.drivers.kafka._records import headers_of, record_of
 from brokerkit.drivers.kafka._tiers import TIERS, tier_of, waiting_for
 from brokerkit.policy import LONE_DELIVERY, MAX_DELAY
@@ -167,6 +167,59 @@ async def test_the_time_to_look_again_is_told() -> None:
     assert 9.9 < left < 10.1
     stage.clocks.pass_(left)
     assert stage.take() == [0]
+
+
+@in_a_loop
+async def test_what_has_little_time_left_is_kept_for_that_and_others_pass_it() -> None:
+    stage = Stage()
+    stage.clocks.tick()
+    stage.store(1, delay=10.6)
+    stage.store(1, delay=10.2)
+    stage.store(1, delay=10.0)
+    stage.store(1, delay=11.5)
+    stage.clocks.pass_(10.01)
+    assert stage.take() == [2, 3], "what has longer to go waits elsewhere"
+    assert 0.18 < stage.claim.soon - stage.clocks.monotonic < 0.2
+    stage.clocks.pass_(0.2)
+    assert stage.take() == [1]
+    stage.clocks.pass_(0.3)
+    assert stage.take() == []
+    stage.clocks.pass_(0.1)
+    assert stage.take() == [0]
+    stage.settle(0, 1, 2, 3)
+    assert stage.claim.note() == (4, "")
+
+
+@in_a_loop
+async def test_what_is_kept_for_a_while_waits_with_the_next_owner_too() -> None:
+    stage = Stage()
+    stage.clocks.tick()
+    stage.store(3, delay=10.5)
+    stage.clocks.pass_(10.01)
+    assert stage.take() == []
+    heir = Stage()
+    heir.clocks, heir.log, heir.end = stage.clocks, FakeLog(), 0
+    heir.claim = Waiting(WAITING, 1, *stage.claim.note(), stage.clocks.time, lambda number: 3)
+    heir.claim.now = lambda: stage.clocks.monotonic
+    stage.clocks.server -= 10.01
+    heir.store(3, delay=10.5)
+    stage.clocks.server += 10.01
+    assert heir.take() == []
+    stage.clocks.pass_(0.51)
+    assert heir.take() == [0, 1, 2]
+    assert [delivery.deliveries for delivery in heir.held.values()] == [1, 1, 1], "nobody had them"
+
+
+@in_a_loop
+async def test_no_more_is_kept_than_there_is_room_for() -> None:
+    stage = Stage()
+    stage.clocks.tick()
+    stage.store(HELD + 10, delay=10.5)
+    stage.log.entries[5].value = b"x" * (SMALL + 1)
+    stage.clocks.pass_(10.01)
+    assert stage.take(1000) == [5, *range(HELD + 1, HELD + 10)]
+    stage.clocks.pass_(0.5)
+    assert len(stage.take(10_000)) == HELD
 
 
 @in_a_loop

@@ -34,8 +34,14 @@ logger = logging.getLogger("brokerkit")
 
 SLACK: Final = 0.1
 """Seconds that are not worth a hop of their own: a message may be late by so much."""
-BATCH: Final = 500
+BATCH: Final = 1000
 """Messages that go on at once."""
+HELD: Final = 250
+"""Messages of a partition that are kept at hand for the rest of their time, which is less than the shortest tier..."""
+SMALL: Final = 4096
+"""...if their bodies have no more bytes: others wait where they are consumed."""
+_BRIEF: Final = 0.005
+"""Seconds that are waited for by nobody."""
 _WAIT: Final = 5.0
 _AGAIN: Final = 0.25
 """Seconds until it is tried again to move what could not be moved; longer each time."""
@@ -137,6 +143,13 @@ class Waiting(Claim):
         wait = _tier(self.number, _delay_of(native))
         return max(0.0, self._since(native.offset) + wait - self.now())
 
+    def _rest(self, native: Native) -> float:
+        """Return in how many seconds to ask again whether *native*, which has waited here, is due; 0 if that is for others."""
+        when = due(native) if stamped(native) else None
+        if when is None or not _BRIEF < when - self.time.now() < TIERS[0] - SLACK:
+            return 0.0
+        return self.time.until(when)
+
     def _since(self, offset: int) -> float:
         """Return a time, by the loop's clock, at which *offset* was there."""
         self._mark(offset + 1)
@@ -156,7 +169,7 @@ class Waiting(Claim):
 
     def _ask(self, offset: int, seen: float) -> None:
         native: Any = self.back[offset].native
-        left = self._left(native)
+        left = self._left(native) or self._rest(native)
         if left > 0:
             heapq.heappush(self.later, (self.now() + left, offset, seen))
         else:
@@ -198,7 +211,13 @@ class Waiting(Claim):
         if left := self._left(native):
             self.until = self.now() + left
             return False
-        self._run((native,), held, out)
+        if len(self.later) < HELD and len(native.value or b"") <= SMALL and (rest := self._rest(native)):
+            tracker.hand_out(offset)
+            tracker.release(offset)
+            self._keep(native)
+            heapq.heappush(self.later, (self.now() + rest, offset, 0.0))
+        else:
+            self._run((native,), held, out)
         return True
 
 
