@@ -21,7 +21,7 @@ from kio.serial import entity_reader
 
 from .liar import frame
 from .logs import batch
-from .pretender import NONE, HangUp, Pretender
+from .pretender import NONE, Pretender
 
 FETCH, ACKNOWLEDGE = 78, 79
 _fetch: Any = fetching
@@ -355,4 +355,6 @@ class SharePretender(Pretender):
         )
 
 
-__all__ = ["ACKNOWLEDGE", "FETCH", "HangUp", "Heard", "SharePretender"]
+def said(broker: SharePretender) -> list[Heard]:
+    """Return the requests that said something of records."""
+    return [each for each in broker.heard if each.said]
