@@ -32,6 +32,9 @@ class KafkaHarness(Harness):
     topics: ClassVar[Capabilities | None] = Capabilities(backend="kafka", durable=True, replay=True, key_order=True)
     queues = Capabilities(backend="kafka", durable=True, delay=True, ttl=True, shared=True, migrate=True)
 
+    def options(self) -> Mapping[str, object]:
+        return {**super().options(), "queue_partitions": self.consumers or 2}
+
     def __init__(self) -> None:
         super().__init__()
         self.networks: dict[Broker, Network] = {}
@@ -141,6 +144,3 @@ class OldKafkaHarness(KafkaHarness):
     lease = 1.5 * SLOW  # a session: that is how long a process that has died owns what it had
     consumers = 4
     queues = Capabilities(backend="kafka", durable=True, delay=True, ttl=True)
-
-    def options(self) -> Mapping[str, object]:
-        return {**super().options(), "queue_partitions": self.consumers}

@@ -85,7 +85,9 @@ class DriverBrowse(Suite):
                 assert len(page) <= 10
                 seen += [s.record.id for s in page]
                 after = page[-1].position
-            assert seen == names(25)
+            # Without a key, what was stored in the same moment in several partitions has no order.
+            ordered = key is not None or system.queues is None or system.queues.atomic
+            assert (seen if ordered else sorted(seen)) == names(25)
 
     async def test_dead_letters_are_browsed_the_same_way(self, system: Harness, kind: Kind) -> None:
         """Driver.browse: page after page, and nothing changes."""
