@@ -552,6 +552,25 @@ def test_what_was_lost_is_told_and_settled_no_more(play: Any) -> None:
     play(main)
 
 
+def test_what_is_settled_too_late_is_lost_and_comes_again(play: Any) -> None:
+    async def main(world: World) -> None:
+        world.store("m")
+        async with reading(world) as r:
+            (delivery,) = await r.take(1)
+            lock = r.share.locks[0]
+            lock.until = asyncio.get_running_loop().time()
+            (result,) = await r.consumer.settle([Settlement(delivery)])
+            assert isinstance(result, DeliveryLost)
+            lock.until = 1000.0  # it is ours after all
+            (again,) = await r.take(1)
+            assert again.deliveries == 2
+            (result,) = await r.consumer.settle([Settlement(delivery)])
+            assert isinstance(result, DeliveryLost)
+            await r.done(again)
+
+    play(main)
+
+
 def test_what_is_lost_while_its_copy_is_stored_says_so(play: Any) -> None:
     async def main(world: World) -> None:
         world.slow = 1.0

@@ -24,7 +24,7 @@ class Coordinator:
     """Answers with what it was told to, then with success."""
 
     def __init__(self, *answers: ErrorCode | BrokerError) -> None:
-        self.answers = [*answers]
+        self.answers: list[ErrorCode | BrokerError] = [*answers]
         self.asked: list[tuple[int, tuple[str, ...] | None]] = []
         """Epoch and topics of each request."""
         self.at: list[float] = []
@@ -183,7 +183,7 @@ def test_leaving_asks_again_and_does_not_take_for_ever(play: Any) -> None:
         await c.stop()
         assert c.epochs == [0, -1, -1, -1]
         c.member._epoch = 1
-        c.answers = [BrokerUnavailable("no")] * 1000
+        c.answers = [BrokerUnavailable("no") for _ in range(1000)]
         began = asyncio.get_running_loop().time()
         await c.member.leave(timeout=1.0)
         assert asyncio.get_running_loop().time() - began <= 1.0

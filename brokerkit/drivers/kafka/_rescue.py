@@ -98,8 +98,6 @@ class Returns:
         gone: Callable[[Lease], None],
     ) -> None:
         """*limit* is how often the broker hands a record out; *gone* is told of each that is in hand no more."""
-        self.closed = False
-        """Whether there is no connection any more, and will be none."""
         self._name = name
         self._store = store
         self._holder = holder
@@ -151,6 +149,14 @@ class Returns:
     def forget(self, lease: Lease) -> None:
         """Have nothing to do with *lease* any more: it is lost."""
         self._held.pop(lease, None)
+
+    async def possible(self) -> bool:
+        """Return whether there is anything that stores: not when the connection was closed before the consumer is left."""
+        try:
+            await self._store.copy((), 0.0)
+        except Closed:
+            return False
+        return True
 
     def abort(self) -> None:
         """Put nothing back any more: the consumer is left."""
@@ -207,7 +213,6 @@ class Returns:
         except BrokerError as error:
             problem = error
             if isinstance(error, Closed):
-                self.closed = True
                 part.end_at = 0.0
         else:
             part.since = asyncio.get_running_loop().time()

@@ -179,6 +179,8 @@ class ShareConsumer(ShareOwner):
         copies, returns, share = self._copies, self._returns, self._share
         if copies is None or returns is None or share is None:
             return
+        if not await returns.possible():
+            return
         with anyio.move_on_after(LEAVING / 2):
             if under_way := copies.under_way(lambda _: True):
                 await asyncio.wait(under_way)
@@ -188,8 +190,6 @@ class ShareConsumer(ShareOwner):
             self._put_back_all(returns)
             if stored := returns.hurry(LEAVING / 4):
                 await asyncio.wait(stored)
-            if returns.closed:
-                return
             # What was asked for before may come still: it would be handed back counted.
             quiet = await share.quiet(_QUIET)
             fresh = not quiet or share.untaken() > 0 or bool(self._idle(returns))

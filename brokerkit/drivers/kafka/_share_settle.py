@@ -58,12 +58,15 @@ class ShareOwner(ShareReader):
                     doubtful[index] = lease  # it was settled before, and that may not be stored yet
             elif lease.job is not None or item.publish:
                 jobs[index] = lease.job or self._copies.add(lease, item.publish)
+            elif 0.0 < lease.lock.until <= now:
+                self._overdue(lease)
+                results[index] = DeliveryLost()
             else:
                 del held[lease]
                 del leases[lease.lock]
                 lease.settled = freed = True
                 share.accept(lease.lock)
-                if confirm or lease.lock.until <= now:
+                if confirm:
                     doubtful[index] = lease
         if freed:
             self._freed()
@@ -76,6 +79,13 @@ class ShareOwner(ShareReader):
         if doubtful:
             await self._confirm(items, results, doubtful)
         return results
+
+    def _overdue(self, lease: Lease) -> None:
+        """Drop *lease*, whose time is up, although nobody has noticed yet: if it is not lost after all, it comes again."""
+        self._held.pop(lease, None)
+        if self._returns is not None:
+            self._returns.put([(lease, lease.copy(counted=True))])
+        self._freed()
 
     async def _confirm(
         self, items: Sequence[Settlement], results: list[BrokerError | None], doubtful: dict[int, Lease]
