@@ -297,12 +297,26 @@ async def test_what_was_done_and_lost_is_accepted_if_it_ever_comes_again() -> No
         broker.hidden.add(0)
         broker.cut(1)
         one.finish(locks)
-        waiting = [one.share.confirmed(lock) for lock in locks]
-        async with asyncio.timeout(8):
-            assert all(isinstance(error, DeliveryLost) for error in await asyncio.gather(*waiting))
+        await one.until(lambda: locks[0].state == LOST)
         broker.hidden.clear()
         await one.until(lambda: len(broker.done()) == 3)
         assert len(one.taken) == 3
+
+
+async def test_what_somebody_was_told_is_lost_comes_as_a_new_one() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        broker.put(2)
+        locks = list(await one.have(2))
+        broker.hidden.add(0)
+        broker.cut(1)
+        one.finish(locks)
+        assert isinstance(await one.share.confirmed(locks[0]), DeliveryLost)
+        await one.until(lambda: locks[1].state == LOST)
+        assert isinstance(await one.share.confirmed(locks[1]), DeliveryLost)
+        broker.hidden.clear()
+        await one.have(4)
+        assert one.offsets == [0, 1, 0, 1]
+        assert broker.done() == []
 
 
 async def test_what_a_broker_has_none_of_is_said_to_be_a_gap() -> None:

@@ -169,12 +169,16 @@ class Share:
             session.wake()
 
     def confirmed(self, lock: Lock) -> asyncio.Future[BrokerError | None]:
-        """Return what becomes of an accepted *lock*: None when the broker has stored that, or `DeliveryLost`."""
+        """Return what becomes of an accepted *lock*: None when the broker has stored that, or `DeliveryLost`.
+
+        What that is said of comes as a new one if it is ever acquired again; any other is accepted then without a word.
+        """
         if lock.waiting is None:
             lock.waiting = asyncio.get_running_loop().create_future()
             if lock.state == OVER:
                 lock.waiting.set_result(None)
             elif lock.state != ACCEPTED:
+                self._places[lock.partition].forget(lock.offset)
                 lock.waiting.set_result(lost_error())
         return lock.waiting
 

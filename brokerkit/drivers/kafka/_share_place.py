@@ -54,7 +54,7 @@ class Place:
         self.high = -1
         """The highest offset that has come."""
         self._memory: dict[int, float] = {}
-        """Until when it is known that what was lost was done, by offset."""
+        """Until when it is known that what was lost was done, by offset; not of what somebody was told is lost."""
 
     def __repr__(self) -> str:
         return f"<Place {self.index} locks={len(self.locks)} adrift={len(self.adrift)} due={len(self.due)}>"
@@ -278,7 +278,7 @@ class Place:
                 self._put_down(lock)
                 if not lock.hidden:
                     lost.append(lock)
-            else:
+            elif lock.waiting is None:
                 self._memory[offset] = now + MEMORY
             lock.state = LOST
             if lock.waiting is not None:
@@ -286,6 +286,10 @@ class Place:
         if self._memory:
             self._forget(now)
         return lost
+
+    def forget(self, offset: int) -> None:
+        """Forget that what is at *offset* was done: somebody is told that it was lost."""
+        self._memory.pop(offset, None)
 
     def _forget(self, now: float) -> None:
         memory = self._memory
