@@ -35,6 +35,11 @@ logger = logging.getLogger("brokerkit")
 _COUNTED: Final = 1000
 """Records that wait for the shortest time, up to which each is looked at: some are no messages."""
 
+_FEW: Final = 20
+"""Records that wait, up to which they are counted exactly."""
+_LOOKS: Final = 3
+"""How often that is tried."""
+
 
 class Left(msgspec.Struct):
     """What is left to do in a queue itself."""
@@ -138,9 +143,36 @@ class QueueAdmin:
         The cluster tells how many records of a partition are not done, and from where on.  Which of those are in somebody's
         hands only that process knows.
         """
-        numbers = range(len(info.partitions))
-        found = await places(self._cluster, info.name, info.name, numbers, timeout=_left(until))
-        ends = await bounds(self._cluster, info, timeout=_left(until))
+        looks = 0
+        while True:
+            looks += 1
+            before = self._in_hand(info.name)
+            numbers = range(len(info.partitions))
+            found = await places(self._cluster, info.name, info.name, numbers, timeout=_left(until))
+            left = self._less_own(info, found, await bounds(self._cluster, info, timeout=_left(until)), before, members)
+            # Of few it is worth knowing exactly how many, which needs a moment in which nothing comes or goes.
+            if looks == _LOOKS or left.waiting > _FEW or (before == self._in_hand(info.name) and not before[1]):
+                return left
+            await asyncio.sleep(PAUSE)
+
+    def _in_hand(self, group: str) -> tuple[list[tuple[int, int, bool]], int]:
+        """Return what consumers of this process have in hand, and how much they have done that is not confirmed."""
+        own = self._own(group)
+        return sorted(lock for reader in own for lock in reader.holding()), sum(reader.going() for reader in own)
+
+    def _own(self, group: str) -> list[ShareConsumer]:
+        return [one for one in self._context.readers if isinstance(one, ShareConsumer) and one.group == group]
+
+    def _less_own(
+        self,
+        info: TopicInfo,
+        found: Mapping[int, Place],
+        ends: Mapping[int, tuple[int, int]],
+        own: tuple[list[tuple[int, int, bool]], int],
+        members: tuple[str, ...],
+    ) -> Left:
+        """Return what is left according to the cluster, less what is in hand here."""
+        held, going = own
         firsts: dict[int, int] = {}
         fresh: dict[int, int] = {}
         count = 0
@@ -156,23 +188,13 @@ class QueueAdmin:
             else:
                 fresh[number] = end
             count += rest
-        own = [one for one in self._context.readers if isinstance(one, ShareConsumer) and one.group == info.name]
-        held = [lock for reader in own for lock in reader.holding()]
         there = [later for number, offset, later in held if number in ends and offset >= ends[number][0]]
         delayed = sum(later for *_, later in held)
-        names = tuple(f"{reader.member} at " for reader in own)
+        names = tuple(f"{reader.member} at " for reader in self._own(info.name))
         alone = all(member.startswith(names) for member in members)
         taken = len(there) if alone else sum(there)
-        return Left(
-            info,
-            ends,
-            firsts,
-            {},
-            fresh,
-            max(0, count - taken - sum(reader.going() for reader in own)),
-            len(held) - delayed if alone else None,
-            delayed,
-        )
+        waiting = max(0, count - taken - going)
+        return Left(info, ends, firsts, {}, fresh, waiting, len(held) - delayed if alone else None, delayed)
 
     async def _later(self, queue: AnyQueue, until: float) -> Progress | None:
         """Return how far those are that wait for their time, None if none ever did."""
