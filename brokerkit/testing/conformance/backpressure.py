@@ -64,9 +64,9 @@ class Backpressure(Suite):
                 most.append(backlog.in_flight or 0)
                 done += 1
 
-            await broker.publish_many(address, [f"v{n}" for n in range(200)])
+            await broker.publish_many(address, [f"v{n}" for n in range(80)])
             async with system.serve(broker, address, handler, concurrency=2, prefetch=6):
-                await system.eventually(lambda: done == 200)
+                await system.eventually(lambda: done == 80)
         assert max(most) <= 6
 
     @seeds(1)
