@@ -7,7 +7,7 @@ from .mutant import Mutant, broker
 HOME = "brokerkit/drivers/kafka/"
 DELAY = HOME + "_delay.py"
 JANITOR = HOME + "_janitor.py"
-LOCKS = HOME + "_share_locks.py"
+LOCKS = HOME + "_share_place.py"
 READER = HOME + "_share_reader.py"
 RESCUE = HOME + "_rescue.py"
 SESSION = HOME + "_share_session.py"
@@ -21,7 +21,7 @@ ACQUIRED: tuple[Mutant, ...] = (
         file=LOCKS,
         old="if lock.state == HELD and 0 < lock.until <= now]",
         new="if lock.state == HELD and 0 < lock.until <= -now]",
-        tests=broker("test_share_faults", "test_nothing_is_acknowledged_behind_its_deadline"),
+        tests=broker("test_share_time", "test_nothing_is_acknowledged_behind_its_deadline"),
     ),
     Mutant(
         name="one that is not ours takes all with it",
@@ -53,7 +53,7 @@ ACQUIRED: tuple[Mutant, ...] = (
         file=LOCKS,
         old="                    self.renew[lock.offset] = lock\n",
         new="                    pass\n",
-        tests=broker("test_share_faults", "test_a_record_is_renewed_for_as_long_as_it_is_in_hand"),
+        tests=broker("test_share_time", "test_a_record_is_renewed_for_as_long_as_it_is_in_hand"),
     ),
     Mutant(
         name="a lock counts from its answer on",
@@ -61,7 +61,7 @@ ACQUIRED: tuple[Mutant, ...] = (
         file=SESSION,
         old="        self._learn(answer)\n        until = sent + owner.lock",
         new="        self._learn(answer)\n        until = self._loop.time() + owner.lock",
-        tests=broker("test_share_faults", "test_the_lock_counts_from_when_it_was_asked_for"),
+        tests=broker("test_share_time", "test_the_lock_counts_from_when_it_was_asked_for"),
     ),
     Mutant(
         name="what a session had stays when it ends",
