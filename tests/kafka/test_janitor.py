@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from brokerkit.address import AnyQueue, Queue, redrive_queue
 from brokerkit.driver import Consumer, Delivery, Settlement, Source
-from brokerkit.drivers.kafka import _janitor
+from brokerkit.drivers.kafka import _janitor, _upkeep
 from brokerkit.drivers.kafka._consumer import TopicConsumer
 from brokerkit.drivers.kafka._coordinator import committed
 from brokerkit.drivers.kafka._create import create
@@ -163,7 +163,7 @@ async def test_a_topic_that_was_made_again_loses_nothing(
         assert set((await starts(p, mails)).values()) == {0}
 
 
-async def test_upkeep_looks_at_once(url: str, mails: AnyQueue) -> None:
+async def test_upkeep_looks_soon(url: str, mails: AnyQueue) -> None:
     async with worker(url, mails) as p:
         await p.make()
         async with p.consuming() as consumer:
@@ -174,7 +174,11 @@ async def test_upkeep_looks_at_once(url: str, mails: AnyQueue) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_upkeep_looks_once_more_when_the_last_consumer_leaves(url: str, mails: AnyQueue) -> None:
+async def test_upkeep_looks_once_more_when_the_last_consumer_leaves(
+    url: str, mails: AnyQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_upkeep, "WORTH", 0.0)
+    monkeypatch.setattr(_janitor, "FIRST", 1e6)
     async with worker(url, mails) as p:
         await p.make()
         async with p.consuming() as one:

@@ -29,6 +29,8 @@ logger = logging.getLogger("brokerkit")
 
 EVERY: Final = 3600.0
 """Seconds between looks."""
+FIRST: Final = 2.0
+"""Most seconds until the first one: entering many queues at once is work enough."""
 _AGAIN: Final = 60.0
 """The same after one that failed."""
 _RANDOM = random.Random()
@@ -42,6 +44,8 @@ class Janitor:
         self._timeout = context.settings.timeout
         self._queue = queue
         self._teller = Teller(context.emit, queue.name, "keeping")
+        self.looked = asyncio.get_running_loop().time()
+        """When it looked for the last time, or began, by the loop's clock."""
 
     def __repr__(self) -> str:
         return f"<Janitor {self._queue.name}>"
@@ -52,7 +56,8 @@ class Janitor:
         return self._teller.problem
 
     async def run(self) -> None:
-        """Look at once and every hour, until cancelled."""
+        """Look soon and every hour, until cancelled."""
+        await asyncio.sleep(FIRST * _RANDOM.random())
         while True:
             await self.look()
             rest = EVERY if self.problem is None or isinstance(self.problem, AuthorizationError) else _AGAIN
@@ -68,6 +73,7 @@ class Janitor:
 
     async def clear(self) -> BrokerError | None:
         """Remove what is done; return why some of it is not removed."""
+        self.looked = asyncio.get_running_loop().time()
         problem: BrokerError | None = None
         for queue in (self._queue, waiting_for(self._queue)) if tiered(self._queue) else (self._queue,):
             try:

@@ -28,6 +28,8 @@ _UNSET: Final = 1000.0
 """The time that a tick bears until the broker sets it."""
 _MAY_BE_UNSET: Final = 4
 """Ticks in a row without a time from which on it is the topic that is not as it has to be."""
+WORTH: Final = 60.0
+"""Seconds of work after which what is done is removed on leaving too."""
 _LAST_LOOK: Final = 1.0
 """Most seconds that leaving waits for what is done to be removed."""
 _AGAIN: Final = 0.5
@@ -127,8 +129,9 @@ class _Kept:
             await self.hosted.stopping.wait()
             tasks.cancel_scope.cancel()
         # Kafka forgets a group that has no members for a week, and then all that is there comes again.
-        with anyio.move_on_after(_LAST_LOOK):
-            await self._janitor.clear()
+        if asyncio.get_running_loop().time() >= self._janitor.looked + WORTH:
+            with anyio.move_on_after(_LAST_LOOK):
+                await self._janitor.clear()
 
 
 async def _keep(part: _Part) -> None:
