@@ -92,7 +92,7 @@ async def test_what_does_not_exist_is_not_found_by_its_name(flavor: Flavor) -> N
 
 async def test_nobody_is_told_to_declare_what_is_derived(flavor: Flavor) -> None:
     async with opened(shared(flavor)) as r:
-        with pytest.raises(NotFound, match="declare it$"):
+        with pytest.raises(NotFound, match=r"declare it$"):
             await r.admin.backlog(Source(QUEUE))
         with pytest.raises(NotFound, match=r"orders..billing..dead.* does not exist on \S+$"):
             await r.admin.backlog(Source(BURIED))
