@@ -71,6 +71,10 @@ class Sample(Suite):
     async def test_delay(self, system: Harness) -> None:
         return None
 
+    @needs("queue", "not queue.delay")
+    async def test_no_delay(self, system: Harness) -> None:
+        return None
+
     @needs("shared")
     async def test_shared(self, system: Harness, kind: Kind) -> None:
         return None
@@ -155,6 +159,7 @@ def test_a_failure_tells_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> No
         ("test_good", ["topic", "queue"], ["topic"], ["topic", "queue"]),
         ("test_shared", ["queue"], [], ["queue"]),
         ("test_delay", [None], [], []),
+        ("test_no_delay", [], [], [None]),
         ("test_topic", [None], [None], [None]),
         ("test_both", [None], [], [None]),
         ("test_neither", [None], [None], [None]),
@@ -298,6 +303,31 @@ def test_a_system_without_queues_is_not_asked_about_them(tmp_path: Path) -> None
             text = promises.table(results)
             assert "| order per key (topics) | yes |" in text
             assert f"| ttl (queues) | {promises.NOT_APPLICABLE} |" in text
+
+
+def test_a_column_of_several_systems_needs_a_run_of_each(tmp_path: Path) -> None:
+    column = next(column for column in promises.COLUMNS if len(column.harnesses) > 1 and column.kinds == ("queue",))
+    claims = ["queue.delay", "queue.ttl", "queue.shared"]
+    asked = [test for promise in promises.PROMISES for test in promise.tests if promises.applies(test, column, claims)]
+    assert "Groups.test_every_consumer_gets_a_share" in asked
+    assert "Capabilities.test_more_consumers_than_can_take_part_are_refused" not in asked
+    lines = {
+        harness: [
+            {"column": harness, "test": test, "kinds": ["queue"], "claims": claims, "seed": 0, "ok": True}
+            for test in asked
+        ]
+        for harness in column.harnesses
+    }
+    results = tmp_path / "results.jsonl"
+    first, second = column.harnesses
+    results.write_text("\n".join(json.dumps(line) for line in lines[first]), encoding="utf-8")
+    with pytest.raises(promises.Stale, match="no run"):
+        promises.table(results)
+    results.write_text("\n".join(json.dumps(line) for line in lines[first] + lines[second][1:]), encoding="utf-8")
+    with pytest.raises(promises.Stale, match="did not run"):
+        promises.table(results)
+    results.write_text("\n".join(json.dumps(line) for line in lines[first] + lines[second]), encoding="utf-8")
+    assert f"|  | {column.title} |" in promises.table(results)
 
 
 def test_a_run_notes_its_outcomes_and_begins_anew_in_each_process(
