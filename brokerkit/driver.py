@@ -160,9 +160,16 @@ Revoked: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[None]]
 class Consumer(Protocol):
     """A reader of one source, yielded by `Driver.consume`."""
 
-    prefetch: int
-    """Credit: the consumer must never hold more unsettled deliveries than this.  It may be changed while entered; lowering
-    it takes nothing back."""
+    @property
+    def prefetch(self) -> int:
+        """Credit: the consumer must never hold more unsettled deliveries than this.
+
+        It may be changed while entered; lowering it takes nothing back.  An attribute will do.
+        """
+        ...
+
+    @prefetch.setter
+    def prefetch(self, value: int) -> None: ...
 
     @property
     def ended(self) -> bool:
