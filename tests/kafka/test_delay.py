@@ -285,6 +285,21 @@ async def test_what_was_purged_is_not_moved_on(url: str, mails: AnyQueue) -> Non
     assert not [id for id in seen.at if id.startswith("gone")]
 
 
+async def test_what_was_purged_before_anybody_read_it_is_no_loss(url: str, mails: AnyQueue) -> None:
+    async with worker(url, mails) as p:
+        _, info = await p.make()
+        await p.publish(names(10, "gone"), delay=1.0)
+        await cut(p.context.cluster, info, dict.fromkeys(range(len(TIERS)), ALL), timeout=SOON)
+        await p.publish(["new"], delay=1.0)
+        async with p.consuming() as consumer:
+            seen = Seen()
+            await drain(consumer, seen, 1)
+            await quiet(consumer, seen, 0.5)
+            assert not p.events
+            assert not p.upkeep.problems
+    assert list(seen.at) == ["new"]
+
+
 @pytest.mark.parametrize("error", [AuthorizationError("WRITE on topic x was refused"), BrokerUnavailable("no leader")])
 async def test_what_cannot_be_moved_is_told_once_and_tried_again(
     url: str, mails: AnyQueue, monkeypatch: pytest.MonkeyPatch, error: BrokerError

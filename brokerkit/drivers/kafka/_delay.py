@@ -20,7 +20,7 @@ from ...address import AnyQueue
 from ...driver import Delivery, Record, Settlement, Source
 from ...errors import BrokerError, DeliveryLost, NotFound, PositionLost
 from ...events import PartitionPaused, PartitionResumed
-from ...policy import LOG_AHEAD
+from ...policy import LOG_AHEAD, Start
 from ._claim import Claim, Log, lease_of
 from ._consumer import TopicConsumer
 from ._context import Context
@@ -29,6 +29,7 @@ from ._records import DELAY, DUE, Native, due, is_tick
 from ._tell import Teller
 from ._tiers import TIERS, tier_of, waiting_for
 from ._time import SOON, ServerTime, stamped
+from ._view import TopicInfo
 
 logger = logging.getLogger("brokerkit")
 
@@ -232,6 +233,9 @@ class DelayReader(TopicConsumer):
         assert self._fetcher is not None
         address: Any = self._address
         return Waiting(address, number, base, note, self._context.time, self._fetcher.end)
+
+    async def _store_start(self, group: str, info: TopicInfo, start: Start) -> None:
+        """Store nothing: without a position it begins where the log does, and one that came late would set the group back."""
 
     def _tell_of(self, make: type[PartitionPaused | PartitionResumed], claim: Claim) -> None:
         """Tell nobody."""
