@@ -36,6 +36,7 @@ class Member:
         self.gone: list[Lock] = []
         self.back: list[Lock] = []
         self.errors: list[BrokerError] = []
+        self.unreadable: list[BrokerError] = []
         self.stalls: list[tuple[int, int, int]] = []
         self.goes_on: list[int] = []
         self.told = asyncio.Event()
@@ -72,6 +73,10 @@ class Member:
 
     def fail(self, error: BrokerError) -> None:
         self.errors.append(error)
+        self.told.set()
+
+    def damaged(self, error: BrokerError) -> None:
+        self.unreadable.append(error)
         self.told.set()
 
     def stalled(self, partition: int, ahead: int, window: int) -> None:

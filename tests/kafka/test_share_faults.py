@@ -333,19 +333,30 @@ async def test_what_a_broker_has_none_of_is_said_to_be_a_gap() -> None:
         assert one.share.room == 100
 
 
-async def test_what_cannot_be_read_is_told_and_never_handed_back_for_nothing() -> None:
-    async with SharePretender(lock=0.6) as broker, cluster(broker.url) as c, member(c, "orders") as one:
+async def test_what_cannot_be_read_is_told_and_kept_while_all_else_goes_on() -> None:
+    async with SharePretender(2, lock=0.6) as broker, cluster(broker.url) as c, member(c, "orders") as one:
         broker.put(2)
         broker.put_batch(spoilt(batch(2, 3, 4)), 4)
-        await one.until(lambda: one.errors)
-        assert "orders[0]" in str(one.errors[0])
-        assert "offset 2" in str(one.errors[0])
-        assert one.share.problem is not None
+        await one.until(lambda: one.unreadable)
+        assert "orders[0]" in str(one.unreadable[0])
+        assert "offset 2" in str(one.unreadable[0])
+        assert str(one.share.problem) == str(one.unreadable[0])
+        broker.put_batch(batch(5, 6), 6)
+        broker.put(3, 1)
+        await one.have(7)
         await asyncio.sleep(1.5)
-        assert len(one.errors) == 1
-        assert one.offsets == [0, 1]
-        assert broker.counts() == [1, 1, 1, 1, 1]
+        assert sorted(one.offsets) == [0, 0, 1, 1, 2, 5, 6]
+        assert await one.confirm(one.taken) == [None] * 7
+        assert len(one.unreadable) == 1
+        assert one.errors == []
+        assert broker.counts() == [1] * 7
         assert all(set(broker.said_of(offset)) == {"N"} for offset in (2, 3, 4))
+        assert one.share.room == 100
+        broker.cut(1)
+        await one.until(lambda: broker.counts() == [1, 1, 2, 2, 2, 1, 1])
+        assert one.gone == []
+        assert one.back == []
+        assert len(one.unreadable) == 1
 
 
 @pytest.mark.parametrize("code", [ErrorCode.group_authorization_failed, ErrorCode.topic_authorization_failed])

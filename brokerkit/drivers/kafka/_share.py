@@ -149,7 +149,7 @@ class Share:
     # ------------------------------------------------------------------ what is said
 
     def accept(self, lock: Lock) -> None:
-        """Be done with *lock*, for good.  The broker is told at once, together with all others of the same tick.
+        """Be done with *lock*, for good.  The broker is told soon, together with others: at once where `confirmed` is called.
 
         One that is adrift is accepted if it is acquired again.  Doing it again, or for one that is lost, does nothing.
         """
@@ -162,6 +162,10 @@ class Share:
         if lock.state == HELD:
             self._places[lock.partition].release(lock)
             self._speak(lock.partition)
+
+    def _hurry(self, partition: int) -> None:
+        self._places[partition].urgent = True
+        self._speak(partition)
 
     def _speak(self, partition: int) -> None:
         session = self._led.get(partition)
@@ -177,7 +181,9 @@ class Share:
             lock.waiting = asyncio.get_running_loop().create_future()
             if lock.state == OVER:
                 lock.waiting.set_result(None)
-            elif lock.state != ACCEPTED:
+            elif lock.state == ACCEPTED:
+                self._hurry(lock.partition)
+            else:
                 self._places[lock.partition].forget(lock.offset)
                 lock.waiting.set_result(lost_error())
         return lock.waiting
@@ -215,6 +221,8 @@ class Share:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
+        for index in self._places:
+            self._hurry(index)
         while self.going() or self.hand.adrift or any(session.asked for session in self._sessions.values()):
             if not await self._news(end):
                 return False
@@ -443,7 +451,8 @@ class Share:
         told = self._broken is not None and str(self._broken) == str(error)
         self._broken = error
         if not told:
-            self._told.fail(again(error))
+            logger.error("%r: %s", self, error)
+            self._told.damaged(again(error))
 
     def _wake_unsure(self) -> None:
         unsure, self._unsure = self._unsure, []

@@ -24,6 +24,8 @@ CLOSE: Final = -1
 Said: TypeAlias = tuple[int, int, bytes]
 """First and last offset, and what is said of those: one byte for all of them, or one for each."""
 
+_THROTTLED: Final = 60.0
+"""The longest pause that a broker's quota is believed to want."""
 _VERSION: Final = 2
 _FETCH: Final = struct.Struct(">iiiiiib?")
 """Epoch, wait, fewest and most bytes, most records, records of a batch, how they are acquired, whether anything is renewed."""
@@ -113,6 +115,17 @@ class ShareAcknowledge:
     def read(self, frame: bytes, /) -> Any:
         """Return the answer, as Kafka's schema has it."""
         return _reader(ShareAcknowledgeResponse)(frame, answer_at(frame))[0]
+
+
+def acknowledged(answer: Any) -> dict[int, int]:
+    """Return what a broker answers to what was said, by partition."""
+    return {int(data.partition_index): int(data.error_code) for topic in answer.responses for data in topic.partitions}
+
+
+def throttled(answer: Any) -> float:
+    """Return for how many seconds a broker wants to be asked for nothing."""
+    seconds: float = answer.throttle_time.total_seconds()
+    return min(seconds, _THROTTLED)
 
 
 def _topics(id: uuid.UUID, parts: Iterable[tuple[int, Sequence[Said]]]) -> bytes:

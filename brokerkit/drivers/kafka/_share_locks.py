@@ -64,7 +64,11 @@ class ShareTold(Protocol):
         ...
 
     def fail(self, error: BrokerError) -> None:
-        """Nothing comes of some partition for now: the topic is gone, may not be read, or is damaged.  Told once, until it works again."""
+        """Nothing comes of some partition for now: the topic is gone, or may not be read.  Told once, until it works again."""
+        ...
+
+    def damaged(self, error: BrokerError) -> None:
+        """Some records cannot be read, here or by anybody; all others go on.  They are kept, as the broker drops what it gets back often."""
         ...
 
     def stalled(self, partition: int, ahead: int, window: int) -> None:

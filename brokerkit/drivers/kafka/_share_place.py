@@ -27,7 +27,7 @@ _NOTHING: Final = cast("Native", None)
 class Place:
     """One partition: what of it is in hand, and what its broker is to be told."""
 
-    __slots__ = ("_memory", "adrift", "due", "generation", "hand", "high", "holes", "index", "locks", "renew", "resting", "single", "until", "working")  # fmt: skip
+    __slots__ = ("_memory", "adrift", "due", "generation", "hand", "high", "holes", "index", "locks", "renew", "resting", "single", "until", "urgent", "working")  # fmt: skip
 
     def __init__(self, index: int, hand: Hand) -> None:
         self.index = index
@@ -43,6 +43,8 @@ class Place:
         self.holes: list[Hole] = []
         self.single: deque[Parcel] = deque()
         """What is said again, one at a time, as the broker has refused it together with others."""
+        self.urgent = False
+        """Whether somebody waits for what is to be told."""
         self.generation = 0
         """Another one whenever everything goes adrift: an answer to what was said before is none any more."""
         self.working: float | None = None
@@ -125,6 +127,7 @@ class Place:
                 self.hand.astray -= 1
             return lock.taken and not lock.hidden
         if drifting:
+            self.urgent = True
             self.due.append(lock)  # else the broker is to be told anyway
         return False
 
@@ -142,6 +145,7 @@ class Place:
     def release(self, lock: Lock) -> None:
         """Hand back *lock*, which is in hand."""
         lock.state = RELEASED
+        self.urgent = True
         self._put_down(lock)
         if lock.until:
             self.due.append(lock)
@@ -161,8 +165,14 @@ class Place:
         """Whether there is something to say."""
         return bool(self.due or self.renew or self.holes or self.single)
 
+    @property
+    def patient(self) -> bool:
+        """Whether what there is to say may be said a little later."""
+        return not (self.urgent or self.renew or self.holes or self.single)
+
     def parcel(self, now: float) -> Parcel | None:
         """Return what is to be said now, of what is still ours, and forget that it is."""
+        self.urgent = False
         if self.single:
             parcel = self.single.popleft()
             done, renewed, holes = parcel.done, parcel.renewed, parcel.holes

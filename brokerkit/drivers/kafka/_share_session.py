@@ -19,7 +19,7 @@ from kio.schema.errors import ErrorCode
 from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, ConfigError
 from ._cluster import PAUSE, Cluster
 from ._errors import DENIED, RETRY, STALE_LEADER, of_code
-from ._share_ask import CLOSE, OPEN, Said, ShareAcknowledge, ShareFetch
+from ._share_ask import CLOSE, OPEN, Said, ShareAcknowledge, ShareFetch, acknowledged, throttled
 from ._share_locks import Hand, Lock, Parcel
 from ._share_open import Opener
 from ._share_place import Place
@@ -36,14 +36,16 @@ SHORT: Final = 0.02
 LONG: Final = 0.1
 LINGER: Final = 0.005
 """Seconds that a member waits for more room before it asks for little, where much is to be had."""
+DEFERRED: Final = 0.05
+"""Seconds for which little is not said, unless somebody waits for it: what arrives comes no sooner than that is stored."""
+RENEWED: Final = 0.6
+"""How much of a lock is left when it is renewed: a process may stand still for half of it, and a request takes time."""
 ANSWERED: Final = 5.0
 """Seconds behind its wait until a request counts as lost; for one that ends with the session's losing something:"""
 FAILOVER: Final = 20.0
 """The broker may have to wait for the one that keeps what is said."""
 _REFUSED: Final = 1.0
 """Seconds until a broker is asked again that refuses, or that fails for a reason nobody knows."""
-_THROTTLED: Final = 60.0
-"""The longest pause that a broker's quota is believed to want."""
 _SESSION: Final = frozenset({ErrorCode.share_session_not_found, ErrorCode.invalid_share_session_epoch})
 _FULL: Final = ErrorCode.share_session_limit_reached
 _LAST_EPOCH: Final = 0x7FFFFFFF
@@ -120,6 +122,8 @@ class Session:
         """The partitions that the broker has in the session."""
         self._until = 0.0
         """Nothing is asked for before."""
+        self._spoke = 0.0
+        """When it last said something."""
         self._wait = SHORT
         self._failures = 0
         self._said = ""
@@ -162,7 +166,7 @@ class Session:
             request = ShareAcknowledge(owner.names, CLOSE, owner.id, said, renew=renew)
             answer = await wire.send(request, timeout)
             if answer.error_code is ErrorCode.none:
-                self._hear(parcels, _acknowledged(answer), 0.0)
+                self._hear(parcels, acknowledged(answer), 0.0)
         except BrokerError as error:
             logger.debug("%r: %s", self, error)
         finally:
@@ -180,10 +184,10 @@ class Session:
             expired = [place.expire(now) for place in self.places.values()]
             if any(expired):
                 self._owner.changed()
-        whole = self._owner.lock - self._owner.hand.margin
-        if self._renewing or self.soonest - now > whole / 2:
+        lock = self._owner.lock
+        if self._renewing or self.soonest - now > lock * RENEWED:
             return
-        before = now + whole * 0.75
+        before = now + (lock * (1 + RENEWED) - self._owner.hand.margin) / 2
         self.soonest = min((place.renew_from(before) for place in self.places.values()), default=math.inf)
         if any(place.renew for place in self.places.values()):
             self.wake()
@@ -207,10 +211,16 @@ class Session:
             credit = owner.credit(self)
         if self._epoch == OPEN:
             return await self._fetch(credit, {}) if credit else 0
-        parcels = self._parcels(now)
+        parcels = {} if credit and self._defers(now) else self._parcels(now)
         if not credit or any(parcel.renewed for parcel in parcels.values()):
             return await self._acknowledge(parcels) if parcels else 0
         return await self._fetch(credit, parcels)
+
+    def _defers(self, now: float) -> bool:
+        """Return whether what there is to say is said later."""
+        if self.busy or now >= self._spoke + DEFERRED:
+            return False
+        return all(place.patient for place in self.places.values())
 
     async def _rest(self, now: float) -> None:
         times = [place.until for place in self.places.values() if place.talkative]
@@ -246,6 +256,8 @@ class Session:
             self._wire = wire
         self.since = self._loop.time()
         self._telling = telling
+        if telling:
+            self._spoke = self.since
         try:
             return await wire.send(request, patience)
         finally:
@@ -268,10 +280,10 @@ class Session:
         self._count()
         if renew:
             self._learn(answer)
-        self._hear(parcels, _acknowledged(answer), sent + owner.lock - owner.hand.margin)
+        self._hear(parcels, acknowledged(answer), sent + owner.lock - owner.hand.margin)
         self._wait = SHORT
         owner.changed()
-        return _throttled(answer)
+        return throttled(answer)
 
     async def _fetch(self, records: int, parcels: dict[int, Parcel]) -> float:
         owner = self._owner
@@ -281,6 +293,8 @@ class Session:
         parts |= {index: parcel.said() for index, parcel in parcels.items()}
         holds = any(place.locks for place in self.places.values())
         wait = self._longest(holds)
+        if not parcels and any(place.due for place in self.places.values()):
+            wait = min(wait, max(0.001, self._spoke + DEFERRED - sent))
         request = ShareFetch(
             owner.names,
             self._epoch,
@@ -313,7 +327,7 @@ class Session:
         now = self._loop.time()
         if not got and not parcels and now < sent + wait / 2:
             self._until = max(self._until, now + PAUSE)
-        pause = _throttled(answer)
+        pause = throttled(answer)
         if not pause and owner.contended:
             await asyncio.sleep(0)  # so that who waits for room comes first
         return pause
@@ -406,7 +420,8 @@ class Session:
         if code not in STALE_LEADER and code not in RETRY:
             place.resting = now + _REFUSED
             error = of_code(int(code), f"{self._owner.topic}[{place.index}]", said)
-            logger.warning("%r: %s", self, error)
+            if str(error) != str(self.problem):
+                logger.warning("%r: %s", self, error)
             self.problem = error
 
     def _refused(self, answer: Any, parcels: dict[int, Parcel]) -> float:
@@ -479,12 +494,3 @@ class Session:
             self.problem = error
         else:
             self.problem = BrokerUnavailable(f"the driver failed: {type(error).__name__}")
-
-
-def _acknowledged(answer: Any) -> dict[int, int]:
-    return {int(data.partition_index): int(data.error_code) for topic in answer.responses for data in topic.partitions}
-
-
-def _throttled(answer: Any) -> float:
-    seconds: float = answer.throttle_time.total_seconds()
-    return min(seconds, _THROTTLED)
