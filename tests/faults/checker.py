@@ -14,40 +14,13 @@ from typing import Final
 import msgspec
 
 from .history import Entry
+from .trouble import Fault, caught_by, slow, stalled
 
 MARGIN: Final = 1.0
 """Seconds after a fault in which its victims may still act on what they knew before."""
 
 DEADLY: Final = 1000
 """Failures of a message that ends the process of its handler."""
-
-
-class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that was done to a process, or to the server."""
-
-    what: str
-    begin: float
-    end: float = math.inf
-    to: str | None = None
-    """The process; None: whatever all processes have in common."""
-    clean: bool = False
-    """Nothing may be repeated because of it, but partitions move: a member came, or left as it should."""
-    moves: bool = False
-    """Partitions may move, so that a message that others have in hand is repeated too."""
-    excuses: bool = True
-    """Acknowledgements under way may be lost; else nothing may be repeated at all."""
-    loses: float = 0.0
-    """Seconds: what was stored in that time before it may be gone."""
-    wipes: bool = False
-    """All that was stored before its end is gone."""
-    stops: bool = False
-    """The process was stopped somewhere in what it did, and went on there in the end."""
-    times: int = 1
-    """How often it may end what a process has with the server: each time counts a delivery."""
-
-    def hits(self, process: str) -> bool:
-        """Tell whether *process* is a victim."""
-        return self.to is None or self.to == process
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,40 +117,18 @@ def check(
     """
     verdict = Verdict()
     entries = sorted(entries, key=lambda entry: entry.at)
-    stalls = [
-        Fault(what="stall", begin=entry.at - entry.took, end=entry.at, to=entry.by, moves=True, stops=True)
-        for entry in entries
-        if entry.what == "stalled"
-    ]
+    stalls = stalled(entries)
     for entry in entries:
         if entry.what in ("corrupt", "problem"):
             verdict.findings.append(Finding(entry.what, entry.of, entry.id, f"{entry.by}: {entry.text}"))
-    caught = _caught(entries, [*faults, *stalls])
+    seen = [*stalls, *slow(entries, [*faults, *stalls])]
+    caught = caught_by(entries, [*faults, *seen])
     for name, promised in terms.items():
         mine = [entry for entry in entries if entry.of == name]
-        part = _Part(name, mine, [*faults, *stalls], promised, verdict, caught)
+        part = _Part(name, mine, [*faults, *seen], promised, verdict, caught)
         part.check(list(letters.get(name, ())), list(effects.get(name, ())), drained=drained)
     verdict.counts["stalls"] = len(stalls)
     return verdict
-
-
-def _caught(entries: Iterable[Entry], faults: Iterable[Fault]) -> dict[tuple[str, float], Fault]:
-    """Return, by process and time, the runs that were about to begin when their process was stopped.
-
-    Between its last look at the clock and the first line of a handler a process writes nothing down, and does nothing else: so
-    there is one such run at most, and it is the first thing that is heard after the stop.
-    """
-    lines: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        lines[entry.by].append(entry)
-    found: dict[tuple[str, float], Fault] = {}
-    for fault in faults:
-        if fault.stops and fault.to is not None:
-            middle = (fault.begin + fault.end) / 2  # at its begin and its end the process may be running
-            first = next((entry for entry in lines[fault.to] if entry.at > middle), None)
-            if first is not None and first.what == "started":
-                found.setdefault((first.by, first.at), fault)
-    return found
 
 
 class _Part:

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeAlias
 
 from ..servers.kafka import KafkaCluster, Refused
-from .checker import Fault
 from .stage import Stage
+from .trouble import Fault
 
 Leaders: TypeAlias = Mapping[str, Mapping[int, int]]
 EVERY: Final = 0.3

@@ -18,9 +18,10 @@ import msgspec
 
 from brokerkit import Broker, NotFound, connect
 
-from .checker import DEADLY, Fault, Finding, Terms, Verdict, check
+from .checker import DEADLY, Finding, Terms, Verdict, check
 from .history import Entry, Reading, now
 from .start import Order
+from .trouble import Fault
 from .worker import ATTEMPTS, GROUP, TOPIC, effects, queue
 
 ROOT: Final = Path(__file__).parents[2]

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from .checker import Fault, Terms, Verdict, check
+from .checker import Terms, Verdict, check
 from .history import Entry, Journal, Reading, What
+from .trouble import Fault
 
 History = list[Entry]
 KILL = Fault(what="kill", begin=5.0, end=5.0, to="one", moves=True)
@@ -234,6 +235,19 @@ def test_where_notes_are_late_a_first_delivery_just_before_a_kill_may_not_count(
 
 COPIED = Terms(unstored=0.5, takeover=2.0, copied=True, atomic=False)
 """Of a queue on Kafka."""
+
+
+def test_a_server_that_takes_its_time_is_a_fault() -> None:
+    history = again(good(), "m13", 8.4, "two", deliveries=2)
+    assert judge(history, terms=COPIED).kinds() == {"repeat"}
+    slow = changed(history, "m19", "acked", at=9.5)  # begun to be acknowledged at 8.34
+    verdict = judge(slow, terms=COPIED)
+    assert verdict.findings == []
+    assert verdict.repeats == {"kill": 1, "slow server": 1}
+    stopped = fault(to="two", begin=8.8, end=9.4, excuses=False)
+    assert judge(slow, terms=COPIED, faults=[KILL, stopped]).kinds() == {"repeat"}  # it was not the server
+    early = again(good(), "m13", 7.3, "two", deliveries=2)
+    assert judge(changed(early, "m19", "acked", at=9.5), terms=COPIED).kinds() == {"repeat"}
 
 
 @pytest.mark.parametrize(
