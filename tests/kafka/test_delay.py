@@ -181,6 +181,34 @@ async def test_a_crash_between_forward_and_commit_brings_it_twice(
     assert list(seen.at) == ["m"]
 
 
+@pytest.mark.parametrize("takes", [0.3, 2.8])
+async def test_what_is_being_moved_when_the_last_consumer_leaves_comes_once(
+    url: str, mails: AnyQueue, monkeypatch: pytest.MonkeyPatch, takes: float
+) -> None:
+    """A cluster that takes its time is no fault."""
+    async with worker(url, mails, session=10.0) as p:
+        await p.make()
+        begun = asyncio.Event()
+        copy = p.context.outboxes.copy
+
+        async def slow(records: Sequence[Record], timeout: float) -> Any:
+            results = await copy(records, timeout)
+            if any(record.address.name == mails.name for record in records):
+                begun.set()
+                await asyncio.sleep(takes)
+            return results
+
+        monkeypatch.setattr(p.context.outboxes, "copy", slow)
+        await p.publish(names(20), delay=1.0)
+        async with p.upkeep.of(mails), asyncio.timeout(SOON):
+            await begun.wait()
+    async with worker(url, mails) as heir, heir.consuming() as consumer:
+        seen = Seen()
+        await drain(consumer, seen, 20)
+        await quiet(consumer, seen, 2.5)
+    assert seen.count == 20
+
+
 async def test_processes_come_and_go_and_each_message_comes_once(url: str, mails: AnyQueue) -> None:
     ids = names(3000)
     seen = Seen()

@@ -22,7 +22,7 @@ from ...errors import BrokerError, DeliveryLost, NotFound, PositionLost
 from ...events import PartitionPaused, PartitionResumed
 from ...policy import LOG_AHEAD, Start
 from ._claim import Claim, Log, lease_of
-from ._consumer import TopicConsumer
+from ._consumer import LEAVING, TopicConsumer
 from ._context import Context
 from ._offsets import EARLIEST, offsets_at
 from ._records import DELAY, DUE, Native, due, is_tick
@@ -253,6 +253,8 @@ class Forwarder:
         self._again = 0.0
         """When to try it again, by the loop's clock."""
         self._failures = 0
+        self._sending = anyio.CancelScope()
+        """What is under way."""
 
     def __repr__(self) -> str:
         return f"<Forwarder {self._queue.name}>"
@@ -266,6 +268,10 @@ class Forwarder:
         """Have nothing to do with *deliveries* any more: others have them."""
         gone = {delivery.token for delivery in deliveries}
         self._left = [delivery for delivery in self._left if delivery.token not in gone]
+
+    def hurry(self) -> None:
+        """Be done soon with what is under way: nothing else is begun."""
+        self._sending.deadline = asyncio.get_running_loop().time() + LEAVING / 2
 
     async def run(self) -> None:
         """Move messages on until cancelled."""
@@ -309,7 +315,12 @@ class Forwarder:
                 Settlement(delivery, (hop(self._queue, delivery, time),) if _there(delivery, starts) else ())
                 for delivery in deliveries
             ]
-            results = await reader.settle(items)
+            results: Sequence[BrokerError | None] = ()
+            # What was sent is stored, whoever stops: cut off here, it would come once more.
+            with anyio.CancelScope(shield=True) as self._sending:
+                results = await reader.settle(items)
+            if len(results) < len(items):
+                return
         except NotFound:
             raise  # so does the reader, or will
         except BrokerError as error:

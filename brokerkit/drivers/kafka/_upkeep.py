@@ -116,8 +116,9 @@ class _Kept:
         self.count = 0
         self._janitor = Janitor(context, queue)
         parts: list[_Part] = [self._janitor]
-        if tiered(queue):
-            parts += [Forwarder(context, queue), Ticker(context, queue)]
+        self._forwarder = Forwarder(context, queue) if tiered(queue) else None
+        if self._forwarder is not None:
+            parts += [self._forwarder, Ticker(context, queue)]
         self.parts = parts
         self.hosted = Hosted(f"brokerkit upkeep of {queue.name}", self._main)
 
@@ -127,6 +128,8 @@ class _Kept:
                 tasks.start_soon(_keep, part)
             started.set_result(None)
             await self.hosted.stopping.wait()
+            if self._forwarder is not None:
+                self._forwarder.hurry()
             tasks.cancel_scope.cancel()
         # Kafka forgets a group that has no members for a week, and then all that is there comes again.
         if asyncio.get_running_loop().time() >= self._janitor.looked + WORTH:
