@@ -66,6 +66,8 @@ class World:
         self.refused: BrokerError | None = None
         """Why nothing can be stored."""
         self.slow = 0.01
+        self.copying = 0.0
+        """Seconds that storing takes at least."""
         self.excused: set[str] = set()
         """What was taken away from somebody, or from somebody who was killed: it may be done twice."""
         self.shares: list[FakeShare] = []
@@ -112,6 +114,7 @@ class World:
 
     async def copy(self, records: Sequence[Record], timeout: float) -> list[Receipt | BrokerError]:
         """Store copies."""
+        await asyncio.sleep(self.copying)
         await self.pause()
         if self.refused is not None:
             await asyncio.sleep(min(timeout, 1.0))

@@ -1,116 +1,30 @@
-"""Consumers of a share group, one rule at a time, at a broker that is kept simple (`share_playground`)."""
+"""Consumers of a share group, one rule at a time: what they acquire, what waits, what is settled and lost."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
 from brokerkit import clock
 from brokerkit.driver import Delivery, Settlement, Source
-from brokerkit.drivers.kafka._engine import Terms
 from brokerkit.drivers.kafka._share_consumer import ShareConsumer
-from brokerkit.errors import BrokerUnavailable, CapabilityError, Closed, ConfigError, DeliveryLost
+from brokerkit.errors import (
+    BrokerError,
+    CapabilityError,
+    Closed,
+    ConfigError,
+    DeliveryLost,
+)
 from brokerkit.events import Expired, PartitionPaused, PartitionResumed
-from brokerkit.testing import VirtualLoop
 
-from .share_playground import LIMIT, TERMS, FakeShare, World, copied, installed
-
-SOON = 20.0
-QUIET = 0.5
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Awaitable[None]]], None]:
-    """Run something with a world of its own, in virtual time."""
-    installed(monkeypatch)
-
-    def run(main: Callable[[World], Awaitable[None]]) -> None:
-        async def begin() -> None:
-            await main(World())
-
-        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-            runner.run(begin())
-
-    return run
-
-
-class Reader:
-    """A consumer and what it was told."""
-
-    def __init__(self, consumer: ShareConsumer, revoked: list[str]) -> None:
-        self.consumer = consumer
-        self.revoked = revoked
-
-    @property
-    def share(self) -> FakeShare:
-        share = self.consumer._share
-        assert isinstance(share, FakeShare)
-        return share
-
-    async def take(self, count: int) -> list[Delivery]:
-        taken: list[Delivery] = []
-        async with asyncio.timeout(SOON):
-            while len(taken) < count:
-                taken += await self.consumer.receive(count - len(taken), SOON)
-        return taken
-
-    async def nothing(self) -> None:
-        got = await self.consumer.receive(100, QUIET)
-        assert not got, ids(got)
-
-    async def done(self, *deliveries: Delivery, confirm: bool = False) -> None:
-        results = await self.consumer.settle([Settlement(delivery) for delivery in deliveries], confirm=confirm)
-        assert list(results) == [None] * len(deliveries)
-
-    async def drain(self) -> list[Delivery]:
-        taken: list[Delivery] = []
-        while got := await self.consumer.receive(100, QUIET):
-            taken += got
-            await self.done(*got)
-        return taken
-
-    async def die(self) -> None:
-        """End as a process does that is killed."""
-        hosted = self.consumer._hosted
-        assert hosted is not None
-        assert hosted.task is not None
-        hosted.task.cancel()
-        await asyncio.wait([hosted.task])
-
-
-@asynccontextmanager
-async def reading(world: World, *, prefetch: int = 100, terms: Terms = TERMS) -> AsyncIterator[Reader]:
-    revoked: list[str] = []
-
-    async def told(deliveries: Sequence[Delivery]) -> None:
-        revoked.extend(ids(deliveries))
-
-    async with ShareConsumer(world.context(), world.queue, Source(world.queue), prefetch, told, terms) as consumer:
-        yield Reader(consumer, revoked)
-
-
-def ids(deliveries: Sequence[Delivery]) -> list[str]:
-    return [delivery.record.id for delivery in deliveries]
-
-
-def names(count: int, prefix: str = "m") -> list[str]:
-    return [f"{prefix}{number:04}" for number in range(count)]
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON):
-        while not condition():
-            await asyncio.sleep(0.001)
-
+from .share_playground import TERMS, World, copied
+from .share_rules import SOON, held, ids, names, play, reading
 
 # ---------------------------------------------------------------------- receiving
 
 
-def test_it_acquires_only_for_who_waits(play: Any) -> None:
+def test_it_acquires_only_for_who_waits() -> None:
     async def main(world: World) -> None:
         async with reading(world) as r:
             for id in names(10):
@@ -124,7 +38,7 @@ def test_it_acquires_only_for_who_waits(play: Any) -> None:
     play(main)
 
 
-def test_prefetch_holds_at_any_time(play: Any) -> None:
+def test_prefetch_holds_at_any_time() -> None:
     async def main(world: World) -> None:
         for id in names(30):
             world.store(id)
@@ -145,7 +59,7 @@ def test_prefetch_holds_at_any_time(play: Any) -> None:
     play(main)
 
 
-def test_a_receive_that_is_cancelled_loses_nothing_and_keeps_nothing(play: Any) -> None:
+def test_a_receive_that_is_cancelled_loses_nothing_and_keeps_nothing() -> None:
     async def main(world: World) -> None:
         async with reading(world) as one, reading(world) as other:
             for number in range(30):
@@ -161,7 +75,7 @@ def test_a_receive_that_is_cancelled_loses_nothing_and_keeps_nothing(play: Any) 
     play(main)
 
 
-def test_what_nobody_fetches_goes_to_others(play: Any) -> None:
+def test_what_nobody_fetches_goes_to_others() -> None:
     async def main(world: World) -> None:
         async with reading(world) as one, reading(world) as other:
             assert not await one.consumer.receive(10, 0)  # it has asked for ten
@@ -174,7 +88,7 @@ def test_what_nobody_fetches_goes_to_others(play: Any) -> None:
     play(main)
 
 
-def test_one_task_receives_at_a_time(play: Any) -> None:
+def test_one_task_receives_at_a_time() -> None:
     async def main(world: World) -> None:
         async with reading(world) as r:
             first = asyncio.ensure_future(r.consumer.receive(1, SOON))
@@ -189,7 +103,7 @@ def test_one_task_receives_at_a_time(play: Any) -> None:
     play(main)
 
 
-def test_until_the_end_is_refused(play: Any) -> None:
+def test_until_the_end_is_refused() -> None:
     async def main(world: World) -> None:
         consumer = ShareConsumer(world.context(), world.queue, Source(world.queue, until_end=True), 1, None, TERMS)  # type: ignore[arg-type]
         with pytest.raises(CapabilityError):
@@ -201,7 +115,7 @@ def test_until_the_end_is_refused(play: Any) -> None:
 # ---------------------------------------------------------------------- what waits
 
 
-def test_what_waits_for_its_time_uses_up_no_prefetch(play: Any) -> None:
+def test_what_waits_for_its_time_uses_up_no_prefetch() -> None:
     async def main(world: World) -> None:
         loop = asyncio.get_running_loop()
         async with reading(world, prefetch=10) as r:
@@ -227,11 +141,7 @@ def test_what_waits_for_its_time_uses_up_no_prefetch(play: Any) -> None:
     play(main)
 
 
-def held(r: Reader) -> list[Delivery]:
-    return list(r.consumer._held.values())
-
-
-def test_what_is_due_and_finds_no_room_goes_to_others(play: Any) -> None:
+def test_what_is_due_and_finds_no_room_goes_to_others() -> None:
     async def main(world: World) -> None:
         async with reading(world, prefetch=1) as busy, reading(world) as other:
             receiving = asyncio.ensure_future(busy.take(1))
@@ -246,7 +156,7 @@ def test_what_is_due_and_finds_no_room_goes_to_others(play: Any) -> None:
     play(main)
 
 
-def test_what_would_wait_for_long_is_put_where_that_is_done(play: Any) -> None:
+def test_what_would_wait_for_long_is_put_where_that_is_done() -> None:
     async def main(world: World) -> None:
         async with reading(world) as r:
             world.store("m", delay=30.0)
@@ -259,7 +169,7 @@ def test_what_would_wait_for_long_is_put_where_that_is_done(play: Any) -> None:
     play(main)
 
 
-def test_what_has_expired_is_dropped_and_told_of(play: Any) -> None:
+def test_what_has_expired_is_dropped_and_told_of() -> None:
     async def main(world: World) -> None:
         now = clock.current().time()
         world.time.answered(int(now * 1000), asyncio.get_running_loop().time())
@@ -274,7 +184,7 @@ def test_what_has_expired_is_dropped_and_told_of(play: Any) -> None:
     play(main)
 
 
-def test_what_expires_while_it_is_ready_is_not_handed_out(play: Any) -> None:
+def test_what_expires_while_it_is_ready_is_not_handed_out() -> None:
     async def main(world: World) -> None:
         loop = asyncio.get_running_loop()
         now = clock.current().time()
@@ -291,243 +201,22 @@ def test_what_expires_while_it_is_ready_is_not_handed_out(play: Any) -> None:
     play(main)
 
 
-# ---------------------------------------------------------------------- alone
-
-
-def test_a_suspect_comes_alone_and_what_came_with_it_counts_nothing(play: Any) -> None:
+def test_what_expires_while_it_waits_to_come_alone_is_not_handed_out() -> None:
     async def main(world: World) -> None:
-        for id in names(3):
-            world.store(id)
-        world.store("poison", deliveries=2)
-        for id in names(3, "n"):
-            world.store(id)
+        now = clock.current().time()
+        world.time.answered(int(now * 1000), asyncio.get_running_loop().time())
         async with reading(world) as r:
-            (poison,) = await r.consumer.receive(100, SOON)
-            assert (poison.record.id, poison.deliveries) == ("poison", 3)
-            await r.nothing()
-            assert [entry.count for entry in world.left if entry.id != "poison"] == [0] * 6
-            await r.done(poison)
-            others = await r.drain()
-            assert sorted(ids(others)) == [*names(3), *names(3, "n")]
-            assert {delivery.deliveries for delivery in others} == {1}
-
-    play(main)
-
-
-def test_a_suspect_waits_for_what_is_in_hand(play: Any) -> None:
-    async def main(world: World) -> None:
-        async with reading(world) as r:
-            world.store("m")
+            world.store("slow")
             taken = await r.take(1)
-            world.store("poison", deliveries=5)
+            world.store("poison", deliveries=2, expires=now + 2)
             await r.nothing()
-            world.store("n")
+            await asyncio.sleep(2)
             await r.nothing()
             await r.done(*taken)
-            assert ids(await r.consumer.receive(100, SOON)) == ["poison"]
             await r.nothing()
-
-    play(main)
-
-
-def test_suspects_come_one_by_one(play: Any) -> None:
-    async def main(world: World) -> None:
-        for id in names(30):
-            world.store(id, deliveries=3)
-        for id in names(30, "n"):
-            world.store(id)
-        async with reading(world) as r:
-            seen: list[str] = []
-            while len(seen) < 60:
-                got = await r.consumer.receive(100, SOON)
-                assert got
-                assert len(got) == 1 or all(delivery.deliveries < 3 for delivery in got)
-                await r.done(*got)
-                seen += ids(got)
-            assert sorted(seen) == [*names(30), *names(30, "n")]
-            copies = len(world.log) - 60
-            assert copies < 300  # what comes with a suspect is stored anew, a few at a time
-            assert r.consumer._careful != 1
-
-    play(main)
-
-
-def test_a_suspect_that_is_released_holds_nothing_up(play: Any) -> None:
-    async def main(world: World) -> None:
-        world.store("poison", deliveries=2)
-        async with reading(world) as r:
-            alone = await r.take(1)
-            for id in names(5):
-                world.store(id)
-            await r.nothing()
-            await r.consumer.release(alone)
-            taken = await r.drain()
-            assert sorted(ids(taken)) == [*names(5), "poison"]
-            assert [d.deliveries for d in taken if d.record.id == "poison"] == [3]
-
-    play(main)
-
-
-def test_a_suspect_that_nobody_fetches_goes_to_others(play: Any) -> None:
-    async def main(world: World) -> None:
-        async with reading(world) as one, reading(world) as other:
-            assert not await one.consumer.receive(10, 0)
-            world.store("poison", deliveries=2)
-            (alone,) = await other.take(1)
-            assert alone.deliveries == 3
-            assert ids(await other.consumer.receive(1, 0)) == []
-            await other.done(alone)
+            assert not world.left
             world.store("m")
-            assert ids(await one.take(1)) == ["m"]
-
-    play(main)
-
-
-# ---------------------------------------------------------------------- rescue
-
-
-def test_a_record_is_rescued_before_anything_else(play: Any) -> None:
-    async def main(world: World) -> None:
-        entry = world.store("m")
-        entry.count = 2
-        async with reading(world) as r:
-            (delivery,) = await r.take(1)
-            assert delivery.deliveries == 3
-            await eventually(lambda: entry.done)
-            assert (world.log[-1].id, world.log[-1].count) == ("m", 1)
-
-    play(main)
-
-
-def test_what_cannot_be_rescued_is_kept_and_never_handed_out(play: Any) -> None:
-    async def main(world: World) -> None:
-        world.refused = BrokerUnavailable("too few copies")
-        entry = world.store("m")
-        entry.count = 2
-        async with reading(world) as r:
-            for _ in range(30):
-                await r.nothing()
-            assert entry.owner is r.share
-            assert entry.count == 3
-            assert isinstance(r.consumer.problem, BrokerUnavailable)
-            world.store("n")  # and everything else goes on
-            assert ids(await r.take(1)) == ["n"]
-            await r.done(*held(r))
-            world.refused = None
-            (delivery,) = await r.take(1)
-            assert (delivery.record.id, delivery.deliveries) == ("m", 3)
-            await eventually(lambda: r.consumer.problem is None)
-
-    play(main)
-
-
-def test_the_limit_of_the_group_may_be_lower(play: Any) -> None:
-    async def main(world: World) -> None:
-        world.limit = 2
-        entry = world.store("m")
-        entry.count = 1
-        async with reading(world, terms=Terms("share", limit=2)) as r:
-            (delivery,) = await r.take(1)
-            assert delivery.deliveries == 2
-            await eventually(lambda: entry.done)
-
-    play(main)
-
-
-def test_what_runs_while_connections_break_is_stored_before_it_is_dropped(play: Any) -> None:
-    async def main(world: World) -> None:
-        world.store("m")
-        async with reading(world) as r:
-            (first,) = await r.take(1)
-            for _ in range(LIMIT - 1):
-                assert not r.revoked
-                r.share.cut(1.0)
-                await asyncio.sleep(0)
-            assert r.revoked == ["m"]
-            (result,) = await r.consumer.settle([Settlement(first)])
-            assert isinstance(result, DeliveryLost)
-            (again,) = await r.take(1)
-            assert (again.record.id, again.deliveries) == ("m", 2)
-            await r.done(again, confirm=True)
-        assert not world.left
-        assert not world.dropped
-
-    play(main)
-
-
-def test_ten_kills_lose_nothing_and_count_what_was_in_hand(play: Any) -> None:
-    async def main(world: World) -> None:
-        for id in names(20):
-            world.store(id)
-        counts: dict[str, int] = {}
-        for _ in range(10):
-            async with reading(world) as r:
-                for delivery in await r.consumer.receive(100, SOON):
-                    assert delivery.deliveries == counts.get(delivery.record.id, 0) + 1
-                    counts[delivery.record.id] = delivery.deliveries
-                await r.die()
-        async with reading(world) as r:
-            seen = await r.drain()
-        assert sorted(ids(seen)) == names(20)
-        assert not world.dropped
-
-    play(main)
-
-
-# ---------------------------------------------------------------------- leaving and handing back
-
-
-@pytest.mark.parametrize("again", range(3))
-def test_leaving_hands_everything_back_uncounted(play: Any, again: int) -> None:
-    async def main(world: World) -> None:
-        for id in names(50):
-            world.store(id)
-        world.store("later", delay=0.9)
-        for _ in range(10):
-            async with reading(world) as r:
-                assert len(await r.take(40)) == 40
-                receiving = asyncio.ensure_future(r.consumer.receive(100, SOON))
-                await asyncio.sleep(again * 0.005)
-                receiving.cancel()
-        async with reading(world) as r:
-            seen = await r.take(51)
-        assert sorted(ids(seen)) == ["later", *names(50)]
-        assert {delivery.deliveries for delivery in seen} == {1}
-
-    play(main)
-
-
-def test_what_cannot_be_copied_in_time_is_handed_back_itself(play: Any) -> None:
-    async def main(world: World) -> None:
-        for id in names(3):
-            world.store(id)
-        loop = asyncio.get_running_loop()
-        async with reading(world) as r:
-            await r.take(3)
-            world.refused = BrokerUnavailable("too few copies")
-            began = loop.time()
-        assert loop.time() - began < 6
-        world.refused = None
-        async with reading(world) as r:
-            assert {delivery.deliveries for delivery in await r.drain()} == {2}
-
-    play(main)
-
-
-def test_releasing_does_not_let_the_broker_drop_anything(play: Any) -> None:
-    async def main(world: World) -> None:
-        world.store("m")
-        async with reading(world) as r:
-            (delivery,) = await r.take(1)
-            world.log[0].count = delivery.token.lock.count = LIMIT  # type: ignore[attr-defined]
-            world.refused = BrokerUnavailable("too few copies")
-            await asyncio.wait_for(r.consumer.release([delivery]), 8)
-            assert world.log[0].owner is r.share
-            world.refused = None
-            (again,) = await r.take(1)
-            assert again.deliveries == 1
-            await r.done(again)
-        assert not world.dropped
+            assert ids(await r.take(1)) == ["m"]
 
     play(main)
 
@@ -535,7 +224,7 @@ def test_releasing_does_not_let_the_broker_drop_anything(play: Any) -> None:
 # ---------------------------------------------------------------------- settling and losing
 
 
-def test_what_was_lost_is_told_and_settled_no_more(play: Any) -> None:
+def test_what_was_lost_is_told_and_settled_no_more() -> None:
     async def main(world: World) -> None:
         for id in names(3):
             world.store(id)
@@ -552,7 +241,7 @@ def test_what_was_lost_is_told_and_settled_no_more(play: Any) -> None:
     play(main)
 
 
-def test_what_is_settled_too_late_is_lost_and_comes_again(play: Any) -> None:
+def test_what_is_settled_too_late_is_lost_and_comes_again() -> None:
     async def main(world: World) -> None:
         world.store("m")
         async with reading(world) as r:
@@ -571,7 +260,7 @@ def test_what_is_settled_too_late_is_lost_and_comes_again(play: Any) -> None:
     play(main)
 
 
-def test_what_is_lost_while_its_copy_is_stored_says_so(play: Any) -> None:
+def test_what_is_lost_while_its_copy_is_stored_says_so() -> None:
     async def main(world: World) -> None:
         world.slow = 1.0
         world.store("m")
@@ -588,7 +277,36 @@ def test_what_is_lost_while_its_copy_is_stored_says_so(play: Any) -> None:
     play(main)
 
 
-def test_a_partition_that_stands_is_told_of(play: Any) -> None:
+def test_what_is_adrift_when_its_copy_is_stored_may_be_lost_still() -> None:
+    async def main(world: World) -> None:
+        world.slow = 1.0
+        world.store("m")
+        async with reading(world) as r:
+            (delivery,) = await r.take(1)
+            settling = asyncio.ensure_future(r.consumer.settle([Settlement(delivery, (copied(delivery.record),))]))
+            while len(world.log) < 2:
+                await asyncio.sleep(0.01)
+            r.share.locks[0].until = 0.0
+            world.log[0].owner = None  # somebody else gets it
+            (result,) = await settling
+            assert isinstance(result, DeliveryLost)
+            assert result.published
+
+    play(main)
+
+
+def test_what_cannot_be_read_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(world: World) -> None:
+        async with reading(world) as r:
+            r.consumer.damaged(BrokerError("a batch of another client"))
+            world.store("m")
+            assert ids(await r.take(1)) == ["m"]
+        assert "a batch of another client" in caplog.text
+
+    play(main)
+
+
+def test_a_partition_that_stands_is_told_of() -> None:
     async def main(world: World) -> None:
         async with reading(world) as r:
             r.consumer.stalled(3, 1000, 2000)
@@ -599,7 +317,7 @@ def test_a_partition_that_stands_is_told_of(play: Any) -> None:
     play(main)
 
 
-def test_it_tells_what_it_has_to_who_counts(play: Any) -> None:
+def test_it_tells_what_it_has_to_who_counts() -> None:
     async def main(world: World) -> None:
         world.store("later", delay=0.9)
         world.store("now")

@@ -96,14 +96,19 @@ class Returns:
         limit: int,
         spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
         gone: Callable[[Lease], None],
+        over: Callable[[], None],
     ) -> None:
-        """*limit* is how often the broker hands a record out; *gone* is told of each that is in hand no more."""
+        """*limit* is how often the broker hands a record out.
+
+        *gone* is told of each that is in hand no more, *over* whenever something of `pressing` or `problem` may have changed.
+        """
         self._name = name
         self._store = store
         self._holder = holder
         self._limit = limit
         self._spawn = spawn
         self._gone = gone
+        self._over = over
         self._parts: dict[_Part, None] = {}
         self._held: dict[Lease, Record] = {}
         """What is to be put back, with its copy."""
@@ -111,15 +116,29 @@ class Returns:
     @property
     def problem(self) -> BrokerError | None:
         """Why something cannot be put back at the moment."""
-        now = asyncio.get_running_loop().time()
+        return next((problem for part in self._parts if (problem := self._trouble(part)) is not None), None)
+
+    def _trouble(self, part: _Part) -> BrokerError | None:
+        if part.problem is None and part.copies and asyncio.get_running_loop().time() > part.since + _SLOW:
+            return BrokerUnavailable(
+                f"{len(part.copies)} messages of {self._name} are to be stored anew, and still are not"
+            )
+        return part.problem
+
+    @property
+    def pressing(self) -> bool:
+        """Whether something is to be safe before anything is handed out that may end this process.
+
+        What cannot be stored for the time being holds nothing up, unless the broker could drop it the next time.
+        """
         for part in self._parts:
-            if part.problem is None and now > part.since + _SLOW:
-                return BrokerUnavailable(
-                    f"{len(part.copies)} messages of {self._name} are to be stored anew, and still are not"
-                )
-            if part.problem is not None:
-                return part.problem
-        return None
+            if part.urgent:
+                trouble = self._trouble(part)
+                if trouble is None or (
+                    trouble.retryable and any(lease.lock.count >= self._limit - 1 for lease in part.copies)
+                ):
+                    return True
+        return False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -127,13 +146,15 @@ class Returns:
     def __contains__(self, lease: object) -> bool:
         return lease in self._held
 
-    def put(self, copies: Iterable[tuple[Lease, Record]], patience: float = math.inf) -> asyncio.Future[None]:
+    def put(
+        self, copies: Iterable[tuple[Lease, Record]], patience: float = math.inf, *, urgent: bool = False
+    ) -> asyncio.Future[None]:
         """Store copies, each in the place of its original, and return what ends when the broker knows that.
 
         What cannot be stored within *patience* seconds is handed back itself, which counts; unless that could end it: then
         it is kept, and tried again.
         """
-        part = _Part(dict(copies), asyncio.get_running_loop().time() + patience)
+        part = _Part(dict(copies), asyncio.get_running_loop().time() + patience, urgent)
         self._held.update(part.copies)
         self._parts[part] = None
         self._spawn(part.run(self._run))
@@ -173,6 +194,7 @@ class Returns:
         finally:
             self._parts.pop(part, None)
             part.end()
+            self._over()
 
     async def _put_back(self, part: _Part) -> list[asyncio.Future[BrokerError | None]]:
         """Put back everything of *part*; return what the broker has to say to that."""
@@ -227,6 +249,7 @@ class Returns:
         if problem is not None and part.problem is None and not isinstance(problem, Closed):
             logger.warning("%s: %d messages cannot be put back for now: %s", self._name, len(copies), problem)
         part.problem = problem
+        self._over()
         return stored
 
     def _hand_back(self, part: _Part) -> None:
@@ -241,10 +264,11 @@ class Returns:
 class _Part:
     """What was put back by one call."""
 
-    __slots__ = ("_patience", "copies", "end_at", "future", "news", "problem", "since")
+    __slots__ = ("_patience", "copies", "end_at", "future", "news", "problem", "since", "urgent")
 
-    def __init__(self, copies: dict[Lease, Record], end_at: float) -> None:
+    def __init__(self, copies: dict[Lease, Record], end_at: float, urgent: bool) -> None:
         self.copies = copies
+        self.urgent = urgent
         self.end_at = end_at
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.news = asyncio.Event()

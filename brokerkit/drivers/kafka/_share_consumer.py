@@ -26,8 +26,11 @@ from ._silence import watch
 
 logger = logging.getLogger("brokerkit")
 
-LEAVING: Final = 5.0
-"""Most seconds that leaving waits for copies of what is in hand, and for settlements that store some."""
+LEAVING: Final = 8.0
+"""Most seconds that leaving waits for settlements that store something, and for copies of what is in hand: half of it each.
+
+What is given up half-way may be there twice.
+"""
 SIGNING_OFF: Final = 1.0
 """Most seconds that leaving waits for the group to know."""
 _QUIET: Final = 1.0
@@ -156,7 +159,9 @@ class ShareConsumer(ShareOwner):
         self._share = share = Share(
             context.cluster, name, name, self._member.id, self, timeout=timeout, lock=terms.lock, window=terms.window
         )
-        self._returns = Returns(name, context.outboxes, share, terms.limit, self._spawn, self._forget)
+        self._returns = Returns(
+            name, context.outboxes, share, terms.limit, self._spawn, self._forget, self._put_back_some
+        )
         self._copies = Copies(context.outboxes, self._sure, self._held, timeout, self._spawn, self._copied)
         self._entered = True
         self._spawn(share.run)
@@ -188,7 +193,7 @@ class ShareConsumer(ShareOwner):
         while fresh:
             self._sort(share.take(share.untaken()))
             self._put_back_all(returns)
-            if stored := returns.hurry(LEAVING / 4):
+            if stored := returns.hurry(LEAVING / 2):
                 await asyncio.wait(stored)
             # What was asked for before may come still: it would be handed back counted.
             quiet = await share.quiet(_QUIET)
@@ -204,7 +209,7 @@ class ShareConsumer(ShareOwner):
             self._held.pop(lease, None)
         for waiting in (self._ready, self._suspects, self._later):
             waiting.clear()
-        self._put_back(leases, LEAVING / 4)
+        self._put_back(leases, LEAVING / 2)
 
     def _close(self) -> None:
         self._entered = False

@@ -169,7 +169,7 @@ class ShareReader:
 
     async def _wait(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         self._waiter = waiter = loop.create_future()
-        at = min(deadline, loop.time() + _LOOK) if self._ready else deadline
+        at = min(deadline, loop.time() + _LOOK) if self._ready or self._pressed() else deadline
         timer = loop.call_at(at, self._wake)
         try:
             await waiter
@@ -231,7 +231,7 @@ class ShareReader:
         share, returns = self._share, self._returns
         if share is None or returns is None:
             return
-        if self._leaving or self._suspects or self._lone is not None or self._error is not None:
+        if self._leaving or self._suspects or self._lone is not None or self._error is not None or returns.pressing:
             room = 0
         else:
             waiting = len(self._ready) + share.untaken()
@@ -279,7 +279,11 @@ class ShareReader:
         """Store *leases* anew, for as long as that takes: the broker would drop them before long."""
         if leases and self._returns is not None:
             logger.info("%s: %d messages were handed out so often that they are stored anew", self._name, len(leases))
-            self._returns.put([(lease, lease.copy()) for lease in leases])
+            self._returns.put([(lease, lease.copy()) for lease in leases], urgent=True)
+
+    def _pressed(self) -> bool:
+        """Return whether nothing may be handed out yet: whatever runs may end this process, and what is rescued with it."""
+        return self._returns is not None and self._returns.pressing
 
     def _look_at(self, lease: Lease, now: float) -> None:
         """Have *lease* wait, or be received, or be no more."""
@@ -339,13 +343,18 @@ class ShareReader:
         """Return up to *limit* deliveries, as far as there is room."""
         out: list[Delivery] = []
         ready, held = self._ready, self._held
-        if self._lone is not None:
+        if self._lone is not None or self._pressed():
             return out
         now = get_running_loop().time()
         if self._suspects:
             if self._alone and not held and self._prefetch > 0 and self._suspects[0].lock.until > now:
                 self._alone = False
-                self._lone = lease = self._suspects.popleft()
+                lease = self._suspects.popleft()
+                if self._late(lease):
+                    self._look_at(lease, now)
+                    self._changed.set()
+                    return out
+                self._lone = lease
                 self._careful = 1
                 out.append(self._deliver(lease))
             return out
@@ -362,9 +371,7 @@ class ShareReader:
             lease = ready.popleft()
             if lease.lock.until <= now:
                 doubtful.append(lease)
-            elif lease.record.expires is not None and self._time.wait(
-                lease.lock.native, lease.record.expires, lease.since
-            ):
+            elif self._late(lease):
                 self._look_at(lease, now)
             else:
                 out.append(self._deliver(lease))
@@ -376,6 +383,11 @@ class ShareReader:
                 self._careful = 2 * self._careful if 2 * self._careful < self._prefetch else 0
             self._make_room()
         return out
+
+    def _late(self, lease: Lease) -> bool:
+        """Return whether *lease* is to be looked at again: it may have expired while it was ready."""
+        expires = lease.record.expires
+        return expires is not None and self._time.wait(lease.lock.native, expires, lease.since) != 0
 
     def _deliver(self, lease: Lease) -> Delivery:
         lock = lease.lock
@@ -465,5 +477,8 @@ class ShareReader:
     def _forget(self, lease: Lease) -> None:
         """Have *lease*, which was put back, in hand no more."""
         self._leases.pop(lease.lock, None)
+
+    def _put_back_some(self) -> None:
+        """Something was put back, or cannot be for now."""
         self._make_room()
-        self._changed.set()
+        self._wake()

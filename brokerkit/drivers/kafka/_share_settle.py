@@ -74,7 +74,8 @@ class ShareOwner(ShareReader):
             await asyncio.wait([job.future for job in jobs.values()])
             for index, job in jobs.items():
                 results[index] = job.future.result()
-                if confirm and results[index] is None:
+                overdue = job.lease.lock.until <= asyncio.get_running_loop().time()
+                if results[index] is None and (confirm or overdue):  # it may be lost still
                     doubtful[index] = job.lease
         if doubtful:
             await self._confirm(items, results, doubtful)
@@ -170,7 +171,7 @@ class ShareOwner(ShareReader):
             # The next time that its connection breaks, the broker drops it: whoever runs it must not be its last hope.
             self._revoke(taken)
             if self._returns is not None:
-                self._returns.put([(lease, lease.copy(counted=True)) for lease in taken])
+                self._returns.put([(lease, lease.copy(counted=True)) for lease in taken], urgent=True)
         self._freed()
 
     def _revoke(self, leases: Collection[Lease]) -> None:
@@ -184,6 +185,10 @@ class ShareOwner(ShareReader):
             await self._revoked(deliveries)
         except Exception:
             logger.exception("the callback for revoked deliveries failed")
+
+    def damaged(self, error: BrokerError) -> None:
+        """Something cannot be read, by nobody: it is kept from being dropped, and everything else goes on."""
+        logger.error("%s: %s", self._name, error)
 
     def stalled(self, partition: int, ahead: int, window: int) -> None:
         """The oldest record in hand keeps *partition* from going on soon."""
