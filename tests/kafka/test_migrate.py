@@ -166,7 +166,7 @@ async def test_who_joins_meanwhile_waits_and_keeps_the_queue(monkeypatch: pytest
         assert await there(r) == []
 
 
-@pytest.mark.parametrize("step", ["_commit", "cut", "delete_groups", "reserve"])
+@pytest.mark.parametrize("step", ["_commit", "cut", "delete_groups", "decide"])
 async def test_after_a_crash_it_goes_on(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost wherever it stopped; what was stored and not yet called done may come twice."""
     async with process(named(), queue_partitions=1) as r:

@@ -15,12 +15,11 @@ from brokerkit import AuthorizationError, Broker, Message, Queue, SettingsMismat
 from brokerkit.address import AnyQueue
 from brokerkit.driver import Source
 from brokerkit.drivers.kafka import _queue_admin
-from brokerkit.drivers.kafka._share_group import RESET, settings
 from brokerkit.drivers.kafka._tiers import waiting_for
 from brokerkit.errors import CapabilityError, ConfigError
 from tests.servers.kafka import rights, shared_kafka
 
-from .test_engine import PATIENCE, allowed, named, process
+from .test_engine import PATIENCE, allowed, heard, named, process
 
 pytestmark = pytest.mark.asyncio
 
@@ -268,12 +267,12 @@ async def test_deleting_removes_all_that_belongs_to_a_queue() -> None:
         await r.put(r.queue, ["now"])
         await r.put(r.queue, ["late"], delay=100.0)
         await r.put(r.queue.dead_letters, ["dead"])
-        assert (await settings(r.cluster, r.queue.name, timeout=PATIENCE))[RESET] == "earliest"
+        await heard(r)
         await r.admin.delete(r.queue, None)
         with shared_kafka().wire() as wire:
             assert not [name for name in wire.cluster(None).topics if name.startswith(r.queue.name)]
         assert await r.engine() is None
-        assert (await settings(r.cluster, r.queue.name, timeout=PATIENCE))[RESET] == "latest"
+        await heard(r, "latest")
         await r.admin.delete(r.queue, None)
 
 

@@ -31,6 +31,8 @@ _FOREVER: Final = 9e15
 """Seconds whose milliseconds Kafka cannot count."""
 _TRY: Final = 5.0
 """Seconds that one call to create a topic may take."""
+_HEARD: Final = 2.0
+"""Seconds in which brokers hear of a topic that was created."""
 
 
 async def partitions_of(cluster: Cluster, address: Address, *, timeout: float) -> int:
@@ -85,13 +87,16 @@ async def create(cluster: Cluster, address: Address, *, timeout: float) -> Topic
     end = loop.time() + timeout
     name = address.name
     problem: BrokerError | None = None
+    again = loop.time()
     while (left := end - loop.time()) > 0:
         try:
             info = await cluster.topic(name, timeout=left, fresh=True)
             if all(place.leader >= 0 for place in info.partitions):
                 return info
         except NotFound:
-            problem = await _ask(cluster, address, min(left, _TRY))
+            if loop.time() >= again:
+                problem = await _ask(cluster, address, min(left, _TRY))
+                again = loop.time() + (_HEARD if problem is None else 0)
         except BrokerUnavailable as error:
             problem = error
         await asyncio.sleep(PAUSE)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -30,9 +32,10 @@ from ._share_group import (
     Place,
     begin,
     describe,
-    offered,
+    look_up,
     other_kind,
     places,
+    set_all,
     set_one,
     settings,
     settings_of_broker,
@@ -44,13 +47,47 @@ logger = logging.getLogger("brokerkit")
 
 MOST_DELIVERIES: Final = 10
 """What the brokers should count to before they drop a record: as far as any of them goes by itself."""
+LEAST: Final = 2
+"""The same, as few as any operator can ask for: what it is where nobody says."""
 WIDEST: Final = 10_000
 """Records of the widest window that any broker allows."""
 _FRESH: Final = 1.0
 """Seconds for which it is believed that there is no group: whoever was frozen since then looks again."""
 _ANCHORS: Final = (30_000, 15_000, 60_000)
 """Milliseconds of a lock, one of which every broker takes that is set up as usual."""
+_HEARD: Final = 10.0
+"""Seconds in which brokers hear of a setting."""
 _SECOND: Final = 1000
+
+
+class _Known:
+    """What is known of the settings of a cluster's groups without asking."""
+
+    __slots__ = ("_set", "lock", "most")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.most: dict[str, str] = {}
+        """The highest numbers that brokers take, which it takes a while to find out."""
+        self._set: dict[str, tuple[float, dict[str, str]]] = {}
+        """When what was set by us: brokers hear of it later than we."""
+
+    def note(self, group: str, values: dict[str, str]) -> None:
+        """Note what was set."""
+        self._set = {name: entry for name, entry in self._set.items() if _now() - entry[0] < _HEARD}
+        self._set[group] = _now(), values
+
+    def latest(self, group: str) -> dict[str, str]:
+        """Return what was set a moment ago."""
+        at, values = self._set.get(group, (-_HEARD, {}))
+        return values if _now() - at < _HEARD else {}
+
+
+_all_known: WeakKeyDictionary[Cluster, _Known] = WeakKeyDictionary()
+
+
+def _known_of(cluster: Cluster) -> _Known:
+    return _all_known.setdefault(cluster, _Known())
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -87,92 +124,101 @@ async def reserve(cluster: Cluster, queue: AnyQueue, info: TopicInfo, *, timeout
         BrokerUnavailable: it was not done within *timeout* seconds.
     """
     end = _now() + timeout
+    engine = await decide(cluster, queue, info, timeout=timeout)
+    return await terms_of(cluster, queue.name, timeout=_left(end)) if engine == "share" else Terms(engine)
+
+
+async def decide(cluster: Cluster, queue: AnyQueue, info: TopicInfo, *, timeout: float) -> Engine:
+    """Return what serves *queue* as `reserve` does, and raise the same."""
+    end = _now() + timeout
     group = queue.name
     while True:
-        engine = await engine_of(cluster, group, timeout=_left(end))
-        if engine is None:
-            try:
-                if await offered(cluster, group, timeout=_left(end)):
-                    await _begin_share(cluster, queue, info, end)
-                else:
-                    await _begin_classic(cluster, queue, info, end)
-            except NotOffered:  # switched off a moment ago
-                engine = None
-        elif engine == "share":
-            await _begin_rest(cluster, queue, info, end)
-            return await terms_of(cluster, group, timeout=_left(end))
-        else:
-            return Terms("classic")
+        found, offers = await look_up(cluster, group, timeout=_left(end))
+        if found is not None:
+            if found.engine == "share":
+                await _begin_rest(cluster, queue, info, end)
+            return found.engine
+        try:
+            if offers and await _begin_share(cluster, queue, info, end):
+                return "share"
+            if not offers and await _begin_classic(cluster, queue, info, end):
+                return "classic"
+        except NotOffered:  # switched off a moment ago
+            logger.debug("group %s: the cluster has no share groups any more", group)
         if _now() > end:
             raise BrokerUnavailable(f"group {group} could not be reserved in time")
 
 
 async def terms_of(cluster: Cluster, group: str, *, timeout: float) -> Terms:
-    """Return what counts for the share group *group*; what may not be read is taken as it is with Kafka's own settings.
+    """Return what counts for the share group *group*.
+
+    Where that may not be read, its records may be dropped as early as any broker does that.
 
     Raises:
         BrokerUnavailable: no answer within *timeout* seconds.
     """
     end = _now() + timeout
     try:
-        found = await settings(cluster, group, timeout=_left(end))
+        found = {**await settings(cluster, group, timeout=_left(end)), **_known_of(cluster).latest(group)}
     except AuthorizationError:
-        return Terms("share")
+        return Terms("share", limit=LEAST)
     if LIMIT not in found:  # 4.2: not a group's own, but the brokers'
         try:
             found |= await settings_of_broker(cluster, (f"group.{LIMIT}", f"group.{WINDOW}"), timeout=_left(end))
         except AuthorizationError:
             logger.debug("group %s: how often its records may be delivered may not be read", group)
-    default = Terms("share")
     return Terms(
         "share",
-        int(found.get(LIMIT) or found.get(f"group.{LIMIT}") or default.limit),
+        int(found.get(LIMIT) or found.get(f"group.{LIMIT}") or LEAST),
         int(found[LOCK]) / _SECOND if LOCK in found else None,
-        int(found.get(WINDOW) or found.get(f"group.{WINDOW}") or default.window),
+        int(found.get(WINDOW) or found.get(f"group.{WINDOW}") or Terms("share").window),
     )
 
 
 # ---------------------------------------------------------------------- classic
 
 
-async def _begin_classic(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> None:
-    """Make the group a classic one that begins where the topic does."""
+async def _begin_classic(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> bool:
+    """Make the group a classic one that begins where the topic does; return whether it was us."""
     group = queue.name
     begins = await bounds(cluster, info, timeout=_left(end))
     looked = _now()
     stored = await committed(cluster, group, info.name, range(len(info.partitions)), _left(end))
     if any(note is not None for note in stored.values()) or _now() - looked > _FRESH:
-        return
+        return False
     starts = {number: (start, "") for number, (start, _) in begins.items()}
     try:
-        await store_start(cluster, group, info.name, starts, _left(end))
+        return await store_start(cluster, group, info.name, starts, _left(end))
     except AuthorizationError:
         raise
     except BrokerError as error:
         if isinstance(error, BrokerUnavailable) or await engine_of(cluster, group, timeout=_left(end)) is not None:
-            return  # somebody else was first
+            return False  # somebody else was first
         raise other_kind(group) from error
 
 
 # ---------------------------------------------------------------------- share
 
 
-async def _begin_share(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> None:
-    """Make the group a share group that begins where the topic does, with settings as the queue has them."""
+async def _begin_share(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> bool:
+    """Make the group a share group that begins where the topic does, with settings as the queue has them.
+
+    Return whether it was us.
+    """
     group = queue.name
     # Its settings first: whoever finds the group finds them complete.
-    if await _from_the_start(cluster, group, end) is None:
-        await _configure(cluster, queue, end)
+    await _configure(cluster, queue, end)
     begins = await bounds(cluster, info, timeout=_left(end))
     looked = _now()
     if await describe(cluster, group, timeout=_left(end)) is not None or _now() - looked > _FRESH:
-        return
+        return False
+    starts = {number: start for number, (start, _) in begins.items()}
     try:
-        starts = {number: start for number, (start, _) in begins.items()}
-        await begin(cluster, group, info.name, starts, timeout=_left(end))
+        return await begin(cluster, group, info.name, starts, timeout=_left(end))
     except ConfigError as error:
         if isinstance(error, NotOffered) or await engine_of(cluster, group, timeout=_left(end)) is None:
-            raise  # else somebody else was first, with the other engine
+            raise
+        return False  # somebody else was first, with the other engine
 
 
 async def _begin_rest(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> None:
@@ -212,17 +258,36 @@ async def _from_the_start(cluster: Cluster, group: str, end: float) -> Authoriza
 
 
 async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
-    """Set what is better otherwise than brokers have it; some know fewer settings, and each has its own bounds."""
+    """Set what is better otherwise than brokers have it, where that is allowed.
+
+    Brokers know more or fewer settings, and each has its own bounds.
+    """
     group = queue.name
     try:
-        await _lock_for(cluster, group, round(await _lease(cluster, queue, end) * _SECOND), end)
-        await _as_much(cluster, group, LIMIT, MOST_DELIVERIES, 5, end)
-        await _as_much(cluster, group, WINDOW, WIDEST, 2000, end)
-        await set_one(cluster, group, RENEW, "true", timeout=_left(end))
+        known = await settings(cluster, group, timeout=_left(end))
+        lock = round(await _lease(cluster, queue, end) * _SECOND)
         # What others have written in a transaction that was given up was never sent.
-        await set_one(cluster, group, ISOLATION, "read_committed", timeout=_left(end))
+        wanted = {RESET: "earliest", LOCK: str(lock), RENEW: "true", ISOLATION: "read_committed"}
+        wanted |= await _bounds_of(cluster, group, known, end)
+        wanted = {name: value for name, value in wanted.items() if name in known}
+        if await set_all(cluster, group, wanted, timeout=_left(end)) is not None:
+            wanted[LOCK] = str(await _lock_for(cluster, group, lock, end))
+            for name, value in tuple(wanted.items()):
+                if await set_one(cluster, group, name, value, timeout=_left(end)) is not None:
+                    del wanted[name]
+        _known_of(cluster).note(group, wanted)
     except AuthorizationError as error:
         logger.debug("group %s keeps the settings of its brokers: %s", group, error)
+
+
+async def _bounds_of(cluster: Cluster, group: str, known: Collection[str], end: float) -> dict[str, str]:
+    """Return the highest numbers that brokers take: of one queue's group as of any other's."""
+    own = _known_of(cluster)
+    async with own.lock:
+        for name, most, usual in ((LIMIT, MOST_DELIVERIES, 5), (WINDOW, WIDEST, 2000)):
+            if name in known and name not in own.most:
+                own.most[name] = str(await _most(cluster, group, name, most, usual, end))
+        return dict(own.most)
 
 
 async def _lease(cluster: Cluster, queue: AnyQueue, end: float) -> float:
@@ -234,22 +299,23 @@ async def _lease(cluster: Cluster, queue: AnyQueue, end: float) -> float:
     return queue.lease if found is None else found
 
 
-async def _lock_for(cluster: Cluster, group: str, wanted: int, end: float) -> None:
-    """Set how long a record stays with a silent member: as long as *wanted*, or what the brokers take next to it."""
-    if await _set(cluster, group, LOCK, wanted, end):
-        return
+async def _lock_for(cluster: Cluster, group: str, wanted: int, end: float) -> int:
+    """Return how long brokers let a record stay with a silent member: as long as *wanted*, or what they take next to it."""
+    if await takes(cluster, group, LOCK, wanted, timeout=_left(end)):
+        return wanted
     for anchor in _ANCHORS:
         if await takes(cluster, group, LOCK, anchor, timeout=_left(end)):
-            await _set(cluster, group, LOCK, await _nearest(cluster, group, LOCK, anchor, wanted, end), end)
-            return
+            return await _nearest(cluster, group, LOCK, anchor, wanted, end)
+    return wanted
 
 
-async def _as_much(cluster: Cluster, group: str, name: str, most: int, usual: int, end: float) -> None:
-    """Set a number as high as the brokers take it, up to *most*; below *usual* nothing is set."""
-    if await _set(cluster, group, name, most, end):
-        return
-    if await takes(cluster, group, name, usual, timeout=_left(end)):
-        await _set(cluster, group, name, await _nearest(cluster, group, name, usual, most, end), end)
+async def _most(cluster: Cluster, group: str, name: str, most: int, usual: int, end: float) -> int:
+    """Return how high brokers take a number, up to *most*; *usual* where they take neither."""
+    if await takes(cluster, group, name, most, timeout=_left(end)):
+        return most
+    if not await takes(cluster, group, name, usual, timeout=_left(end)):
+        return usual
+    return await _nearest(cluster, group, name, usual, most, end)
 
 
 async def _nearest(cluster: Cluster, group: str, name: str, taken: int, refused: int, end: float) -> int:
@@ -273,10 +339,6 @@ async def takes(cluster: Cluster, group: str, name: str, value: int, *, timeout:
     return await set_one(cluster, group, name, str(value), timeout=timeout, trying=True) is None
 
 
-async def _set(cluster: Cluster, group: str, name: str, value: int, end: float) -> bool:
-    return await set_one(cluster, group, name, str(value), timeout=_left(end)) is None
-
-
 async def lease_of(cluster: Cluster, group: str, wanted: float, *, timeout: float) -> float | None:
     """Return how long a record stays with a silent member of the share group *group*.
 
@@ -287,10 +349,10 @@ async def lease_of(cluster: Cluster, group: str, wanted: float, *, timeout: floa
         BrokerUnavailable: no answer within *timeout* seconds.
     """
     end = _now() + timeout
-    found = (await settings(cluster, group, timeout=_left(end))).get(LOCK)
-    if found is None:
+    found = {**await settings(cluster, group, timeout=_left(end)), **_known_of(cluster).latest(group)}
+    if LOCK not in found:
         return None
-    lock, asked = int(found), round(wanted * _SECOND)
+    lock, asked = int(found[LOCK]), round(wanted * _SECOND)
     if lock == asked:
         return wanted
     try:

@@ -25,7 +25,7 @@ from ._cluster import PAUSE, Cluster
 from ._context import Context
 from ._coordinator import OFFSETS, ask, commit_codes, commit_error, committed, moved
 from ._cut import cut
-from ._engine import reserve
+from ._engine import decide
 from ._errors import RETRY, of_code
 from ._look import Look, bounds
 from ._member import Member
@@ -71,8 +71,7 @@ async def migrate(context: Context, queue: AnyQueue, *, timeout: float) -> None:
             raise _live(queue) from failed
         if failed is not None:
             raise failed
-    terms = await reserve(cluster, queue, info, timeout=_left(end))
-    if terms.engine != "share":
+    if await decide(cluster, queue, info, timeout=_left(end)) != "share":
         raise _live(queue)
 
 

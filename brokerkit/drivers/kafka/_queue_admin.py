@@ -20,7 +20,7 @@ from ._consumer import purged
 from ._context import Context
 from ._create import create
 from ._cut import ALL, cut
-from ._engine import engine_of, lease_of, reserve
+from ._engine import decide, engine_of, lease_of
 from ._look import Look, bounds
 from ._progress import Ages, Progress, earliest, progress, undone
 from ._records import is_tick, parse_position
@@ -78,7 +78,7 @@ class QueueAdmin:
             return
         await check_queue(self._cluster, queue, self._context.settings.shown, timeout=_left(until))
         try:
-            await reserve(self._cluster, queue, info, timeout=_left(until))
+            await decide(self._cluster, queue, info, timeout=_left(until))
         except AuthorizationError as error:
             logger.debug("%r: its first consumer decides what serves it: %s", queue, error)
 

@@ -74,17 +74,28 @@ async def describe(cluster: Cluster, group: str, *, timeout: float) -> Described
         AuthorizationError: the group may not be described.
         BrokerUnavailable: no answer within *timeout* seconds.
     """
+    return (await look_up(cluster, group, timeout=timeout))[0]
+
+
+async def look_up(cluster: Cluster, group: str, *, timeout: float) -> tuple[Described | None, bool]:
+    """Return the same, and whether the cluster has share groups.
+
+    Raises:
+        AuthorizationError: the group may not be described.
+        BrokerUnavailable: no answer within *timeout* seconds.
+    """
     found = await _as_share(cluster, group, timeout)
+    has = found is not None and found.error_code is not ErrorCode.unsupported_version
     if found is not None and found.error_code is ErrorCode.none:
-        return Described("share", tuple(f"{one.member_id} at {one.client_host}" for one in found.members))
+        return Described("share", tuple(f"{one.member_id} at {one.client_host}" for one in found.members)), has
     request = _classic.DescribeGroupsRequest(groups=(group,), include_authorized_operations=False)
     (found,) = (await _asked(cluster, group, request, _of_groups, timeout)).groups
     if found.error_code not in {ErrorCode.none, ErrorCode.group_id_not_found}:
         raise of_code(int(found.error_code), f"DESCRIBE on group {group}")
     if found.error_code is not ErrorCode.none or found.group_state in {"Dead", ""}:
-        return None
+        return None, has
     members = (f"{one.group_instance_id or one.member_id} at {one.client_host}" for one in found.members)
-    return Described("classic", tuple(members))
+    return Described("classic", tuple(members)), has
 
 
 async def offered(cluster: Cluster, group: str, *, timeout: float) -> bool:
@@ -255,17 +266,33 @@ async def set_one(
         AuthorizationError: it may not be set.
         BrokerUnavailable: no answer within *timeout* seconds; it may be set.
     """
+    return await set_all(cluster, group, {name: value}, timeout=timeout, trying=trying)
+
+
+async def set_all(
+    cluster: Cluster, group: str, values: Mapping[str, str | None], *, timeout: float, trying: bool = False
+) -> BrokerError | None:
+    """Do the same with several settings: all of them or none.
+
+    Raises:
+        AuthorizationError: they may not be set.
+        BrokerUnavailable: no answer within *timeout* seconds; they may be set.
+    """
 
     def code(answer: Any) -> Any:
         return answer.responses[0]
 
-    operation = _UNSET if value is None else _SET
     request = _incremental.IncrementalAlterConfigsRequest(
         resources=(
             _incremental.AlterConfigsResource(
                 resource_type=_GROUP,
                 resource_name=group,
-                configs=(_incremental.AlterableConfig(name=name, config_operation=operation, value=value),),
+                configs=tuple(
+                    _incremental.AlterableConfig(
+                        name=name, config_operation=_UNSET if value is None else _SET, value=value
+                    )
+                    for name, value in values.items()
+                ),
             ),
         ),
         validate_only=trying,
@@ -286,8 +313,8 @@ async def forget(cluster: Cluster, group: str, *, timeout: float) -> None:
     if not await cluster.shares(timeout=timeout):
         return
     try:
-        for name in _OURS:
-            await set_one(cluster, group, name, None, timeout=timeout)
+        known = await settings(cluster, group, timeout=timeout)
+        await set_all(cluster, group, {name: None for name in _OURS if name in known}, timeout=timeout)
     except AuthorizationError as error:
         logger.debug("group %s: its settings stay: %s", group, error)
 
