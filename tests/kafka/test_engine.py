@@ -15,7 +15,7 @@ from kio.schema.errors import ErrorCode
 
 from brokerkit import AuthorizationError, Broker, ConfigError, Queue, connect
 from brokerkit.address import AnyQueue
-from brokerkit.drivers.kafka import _engine, _share_group
+from brokerkit.drivers.kafka import _coordinator, _engine, _share_group
 from brokerkit.drivers.kafka._coordinator import committed, persist, store_start
 from brokerkit.drivers.kafka._create import create
 from brokerkit.drivers.kafka._engine import Terms, engine_of, lease_of, reserve
@@ -203,6 +203,39 @@ async def test_who_was_held_up_after_looking_looks_again(monkeypatch: pytest.Mon
         assert calls == 1
 
 
+@pytest.mark.parametrize("version", ["4.3.1", "3.9.2"])
+async def test_what_takes_long_to_be_carried_out_goes_by_another_look(
+    version: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that is loading: meanwhile another process reserves the group, works, and leaves."""
+    queue, url = named(), shared_kafka(version).url()
+    async with process(queue, url, queue_partitions=2) as quick, process(queue, url, keep=True) as slow:
+        await quick.make()
+        await quick.put(queue, ["a", "b"])
+        asked = persist
+
+        async def loading(cluster: object, group: str, request: Any, codes: Any, what: str, timeout: float) -> Any:
+            if cluster is not slow.cluster or "storing" not in what:
+                return await asked(cluster, group, request, codes, what, timeout)  # type: ignore[arg-type]
+            monkeypatch.undo()
+            await quick.reserve()
+            if version == "3.9.2":
+                await store_start(quick.cluster, queue.name, queue.name, {0: (1, ""), 1: (1, "")}, PATIENCE)
+            else:
+                await begin(quick.cluster, queue.name, queue.name, {0: 1, 1: 1}, timeout=PATIENCE)
+            assert timeout <= 1.0
+            raise BrokerUnavailable("the group's coordinator is loading what it knows")
+
+        monkeypatch.setattr(_share_group, "persist", loading)
+        monkeypatch.setattr(_coordinator, "persist", loading)
+        assert (await slow.reserve()).engine == ("classic" if version == "3.9.2" else "share")
+        if version == "3.9.2":
+            stored = await committed(slow.cluster, queue.name, queue.name, range(2), PATIENCE)
+            assert set(stored.values()) == {(1, "")}
+        else:
+            assert {place.start for place in (await slow.places(2)).values()} == {1}
+
+
 async def test_a_topic_that_was_made_again_is_read_from_its_first_message_on() -> None:
     async with process(named()) as r:
         await r.make()
@@ -376,7 +409,9 @@ async def begin_or_reserve(r: Process) -> None:
     await begin(r.cluster, r.queue.name, r.queue.name, {0: 0}, timeout=PATIENCE)
 
 
-async def test_without_the_right_to_configure_the_group_nothing_is_missed_either() -> None:
+async def test_without_the_right_to_configure_the_group_nothing_is_missed_either(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     queue = named()
     given = [*on_topic(queue), right("group", queue.name, "read")]
     async with allowed(*given) as endpoints, process(queue, endpoints.url()) as admin:
@@ -385,6 +420,8 @@ async def test_without_the_right_to_configure_the_group_nothing_is_missed_either
             await r.put(queue, [str(number) for number in range(10)])
             # What may not be read is the least: so nothing is dropped that could have been kept.
             assert await r.reserve() == Terms("share", limit=2)
+            assert "partitions that are added to it while it is consumed may be passed over: " in caplog.text
+            assert f"on group {queue.name}" in caplog.text
             found = await admin.places()
             assert {place.start for place in found.values()} == {0}
             assert sum(place.lag for place in found.values()) == 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -132,21 +132,25 @@ async def decide(cluster: Cluster, queue: AnyQueue, info: TopicInfo, *, timeout:
     """Return what serves *queue* as `reserve` does, and raise the same."""
     end = _now() + timeout
     group = queue.name
+    problem: BrokerError = BrokerUnavailable(f"group {group} could not be reserved in time")
     while True:
         found, offers = await look_up(cluster, group, timeout=_left(end))
-        if found is not None:
-            if found.engine == "share":
-                await _begin_rest(cluster, queue, info, end)
-            return found.engine
         try:
+            if found is not None:
+                if found.engine == "share":
+                    await _begin_rest(cluster, queue, info, end)
+                return found.engine
             if offers and await _begin_share(cluster, queue, info, end):
                 return "share"
             if not offers and await _begin_classic(cluster, queue, info, end):
                 return "classic"
         except NotOffered:  # switched off a moment ago
             logger.debug("group %s: the cluster has no share groups any more", group)
+        except BrokerUnavailable as error:
+            problem = error
+            await asyncio.sleep(PAUSE)
         if _now() > end:
-            raise BrokerUnavailable(f"group {group} could not be reserved in time")
+            raise problem
 
 
 async def terms_of(cluster: Cluster, group: str, *, timeout: float) -> Terms:
@@ -188,13 +192,13 @@ async def _begin_classic(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end
         return False
     starts = {number: (start, "") for number, (start, _) in begins.items()}
     try:
-        return await store_start(cluster, group, info.name, starts, _left(end))
-    except AuthorizationError:
+        return await store_start(cluster, group, info.name, starts, _soon(end))
+    except (AuthorizationError, BrokerUnavailable):
         raise
     except BrokerError as error:
-        if isinstance(error, BrokerUnavailable) or await engine_of(cluster, group, timeout=_left(end)) is not None:
-            return False  # somebody else was first
-        raise other_kind(group) from error
+        if await engine_of(cluster, group, timeout=_left(end)) is None:
+            raise other_kind(group) from error
+        return False  # somebody else was first
 
 
 # ---------------------------------------------------------------------- share
@@ -214,7 +218,7 @@ async def _begin_share(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: 
         return False
     starts = {number: start for number, (start, _) in begins.items()}
     try:
-        return await begin(cluster, group, info.name, starts, timeout=_left(end))
+        return await begin(cluster, group, info.name, starts, timeout=_soon(end))
     except ConfigError as error:
         if isinstance(error, NotOffered) or await engine_of(cluster, group, timeout=_left(end)) is None:
             raise
@@ -235,7 +239,7 @@ async def _begin_rest(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: f
     denied = await _from_the_start(cluster, group, end)
     begins = await bounds(cluster, info, unread, timeout=_left(end))
     starts = {number: start for number, (start, _) in begins.items()}
-    if await begin(cluster, group, info.name, starts, timeout=_left(end)) or denied is None:
+    if await begin(cluster, group, info.name, starts, timeout=_soon(end)) or denied is None:
         return
     # Live members begin by the group's settings.
     try:
@@ -263,6 +267,7 @@ async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
     Brokers know more or fewer settings, and each has its own bounds.
     """
     group = queue.name
+    known: Mapping[str, str] = {}
     try:
         known = await settings(cluster, group, timeout=_left(end))
         lock = round(await _lease(cluster, queue, end) * _SECOND)
@@ -277,7 +282,12 @@ async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
                     del wanted[name]
         _known_of(cluster).note(group, wanted)
     except AuthorizationError as error:
-        logger.debug("group %s keeps the settings of its brokers: %s", group, error)
+        if known.get(RESET) != "earliest":
+            logger.warning(
+                "%r: messages in partitions that are added to it while it is consumed may be passed over: %s",
+                queue,
+                error,
+            )
 
 
 async def _bounds_of(cluster: Cluster, group: str, known: Collection[str], end: float) -> dict[str, str]:
@@ -367,6 +377,11 @@ async def lease_of(cluster: Cluster, group: str, wanted: float, *, timeout: floa
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _soon(end: float) -> float:
+    """Return for how long a group may be begun by what was seen of it: by then others may have worked in it and left."""
+    return min(_left(end), _FRESH)
 
 
 def _left(end: float) -> float:
