@@ -169,7 +169,9 @@ class Consumer(Protocol):
         ...
 
     @prefetch.setter
-    def prefetch(self, value: int) -> None: ...
+    def prefetch(self, value: int) -> None:
+        """Change it."""
+        ...
 
     @property
     def ended(self) -> bool:
