@@ -148,7 +148,7 @@ class _Part:
         self.terms = terms
         self.verdict = verdict
         # Of several explanations the first one counts: what was done before what merely happened.
-        self.faults = sorted(faults, key=lambda fault: (fault.clean, fault.what == "stall", fault.begin))
+        self.faults = sorted(faults, key=lambda fault: (fault.clean, fault.seen, fault.begin))
         self.published: dict[str, Outbound] = {}
         self.runs: dict[str, list[_Run]] = defaultdict(list)
         self.acked: dict[str, Entry] = {}

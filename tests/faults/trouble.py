@@ -35,6 +35,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """All that was stored before its end is gone."""
     stops: bool = False
     """The process was stopped somewhere in what it did, and went on there in the end."""
+    seen: bool = False
+    """Nobody has done it: the histories show it."""
     times: int = 1
     """How often it may end what a process has with the server: each time counts a delivery."""
 
@@ -46,7 +48,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 def stalled(entries: Iterable[Entry]) -> list[Fault]:
     """Return when an event loop stood still."""
     return [
-        Fault(what="stall", begin=entry.at - entry.took, end=entry.at, to=entry.by, moves=True, stops=True)
+        Fault(what="stall", begin=entry.at - entry.took, end=entry.at, to=entry.by, moves=True, stops=True, seen=True)
         for entry in entries
         if entry.what == "stalled"
     ]
@@ -69,7 +71,7 @@ def slow(entries: Iterable[Entry], faults: Sequence[Fault]) -> list[Fault]:
                     continue
                 while found and found[-1].end >= begin:
                     begin = min(begin, found.pop().begin)
-                found.append(Fault(what="slow server", begin=begin, end=entry.at))
+                found.append(Fault(what="slow server", begin=begin, end=entry.at, seen=True))
             case _:
                 pass
     return found
