@@ -80,7 +80,7 @@ SORTED: tuple[Mutant, ...] = (
         file=READER,
         old="            if lock.count >= threshold:\n                rescued.append(lease)\n            elif",
         new="            if",
-        tests=broker("test_share_consumer_rules", "test_a_record_is_rescued_before_anything_else"),
+        tests=broker("test_share_consumer_safety", "test_a_record_is_rescued_before_anything_else"),
     ),
     Mutant(
         name="a third delivery of a share group comes in company",
@@ -88,7 +88,7 @@ SORTED: tuple[Mutant, ...] = (
         file=READER,
         old="elif record.deliveries + lock.count >= LONE_DELIVERY:",
         new="elif record.deliveries + lock.count > LONE_DELIVERY:",
-        tests=broker("test_share_consumer_rules", "test_a_suspect_comes_alone_and_what_came_with_it_counts_nothing"),
+        tests=broker("test_share_consumer_safety", "test_a_suspect_comes_alone_and_what_came_with_it_counts_nothing"),
     ),
     Mutant(
         name="what has expired waits for ever",
@@ -104,7 +104,7 @@ SORTED: tuple[Mutant, ...] = (
         file=RESCUE,
         old="self.deliveries if counted else self.deliveries - 1",
         new="self.deliveries",
-        tests=broker("test_share_consumer_rules", "test_leaving_hands_everything_back_uncounted"),
+        tests=broker("test_share_consumer_safety", "test_leaving_hands_everything_back_uncounted"),
     ),
     Mutant(
         name="an original is done without a copy",
@@ -112,7 +112,7 @@ SORTED: tuple[Mutant, ...] = (
         file=RESCUE,
         old="                    problem = problem or result\n                elif held.pop",
         new="                    problem = problem or result\n                if held.pop",
-        tests=broker("test_share_consumer_rules", "test_what_cannot_be_copied_in_time_is_handed_back_itself"),
+        tests=broker("test_share_consumer_safety", "test_what_cannot_be_copied_in_time_is_handed_back_itself"),
     ),
     Mutant(
         name="who hands something back is its last hope",
@@ -120,7 +120,7 @@ SORTED: tuple[Mutant, ...] = (
         file=RESCUE,
         old="if lease.lock.count < self._limit and self._held.pop(",
         new="if self._held.pop(",
-        tests=broker("test_share_consumer_rules", "test_releasing_does_not_let_the_broker_drop_anything"),
+        tests=broker("test_share_consumer_safety", "test_releasing_does_not_let_the_broker_drop_anything"),
     ),
     Mutant(
         name="who holds something does not hear that it is lost",
