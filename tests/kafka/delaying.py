@@ -99,8 +99,11 @@ class Worker(Process):
 
 @asynccontextmanager
 async def worker(url: str, of: AnyQueue, **options: object) -> AsyncIterator[Worker]:
-    """Connect; the queue is deleted by `finished`."""
-    made = Worker(url, **options)
+    """Connect; the queue is deleted by `finished`.
+
+    Its session is long: a member that a busy machine keeps from its signs of life is one that has died, and things repeat.
+    """
+    made = Worker(url, **{"session": 10.0, **options})
     async with made.driver:
         made.begin(of)
         yield made

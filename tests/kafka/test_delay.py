@@ -154,7 +154,7 @@ async def test_delays_outlive_all_processes(url: str, mails: AnyQueue) -> None:
 async def test_a_crash_between_forward_and_commit_brings_it_twice(
     url: str, mails: AnyQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with worker(url, mails) as p:
+    async with worker(url, mails, session=1.0) as p:
         await p.make()
         stored = asyncio.Event()
         copy = p.context.outboxes.copy
@@ -186,7 +186,7 @@ async def test_what_is_being_moved_when_the_last_consumer_leaves_comes_once(
     url: str, mails: AnyQueue, monkeypatch: pytest.MonkeyPatch, takes: float
 ) -> None:
     """A cluster that takes its time is no fault."""
-    async with worker(url, mails, session=10.0) as p:
+    async with worker(url, mails) as p:
         await p.make()
         begun = asyncio.Event()
         copy = p.context.outboxes.copy
