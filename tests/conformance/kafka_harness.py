@@ -11,7 +11,7 @@ from brokerkit.address import AnyTopic
 from brokerkit.broker import Broker, connect
 from brokerkit.driver import Capabilities
 from brokerkit.drivers.kafka import KafkaDriver
-from brokerkit.testing.conformance import Harness
+from brokerkit.testing.conformance import Harness, Kind
 from tests.servers.kafka import PREFIX, Endpoints, KafkaCluster, Network, Version, rights, shared_kafka
 
 SLOW: Final = float(os.environ.get("BROKERKIT_PATIENCE", "1"))
@@ -31,6 +31,9 @@ class KafkaHarness(Harness):
     deadline = 20.0 * SLOW
     topics: ClassVar[Capabilities | None] = Capabilities(backend="kafka", durable=True, replay=True, key_order=True)
     queues = Capabilities(backend="kafka", durable=True, delay=True, ttl=True, shared=True, migrate=True)
+
+    def crowd(self, kind: Kind, wanted: int) -> int:
+        return min(super().crowd(kind, wanted), 12)  # each has connections, tasks and a membership of its own
 
     def options(self) -> Mapping[str, object]:
         return {**super().options(), "queue_partitions": self.consumers or 2}

@@ -318,7 +318,7 @@ class Requesting(Suite):
             request: Any = broker.request
             for address in (system.queue(), system.topic()):
                 with pytest.raises(ConfigError):
-                    await request(address, "q", timeout=system.quiet)
+                    await request(address, "q", timeout=system.deadline)
             for timeout in (0, -1, float("nan"), None):
                 with pytest.raises((ConfigError, TypeError)):
                     await request(quotes(system), "q", timeout=timeout)

@@ -66,7 +66,7 @@ def copies(nodes: int) -> Mapping[str, str]:
         settings[f"{topic}.replication.factor"] = factor
     settings["transaction.state.log.min.isr"] = settings["share.coordinator.state.topic.min.isr"] = least
     # A broker that was killed is let in again when its last session is over.
-    settings["broker.session.timeout.ms"] = 1000 if nodes == 1 else 2000
+    settings["broker.session.timeout.ms"] = 2000
     return {name: str(value) for name, value in settings.items()}
 
 
