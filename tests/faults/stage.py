@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
@@ -285,12 +284,7 @@ class Stage:
         if self._forgets:
             await self._quiet()
         else:
-            with contextlib.suppress(TimeoutError):  # the checker says what is missing
-                async with asyncio.timeout(drain * PATIENCE):
-                    while self.pending():
-                        self._look()
-                        await asyncio.sleep(0.05)
-                        self._reading.more()
+            await self._drain(drain * PATIENCE)
         await self.stop(*self.consumers)
         self._reading.more()
         letters = await self.letters()
@@ -312,6 +306,18 @@ class Stage:
             **self._terms,
         }
         return {name: terms[name] for name in self.of}
+
+    async def _drain(self, patience: float) -> None:
+        """Wait until nothing is pending, for longer while it becomes less: the checker says what is missing."""
+        begin = now()
+        end, left = begin + patience, len(self.pending())
+        while left and now() < end:
+            self._look()
+            await asyncio.sleep(0.05)
+            if self._reading.more():
+                before, left = left, len(self.pending())
+                if left < before:
+                    end = max(end, min(now() + patience / 3, begin + 4 * patience))
 
     async def _quiet(self) -> None:
         """Wait until nothing has been done for longer than a lease: some of what was stored may never come."""
