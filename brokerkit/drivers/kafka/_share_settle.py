@@ -65,8 +65,9 @@ class ShareOwner(ShareReader):
                 del held[lease]
                 del leases[lease.lock]
                 lease.settled = freed = True
+                adrift = lease.lock.until <= now  # others may have it: then it is known later whether this counts
                 share.accept(lease.lock)
-                if confirm:
+                if confirm or adrift:
                     doubtful[index] = lease
         if freed:
             self._freed()
