@@ -164,6 +164,7 @@ class FakeShare:
         timeout: float,
         lock: float | None,
         window: int,
+        widens: bool,
     ) -> None:
         self.world: World = cluster.world
         self.told = told

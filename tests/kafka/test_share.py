@@ -21,6 +21,7 @@ from brokerkit.drivers.kafka._share_locks import HELD, LOST, OVER
 from brokerkit.errors import NotFound
 from tests.servers.kafka import Network, Refused, shared_kafka
 
+from .consuming import widen
 from .reading import cluster, delete_before, made, numbered, write, writer
 from .sharing import SOON, Member, member
 
@@ -313,3 +314,18 @@ async def test_a_topic_that_is_deleted_is_told() -> None:
         await one.until(lambda: one.errors)
         assert isinstance(one.errors[-1], NotFound)
         assert isinstance(one.share.problem, NotFound)
+
+
+async def test_what_is_added_is_left_alone_where_the_broker_might_begin_it_at_its_end() -> None:
+    endpoints = shared_kafka()
+    async with group() as (c, topic), member(c, topic, widens=False) as narrow:
+        await widen(endpoints, topic, 2)
+        store(topic, 3, partition=1)
+        store(topic, 2, partition=0)
+        async with asyncio.timeout(SOON):
+            while len(narrow.taken) < 2 or narrow.share.problem is None:
+                c.stale()
+                await asyncio.sleep(0.05)
+        assert {lock.partition for lock in narrow.taken} == {0}
+        assert "1 partitions more than before" in str(narrow.share.problem)
+        assert (await places(c, topic, topic, [1], timeout=SOON))[1].start < 0  # who comes when it is left begins it

@@ -100,6 +100,8 @@ class Terms(msgspec.Struct, frozen=True):
     """Seconds that a record stays with a member that is silent, if that is known before the first is there."""
     window: int = 2000
     """Records of a partition from the oldest that is not done on, behind which the brokers hand out no more."""
+    widens: bool = True
+    """Whether the brokers begin a partition that is added at its beginning; else what is in it already would be passed over."""
 
 
 async def engine_of(cluster: Cluster, group: str, *, timeout: float) -> Engine | None:
@@ -165,7 +167,7 @@ async def terms_of(cluster: Cluster, group: str, *, timeout: float) -> Terms:
     try:
         found = {**await settings(cluster, group, timeout=_left(end)), **_known_of(cluster).latest(group)}
     except AuthorizationError:
-        return Terms("share", limit=LEAST)
+        return Terms("share", limit=LEAST, widens=False)
     if LIMIT not in found:  # 4.2: not a group's own, but the brokers'
         try:
             found |= await settings_of_broker(cluster, (f"group.{LIMIT}", f"group.{WINDOW}"), timeout=_left(end))
@@ -176,6 +178,7 @@ async def terms_of(cluster: Cluster, group: str, *, timeout: float) -> Terms:
         int(found.get(LIMIT) or found.get(f"group.{LIMIT}") or LEAST),
         int(found[LOCK]) / _SECOND if LOCK in found else None,
         int(found.get(WINDOW) or found.get(f"group.{WINDOW}") or Terms("share").window),
+        found.get(RESET) == "earliest",
     )
 
 
@@ -284,7 +287,7 @@ async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
     except AuthorizationError as error:
         if known.get(RESET) != "earliest":
             logger.warning(
-                "%r: messages in partitions that are added to it while it is consumed may be passed over: %s",
+                "%r: partitions that are added to it while it is consumed are read when all consumers have been left: %s",
                 queue,
                 error,
             )

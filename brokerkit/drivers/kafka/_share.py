@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from ...errors import BrokerError, BrokerUnavailable, NotFound
+from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound
 from ._cluster import Cluster, again
 from ._share_ask import names
 from ._share_locks import ACCEPTED, HELD, LOST, OVER, Hand, Lock, ShareTold, lost_error
@@ -59,10 +59,12 @@ class Share:
         timeout: float,
         lock: float | None,
         window: int = 2000,
+        widens: bool = True,
     ) -> None:
         """*lock* is how long the broker is expected to lock a record for, until it says so itself.
 
-        *window* is how many a partition hands out behind the oldest that is not done.
+        *window* is how many a partition hands out behind the oldest that is not done; *widens*, whether partitions that are
+        added are read, too: a broker might begin them at their end.
         """
         self.cluster = cluster
         self.topic = topic
@@ -76,6 +78,9 @@ class Share:
         self._told = told
         self._timeout = timeout
         self._window = window
+        self._widens = widens
+        self._width = 0
+        """How many partitions there were at first."""
         self._info: TopicInfo | None = None
         self._places: dict[int, Place] = {}
         self._sessions: dict[int, Session] = {}
@@ -93,6 +98,7 @@ class Share:
         self._absent: float | None = None
         """Since when there is no topic."""
         self._broken: BrokerError | None = None
+        self._narrowed: BrokerError | None = None
         self._missing: BrokerError | None = None
 
     def __repr__(self) -> str:
@@ -102,7 +108,8 @@ class Share:
     def problem(self) -> BrokerError | None:
         """Why nothing comes of some partition, if that is known."""
         sessions = (session.problem for session in self._sessions.values() if session.places)
-        return self._broken or self._missing or next((error for error in sessions if error is not None), None)
+        found = next((error for error in sessions if error is not None), None)
+        return self._broken or self._missing or found or self._narrowed
 
     # ------------------------------------------------------------------ what comes
 
@@ -340,8 +347,26 @@ class Share:
         if self._missing is not None or self._closing or self._tasks is None:
             return
         self._info = info or self._info
-        for partition in () if info is None else info.partitions:
+        if info is None:
+            return
+        width = len(info.partitions)
+        if not self._widens:
+            self._width = self._width or width
+            if width > self._width:
+                self._narrow(width)
+                width = self._width
+        for partition in info.partitions[:width]:
             self._place(partition.index, partition.leader, self._tasks)
+
+    def _narrow(self, width: int) -> None:
+        """Tell that partitions which were added are not read."""
+        error = ConfigError(
+            f"{self.topic} has {width - self._width} partitions more than before, which are not read until all its consumers"
+            f" have been left at once: allow ALTER_CONFIGS on group {self.group}, so that it need not be so"
+        )
+        if self._narrowed is None:
+            logger.error("%s", error)
+        self._narrowed = error
 
     def _place(self, index: int, node: int, tasks: TaskGroup) -> None:
         """Have a partition read from *node*, its leader."""

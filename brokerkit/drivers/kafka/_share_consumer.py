@@ -157,7 +157,15 @@ class ShareConsumer(ShareOwner):
         await self._member.join(timeout=timeout)
         terms = self._terms
         self._share = share = Share(
-            context.cluster, name, name, self._member.id, self, timeout=timeout, lock=terms.lock, window=terms.window
+            context.cluster,
+            name,
+            name,
+            self._member.id,
+            self,
+            timeout=timeout,
+            lock=terms.lock,
+            window=terms.window,
+            widens=terms.widens,
         )
         self._returns = Returns(
             name, context.outboxes, share, terms.limit, self._spawn, self._forget, self._put_back_some

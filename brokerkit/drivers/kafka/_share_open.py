@@ -46,8 +46,8 @@ class Opener:
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
-        self._kept: OrderedDict[tuple[int, int, int], tuple[int, list[Native]]] = OrderedDict()
-        """What is open, by partition, first offset and the one behind the last; each with its size in bytes."""
+        self._kept: OrderedDict[tuple[int, int, int, int], tuple[int, list[Native]]] = OrderedDict()
+        """What is open, by partition and its generation, first offset and the one behind the last; each with its size in bytes."""
         self._size = 0
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Opener:
                     continue
                 end = min(last, batch.next - 1)
                 try:
-                    natives = self._opened(place.index, batch, name, end)
+                    natives = self._opened(place, batch, name, end)
                 except BrokerError as error:
                     broken = error
                     place.seize(offset, end, count, until)
@@ -98,9 +98,9 @@ class Opener:
                 offset = end + 1
         return regained, broken
 
-    def _opened(self, index: int, batch: Batch, name: str, end: int) -> list[Native]:
+    def _opened(self, place: Place, batch: Batch, name: str, end: int) -> list[Native]:
         """Return the records of *batch*, of which those up to *end* are wanted."""
-        key = index, batch.base, batch.next
+        key = place.index, place.generation, batch.base, batch.next  # another leader may have others there
         kept = self._kept.pop(key, None)
         if kept is None:
             natives = batch.rest(name, batch.base)

@@ -161,10 +161,10 @@ class Session:
             if wire is None or wire.closed or self._epoch == OPEN or not (parcels or self._telling):
                 return  # the connection's end says enough
             # It may come behind a request that waits for records: what that brings is handed back, too.
-            said = [(index, parcel.said()) for index, parcel in parcels.items()]
-            renew = any(parcel.renewed for parcel in parcels.values())
-            request = ShareAcknowledge(owner.names, CLOSE, owner.id, said, renew=renew)
-            answer = await wire.send(request, timeout)
+            for parcel in parcels.values():
+                parcel.renewed = []  # what is handed back
+            said = [(index, parcel.said()) for index, parcel in parcels.items() if parcel]
+            answer = await wire.send(ShareAcknowledge(owner.names, CLOSE, owner.id, said, renew=False), timeout)
             if answer.error_code is ErrorCode.none:
                 self._hear(parcels, acknowledged(answer), 0.0)
         except BrokerError as error:
