@@ -140,6 +140,11 @@ class Returns:
                     return True
         return False
 
+    @property
+    def under_way(self) -> bool:
+        """Whether something is being put back, and is not given up."""
+        return any(not part.future.done() for part in self._parts)
+
     def __len__(self) -> int:
         return len(self._held)
 

@@ -203,9 +203,9 @@ class ShareConsumer(ShareOwner):
             self._put_back_all(returns)
             if stored := returns.hurry(LEAVING / 2):
                 await asyncio.wait(stored)
-            # What was asked for before may come still: it would be handed back counted.
+            # What was asked for before may come still: it would be handed back counted, or be rescued and come twice.
             quiet = await share.quiet(_QUIET)
-            fresh = not quiet or share.untaken() > 0 or bool(self._idle(returns))
+            fresh = not quiet or share.untaken() > 0 or returns.under_way or bool(self._idle(returns))
 
     def _idle(self, returns: Returns) -> list[Lease]:
         """Return what is in hand, and neither being put back nor being settled."""
