@@ -119,7 +119,9 @@ async def test_the_oldest_brokers_with_share_groups_know_fewer_settings() -> Non
 
 
 @pytest.mark.parametrize("lease", [100.0, 86400.0])
-async def test_a_lease_that_brokers_do_not_take_is_the_next_that_they_do(lease: float) -> None:
+async def test_a_lease_that_brokers_do_not_take_is_the_next_that_they_do(
+    lease: float, caplog: pytest.LogCaptureFixture
+) -> None:
     async with process(named(lease=lease)) as r:
         await r.make()
         assert (await r.reserve()).lock == 60.0
@@ -129,9 +131,14 @@ async def test_a_lease_that_brokers_do_not_take_is_the_next_that_they_do(lease: 
 
         # It is no other setting than the program says: no number of that size makes another one.
         assert await told(lease) == lease
+        assert f"allow no lease of {lease:g} s: 60 s count (group.share.max.record" in caplog.text
+        caplog.clear()
         assert await told(61.0) == 61.0
+        assert caplog.text
+        caplog.clear()
         assert await told(60.0) == 60.0
         assert await told(59.0) == 60.0
+        assert not caplog.text
 
 
 async def test_a_lease_that_is_too_short_is_the_next_one_too() -> None:

@@ -355,7 +355,7 @@ async def takes(cluster: Cluster, group: str, name: str, value: int, *, timeout:
 async def lease_of(cluster: Cluster, group: str, wanted: float, *, timeout: float) -> float | None:
     """Return how long a record stays with a silent member of the share group *group*.
 
-    That is *wanted* also where it is what the brokers have made of that number.
+    That is *wanted* also where it is what the brokers have made of that number, which is warned of.
 
     Raises:
         AuthorizationError: its settings may not be read.
@@ -375,7 +375,16 @@ async def lease_of(cluster: Cluster, group: str, wanted: float, *, timeout: floa
     except AuthorizationError:
         lowest, highest = 15_000, 60_000  # of brokers that are set up as usual
         same = min(max(asked, lowest), highest) == lock
-    return wanted if same else lock / _SECOND
+    if not same:
+        return lock / _SECOND
+    logger.warning(
+        "queue %s: the brokers allow no lease of %g s: %g s count (group.share.%s.record.lock.duration.ms)",
+        group,
+        wanted,
+        lock / _SECOND,
+        "max" if asked > lock else "min",
+    )
+    return wanted
 
 
 def _now() -> float:
