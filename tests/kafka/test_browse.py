@@ -157,7 +157,7 @@ async def test_what_is_no_position_is_refused() -> None:
 async def test_what_does_not_exist_is_not_found() -> None:
     async with opened(url()) as r:
         for address in (r.topic, r.letters, r.again):
-            with pytest.raises(NotFound, match=r"orders.*declare it"):
+            with pytest.raises(NotFound, match=r"orders.*does not exist"):
                 await r.seen(address)
 
 
