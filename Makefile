@@ -11,8 +11,10 @@ CONSTRAINTS := tests/constraints.txt
 BACKENDS := redis,kafka
 RESULTS := $(abspath $(VENV))/results.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
-WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_oldest_sharing.py kafka_old.py)
-MANY := -n 12 --dist worksteal
+WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
+# Brokers that differ little from newer ones.
+MORE := tests/conformance/test_kafka_oldest_sharing.py
+MANY := -n 16 --dist worksteal
 # Which is how much longer than on an idle machine things may take on Kafka, beside so many others.
 PATIENCE := 1.5
 # Each of their tests kills and freezes brokers of its own, three at a time: too much for every day.
@@ -43,16 +45,17 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 
 pytest: $(VENV)/.dev
 	@rm -f $(RESULTS)
-	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 5 --dist loadgroup $(addprefix --ignore=,$(WAITING) $(LONG))
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 5 --dist loadgroup $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG))
 	@BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE) $(BIN)/python -m pytest $(MANY) $(WAITING)
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 
 test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
 	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults $(LONG)
+	@BROKERKIT_PATIENCE=$(PATIENCE) $(BIN)/python -m pytest $(MANY) $(MORE)
 
 promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite on all systems
 	@rm -f $(RESULTS)
-	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 tests/conformance $(addprefix --ignore=,$(WAITING))
+	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 tests/conformance $(addprefix --ignore=,$(WAITING) $(MORE))
 	@BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE) $(BIN)/python -m pytest $(MANY) $(WAITING)
 	@$(BIN)/python -m brokerkit.testing.conformance.promises $(RESULTS) README.md
 

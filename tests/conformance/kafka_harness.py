@@ -22,6 +22,7 @@ class KafkaHarness(Harness):
     """Real time.  The broker lets the user of the tests do what README lists, and nothing else."""
 
     column = "kafka 4.3"
+    prompt = True
     version: ClassVar[Version] = "4.3.1"
     lease = 1.0 * SLOW
     session = 2.0 * SLOW
@@ -143,6 +144,7 @@ class OldKafkaHarness(KafkaHarness):
     """Brokers without share groups."""
 
     column = "kafka 3.9"
+    prompt = False
     version = "3.9.2"
     lease = 1.5 * SLOW  # a session: that is how long a process that has died owns what it had
     consumers = 4

@@ -43,6 +43,8 @@ class Harness:
     """Seconds after which a topic's member that has died is certainly replaced."""
     quiet: ClassVar[float] = 0.5
     """Seconds after which a working system has delivered what there is; a check that nothing comes waits as long."""
+    prompt: ClassVar[bool] = False
+    """Whether others get what a process has in hand as soon as its connections have ended."""
     retention: ClassVar[float] = 1.0
     """``Topic.retention`` of the topics from which `expire` removes records."""
     bounded: ClassVar[Mapping[str, object] | None] = None

@@ -53,7 +53,7 @@ COLUMNS = (
     Column("Redis 7", ("redis 7",), ("topic", "queue")),
     Column("Valkey 9", ("valkey 9",), ("topic", "queue")),
     Column("Kafka topic", ("kafka 4.3", "kafka 3.9"), ("topic",)),
-    Column("Kafka queue (share)", ("kafka 4.3", "kafka 4.2"), ("queue",)),
+    Column("Kafka queue (share)", ("kafka 4.3",), ("queue",)),
     Column("Kafka queue (classic)", ("kafka 3.9",), ("queue",)),
 )
 
