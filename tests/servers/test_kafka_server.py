@@ -127,7 +127,7 @@ async def connect(endpoints: Endpoints, listener: Any, **options: Any) -> list[s
         options["ssl_context"] = context
     at = endpoints.bootstrap(listener)
     consumer = aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=at, security_protocol=protocol, request_timeout_ms=3000, **{**login, **options}
+        bootstrap_servers=at, security_protocol=protocol, request_timeout_ms=20_000, **{**login, **options}
     )
     try:
         await consumer.start()

@@ -351,3 +351,10 @@ def test_a_run_notes_its_outcomes_and_begins_anew_in_each_process(
     ]
     assert "as it should" in lines[1]["error"]
     assert "queue.dedup" in lines[0]["claims"]
+
+
+def test_of_a_test_that_ran_twice_the_last_run_counts(tmp_path: Path) -> None:
+    line = {"column": "memory", "test": "A.test", "kinds": ["queue"], "claims": [], "seed": 0, "error": ""}
+    results = tmp_path / "results.jsonl"
+    results.write_text("\n".join(json.dumps(line | {"ok": ok}) for ok in (False, True)), encoding="utf-8")
+    assert [one["ok"] for one in promises.read(results)["memory"]["A.test"]] == [True]

@@ -313,11 +313,14 @@ class Stale(Exception):
 
 
 def read(results: Path) -> dict[str, dict[str, list[dict[str, object]]]]:
-    """Return the lines of *results* by harness and test, the kind of address in brackets left out."""
-    found: dict[str, dict[str, list[dict[str, object]]]] = defaultdict(lambda: defaultdict(list))
+    """Return the lines of *results* by harness and test, the kind of address in brackets left out; the last of a test counts."""
+    last: dict[tuple[object, ...], dict[str, object]] = {}
     for text in results.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
-        found[line["column"]][line["test"]].append(line)
+        last[line["column"], line["test"], *line["kinds"], line["seed"]] = line
+    found: dict[str, dict[str, list[dict[str, object]]]] = defaultdict(lambda: defaultdict(list))
+    for line in last.values():
+        found[str(line["column"])][str(line["test"])].append(line)
     return found
 
 
