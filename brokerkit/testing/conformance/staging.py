@@ -194,7 +194,10 @@ class Staging(Suite):
             assert letter.dead.error == "NotFound"
 
     async def test_what_is_staged_for_an_address_that_has_vanished_is_stored(self, system: Harness, kind: Kind) -> None:
-        """With declare="auto" the address is created anew; the message is no dead letter."""
+        """With declare="auto" the address is created anew; the message is no dead letter.
+
+        Where settling is not atomic the answer to the first attempt may be lost with the address: then it is stored again.
+        """
         address, out = system.address(kind), system.target()
         inside, go = asyncio.Event(), asyncio.Event()
 
@@ -208,7 +211,11 @@ class Staging(Suite):
             await inside.wait()
             await admin.delete(out)
             go.set()
-            assert await stored(system, admin, out) == ["value"]
+            values = await stored(system, admin, out)
+            claim = system.queues if kind == "queue" else system.topics
+            most = 1 if claim is not None and claim.atomic else 2
+            assert set(values) == {"value"}
+            assert len(values) <= most
             assert not system.seen(DeadLettered)
 
     @needs("queue.delay", "queue.priority")
