@@ -194,10 +194,8 @@ class Staging(Suite):
             assert letter.dead.error == "NotFound"
 
     async def test_what_is_staged_for_an_address_that_has_vanished_is_stored(self, system: Harness, kind: Kind) -> None:
-        """With declare="auto" the address is created anew; the message is no dead letter.
-
-        Where settling is not atomic the answer to the first attempt may be lost with the address: then it is stored again.
-        """
+        """With declare="auto" the address is created anew; the message is no dead letter."""
+        # Where settling is not atomic the answer to the first attempt may be lost with the address: then it is stored again.
         address, out = system.address(kind), system.target()
         inside, go = asyncio.Event(), asyncio.Event()
 
