@@ -17,11 +17,10 @@ MORE := tests/conformance/test_kafka_oldest_sharing.py
 MANY := -n 16 --dist worksteal
 # Which is how much longer than on an idle machine things may take on Kafka, beside so many others.
 PATIENCE := 1.5
-# Real brokers are late on a machine that has many of them: what fails beside all others runs once more, by itself.
-# In one process of xdist's, since a process without it would begin the file of results anew.
-AGAIN := || { echo "once more, by itself, what has failed:"; $(BIN)/python -m pytest -n 1 --last-failed --last-failed-no-failures none
 # Each of their tests kills and freezes brokers of its own, three at a time: too much for every day.
 LONG := $(addprefix tests/kafka/test_,publish_faults.py fetch_faults.py)
+# What has a run of its own, or is not for every day.
+APART := $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG))
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -46,12 +45,15 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 		$(MAKE) --no-print-directory VENV=.venv-$$version PYTHON=$$python pytest || exit 1; \
 	done; echo "passed on Python$$found"
 
+# Runs the tests $(2) in the manner $(1).  Real brokers are late on a machine that has many of them: what fails beside all others
+# runs once more, by itself; in one process of xdist's, since a process without it would begin the file of results anew.
+twice = $(BIN)/python -m pytest $(1) $(2) || { echo "once more, by itself, what has failed:"; \
+	$(BIN)/python -m pytest -n 1 --last-failed --last-failed-no-failures none $(2); }
+
 pytest: $(VENV)/.dev
 	@rm -f $(RESULTS)
-	@export BROKERKIT_RESULTS=$(RESULTS); $(BIN)/python -m pytest -n 6 --dist loadgroup $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)) \
-		$(AGAIN) $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)); }
-	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE); \
-		$(BIN)/python -m pytest $(MANY) $(WAITING) $(AGAIN) $(WAITING); }
+	@export BROKERKIT_RESULTS=$(RESULTS); $(call twice,-n 6 --dist loadgroup,$(APART))
+	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE); $(call twice,$(MANY),$(WAITING))
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 
 test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
