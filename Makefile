@@ -8,7 +8,9 @@ URL :=
 ROUNDS := 1
 CONSTRAINTS := tests/constraints.txt
 # By name, since a comma in a call of make's own would part its arguments.
-BACKENDS := redis,kafka
+BACKENDS := redis,kafka,celery
+# What the installation copies or reads; the rest of the package is used where it is.
+SETUP := pyproject.toml $(CONSTRAINTS) brokerkit/_kombu.py
 RESULTS := $(abspath $(VENV))/results.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
 WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
@@ -108,19 +110,19 @@ install = echo "installing $(1) into $(VENV) ..."; \
 		echo "cannot install $(1): see above; is a package index reachable?" >&2; exit 1; }; \
 	touch $@
 
-$(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.run: $(SETUP) | $(VENV)/bin/activate
 	@$(call install,brokerkit,--editable .)
 
-$(VENV)/.redis: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.redis: $(SETUP) | $(VENV)/bin/activate
 	@$(call install,brokerkit for Redis,--editable '.[redis]')
 	@touch $(VENV)/.run
 
-$(VENV)/.kafka: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.kafka: $(SETUP) | $(VENV)/bin/activate
 	@$(call install,brokerkit for Kafka,--editable '.[kafka]')
 	@touch $(VENV)/.run
 
 # A pip older than 25.1 knows no dependency groups.
-$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.dev: $(SETUP) | $(VENV)/bin/activate
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	@$(call install,brokerkit and its tools,--editable '.[$(BACKENDS)]' --group dev)
 	@touch $(VENV)/.run $(VENV)/.redis $(VENV)/.kafka

@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "brokerkit"
 
 LAYERS = (
+    ("_kombu",),
     ("errors",),
     ("clock",),
     ("policy",),
     ("address",),
     ("events",),
     ("driver",),
-    ("_redact", "_tasks", "_heartbeat"),
+    ("_redact", "_tasks", "_thread", "_heartbeat"),
     ("_json",),
     ("_lossless",),
     ("_unions",),
@@ -45,6 +46,7 @@ LAYERS = (
     ("_run",),
     ("__init__",),
     ("blocking",),
+    ("celery",),
     ("testing",),
 )
 """Each row imports only from rows above it, and from its own."""
@@ -118,9 +120,25 @@ KAFKA = (
     ("_driver",),
     ("kafka",),
 )
-DRIVERS = {"redis": REDIS, "kafka": KAFKA}
-CLIENTS = {"redis": {"redis", "hiredis"}, "kafka": {"aiokafka", "kio", "cramjam"}}
-"""Which driver's folder imports which client libraries; nobody else does."""
+CELERY = (
+    ("_envelope", "_errors", "_names", "_url"),
+    ("_bridge",),
+    ("_exchanges", "_intake", "_revokes"),
+    ("transport",),
+    ("_tasks",),
+    ("_publish", "pool"),
+    ("app",),
+    ("worker",),
+    ("celery",),
+)
+"""The same for what connects Celery; the last one is the package."""
+TABLES = {"drivers/redis": REDIS, "drivers/kafka": KAFKA, "celery": CELERY}
+CLIENTS = {
+    "redis": {"redis", "hiredis"},
+    "kafka": {"aiokafka", "kio", "cramjam"},
+    "celery": {"celery", "kombu", "billiard", "vine"},
+}
+"""Which folder imports which client libraries; nobody else does, but for the entry point of Kombu."""
 LONGEST = 500
 
 
@@ -181,17 +199,17 @@ def test_a_row_imports_only_from_rows_above_it(path: Path) -> None:
         assert {room(name) for name in imports(path)} <= DRIVERS_MAY
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_every_module_of_a_driver_has_a_row_and_every_row_a_module(driver: str) -> None:
-    found = {module(path).rpartition(".")[2] for path in sources(f"brokerkit/drivers/{driver}")}
-    assert found == {name for row in DRIVERS[driver] for name in row}
+@pytest.mark.parametrize("folder", TABLES)
+def test_every_module_of_a_folder_has_a_row_and_every_row_a_module(folder: str) -> None:
+    found = {module(path).rpartition(".")[2] for path in sources(f"brokerkit/{folder}")}
+    assert found == {name for row in TABLES[folder] for name in row}
 
 
-@pytest.mark.parametrize("path", sources(*(f"brokerkit/drivers/{driver}" for driver in DRIVERS)), ids=module)
-def test_a_module_of_a_driver_imports_only_from_rows_above_it(path: Path) -> None:
-    driver = path.parent.name
-    places = {name: number for number, row in enumerate(DRIVERS[driver]) for name in row}
-    here, package = module(path).rpartition(".")[2], f"brokerkit.drivers.{driver}."
+@pytest.mark.parametrize("path", sources(*(f"brokerkit/{folder}" for folder in TABLES)), ids=module)
+def test_a_module_of_a_folder_imports_only_from_rows_above_it(path: Path) -> None:
+    folder = path.parent.relative_to(PACKAGE).as_posix()
+    places = {name: number for number, row in enumerate(TABLES[folder]) for name in row}
+    here, package = module(path).rpartition(".")[2], f"brokerkit.{folder.replace('/', '.')}."
     used = {name.removeprefix(package) for name in imports(path) if name.startswith(package)}
     below = {name for name in used if places[name] > places[here]}
     assert not below, f"{here} imports {below} from rows below its own"
@@ -205,7 +223,7 @@ def test_a_client_library_is_imported_by_its_driver_only(path: Path) -> None:
             used |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             used.add((node.module or "").partition(".")[0])
-    own = CLIENTS.get(path.parent.name, set()) if "drivers" in path.parts else set()
+    own = CLIENTS.get("celery" if path == PACKAGE / "_kombu.py" else path.parent.name, set())
     assert not used & set().union(*CLIENTS.values()) - own
 
 

@@ -1,0 +1,1 @@
+"""Celery on brokerkit: Kafka and Redis, as Celery users write it."""
