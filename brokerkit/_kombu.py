@@ -1,9 +1,9 @@
 """What Kombu imports in every process that uses Celery: the names of our transport, and a serializer.
 
 Kombu loads the entry points of the group ``kombu.serializers`` when it is imported, so that ``kafka://`` is brokerkit's
-without a line of code that says so.  The wheel has this file a second time, as the module `_brokerkit_kombu` of its own:
-importing a part of brokerkit would import all of it, in processes too that never use it.  For the same reason nothing is
-imported here that Kombu has not imported.
+without a line of code that says so.  This file is installed as `_brokerkit_kombu`, outside of the package: importing a
+part of brokerkit would import all of it, in processes too that never use it.  For the same reason nothing is imported
+here that Kombu has not imported.
 
 ``BROKERKIT_CELERY_TAKEOVER`` lists the schemes of Kombu's that become brokerkit's, separated by commas: ``kafka`` if it
 is not set, none if it is empty.

@@ -41,9 +41,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Path) -> None:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         metadata = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
         points = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/entry_points.txt"))
-        same = wheel.read("_brokerkit_kombu.py") == wheel.read("brokerkit/_kombu.py")
-    assert names == wanted() | {"_brokerkit_kombu.py"}
-    assert same
+    assert names == wanted() - {"brokerkit/_kombu.py"} | {"_brokerkit_kombu.py"}  # Kombu imports it without the package
     assert "orjson = _brokerkit_kombu:serializer" in points
     assert "Provides-Extra: redis" in metadata
     assert "Provides-Extra: kafka" in metadata
