@@ -12,6 +12,7 @@ BACKENDS := redis,kafka,celery
 # What the installation copies or reads; the rest of the package is used where it is.
 SETUP := pyproject.toml $(CONSTRAINTS) brokerkit/_kombu.py
 RESULTS := $(abspath $(VENV))/results.jsonl
+FEATURES := $(abspath $(VENV))/features.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
 WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
 # Brokers that differ little from newer ones.
@@ -26,7 +27,7 @@ LONG := $(addprefix tests/kafka/test_,publish_faults.py fetch_faults.py)
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all test-faults check bench mutants promises servers clean lock pytest sample
+.PHONY: help demo test test-all test-faults check bench mutants promises features servers clean lock pytest sample
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,12 +49,13 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 	done; echo "passed on Python$$found"
 
 pytest: $(VENV)/.dev
-	@rm -f $(RESULTS)
-	@export BROKERKIT_RESULTS=$(RESULTS); $(BIN)/python -m pytest -n 6 --dist loadgroup $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)) \
+	@rm -f $(RESULTS) $(FEATURES)
+	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_CELERY_RESULTS=$(FEATURES); $(BIN)/python -m pytest -n 6 --dist loadgroup $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)) \
 		$(AGAIN) $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)); }
 	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE); \
 		$(BIN)/python -m pytest $(MANY) $(WAITING) $(AGAIN) $(WAITING); }
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
+	@$(BIN)/python -m tests.celery.features --check $(FEATURES) docs/celery.md
 
 test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
 	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults $(LONG)
@@ -64,6 +66,11 @@ promises: $(VENV)/.dev ## Write README's table of promises from a run of the con
 	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 tests/conformance $(addprefix --ignore=,$(WAITING) $(MORE))
 	@BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE) $(BIN)/python -m pytest $(MANY) $(WAITING)
 	@$(BIN)/python -m brokerkit.testing.conformance.promises $(RESULTS) README.md
+
+features: $(VENV)/.dev ## Write the tables of docs/celery.md from a run of the tests of Celery
+	@rm -f $(FEATURES)
+	@BROKERKIT_CELERY_RESULTS=$(FEATURES) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/celery
+	@$(BIN)/python -m tests.celery.features $(FEATURES) docs/celery.md
 
 # All of them take minutes: this is the same part of them each time.
 sample: $(VENV)/.dev
