@@ -94,6 +94,7 @@ KAFKA = (
     ("_cluster", "_commit", "_part"),
     (
         "_calls",
+        "_configs",
         "_coordinator",
         "_copies",
         "_create",
