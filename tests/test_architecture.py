@@ -109,7 +109,7 @@ KAFKA = (
     ),
     ("_fetch", "_group", "_look", "_publish", "_sender", "_share_member", "_share_session", "_silence"),
     ("_rescue", "_share"),
-    ("_browse", "_context", "_engine"),
+    ("_browse", "_context", "_engine", "_life"),
     ("_janitor", "_letters", "_reader", "_share_reader"),
     ("_owner", "_share_settle"),
     ("_consumer", "_share_consumer"),
