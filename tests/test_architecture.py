@@ -122,10 +122,11 @@ KAFKA = (
     ("kafka",),
 )
 CELERY = (
-    ("_envelope", "_errors", "_names", "_url"),
+    ("_collect", "_envelope", "_errors", "_names", "_url"),
     ("_bridge",),
     ("_exchanges", "_intake", "_revokes"),
     ("transport",),
+    ("_running",),
     ("_tasks",),
     ("_publish", "pool"),
     ("app",),
