@@ -21,7 +21,8 @@ MANY := -n 16 --dist worksteal
 # Which is how much longer than on an idle machine things may take on Kafka, beside so many others.
 PATIENCE := 1.5
 # Real brokers are late on a machine that has many of them: what fails beside all others runs once more, by itself.
-AGAIN := || { echo "once more, by itself, what has failed:"; $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+# In one process of xdist's, since a process without it would begin the file of results anew.
+AGAIN := || { echo "once more, by itself, what has failed:"; $(BIN)/python -m pytest -n 1 --last-failed --last-failed-no-failures none
 # Each of their tests kills and freezes brokers of its own, three at a time: too much for every day.
 LONG := $(addprefix tests/kafka/test_,publish_faults.py fetch_faults.py)
 
