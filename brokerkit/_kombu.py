@@ -22,7 +22,7 @@ __all__ = ["serializer"]
 
 _TRANSPORT = "brokerkit.celery.transport:Transport"
 _STOCK = "kombu.transport.confluentkafka:Transport"
-_OURS = ("", "+memory", "+redis", "+rediss", "+redis+unix", "+kafka", "+kafka+ssl")
+_OURS = ("", "+memory", "+redis", "+rediss", "+redis+unix", "+redis+socket", "+kafka", "+kafka+ssl")
 """Kombu takes what follows the first ``+`` for the host, but all of it for the scheme when it goes on to another host."""
 
 
