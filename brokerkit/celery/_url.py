@@ -282,9 +282,10 @@ class Whole:
         return transport is not None and transport.client is not None and "://" in (transport.client.hostname or "")
 
 
-def as_uri(uri: str, include_password: bool = False, mask: str = "**", *, prefix: str = "brokerkit") -> str:
-    """Return the URL *uri*, one that Kombu kept whole, as it was written, with the password masked."""
-    return f"{prefix}+{uri if include_password else masked(uri, mask)}"
+def as_uri(client: Client, include_password: bool = False, mask: str = "**") -> str:
+    """Return the URL of *client*, one that Kombu kept whole, as it was written, with the password masked."""
+    url = client.hostname or ""
+    return f"{client.uri_prefix or 'brokerkit'}+{url if include_password else masked(url, mask)}"
 
 
 def masked(text: str, mask: str = MASK) -> str:
