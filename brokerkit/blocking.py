@@ -20,12 +20,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Self, overload
 
-from anyio.from_thread import BlockingPortal
 from typing_extensions import TypeVar
 
 from . import broker as _async
 from ._binding import Declare
-from ._thread import LOOP
+from ._thread import LOOP, Portal, result
 from .address import Outgoing, Queue, Reply, Topic
 from .driver import Receipt
 from .errors import BrokerError, Closed, ConfigError
@@ -67,7 +66,7 @@ class Broker:
         self._broker = make()  # what is wrong with the options is raised here
         self._state: Literal["new", "open", "closed"] = "new"
         self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
+        self._portal: Portal | None = None
         self._calls: set[Future[Any]] = set()
         self._process = os.getpid()
 
@@ -99,7 +98,7 @@ class Broker:
             self._process = os.getpid()
             portal = LOOP.enter()
             try:
-                portal.call(self._broker.__aenter__)
+                result(portal.start_task_soon(self._broker.__aenter__))
             except BaseException:
                 LOOP.leave()
                 self._broker = self._make()  # a broker is entered once
@@ -122,7 +121,7 @@ class Broker:
         atexit.unregister(self.close)
         try:
             wait(tuple(self._calls))
-            portal.call(self._broker.__aexit__, None, None, None)
+            result(portal.start_task_soon(self._broker.__aexit__, None, None, None))
         finally:
             LOOP.leave()
 
@@ -190,7 +189,7 @@ class Broker:
                 future = self._portal.start_task_soon(partial(function, *arguments, **options))
                 self._calls.add(future)
             future.add_done_callback(self._calls.discard)
-            return future.result()
+            return result(future)
         except BaseException:
             if future is not None:
                 future.cancel()  # the caller was interrupted; a call that failed is done already
