@@ -32,7 +32,8 @@ def system(request: pytest.FixtureRequest) -> Iterator[System]:
 @pytest.fixture(scope="package")
 def crew(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     """Return three workers of two processes each, which no test stops, and which each leaves as it found them."""
-    with system.crew(tmp_path_factory.mktemp("crew")) as hired:
+    # Each of twenty threads that ask at a time has a connection for the question and one for the answers.
+    with system.crew(tmp_path_factory.mktemp("crew"), broker_pool_limit=50) as hired:
         hired.start(*NAMES, options=["-E"])
         yield hired
 

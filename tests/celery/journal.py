@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -119,7 +120,7 @@ class Reading:
 
 def watch(journal: Journal) -> None:
     """Write down what Celery's signals say, and end with the process that has started this one."""
-    from celery import signals
+    signals = import_module("celery.signals")
 
     def info(request: Any) -> Mapping[str, Any]:
         delivered = request.delivery_info or {}

@@ -58,7 +58,7 @@ class Worker:
         told = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii")
         return [int(number) for number in told.split()]
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send a signal to the main process alone."""
         self.process.send_signal(number)
 
@@ -90,7 +90,7 @@ class Worker:
 
     def stop(self, timeout: float = STOP) -> float:
         """Have it end when its tasks have, and return after how many seconds it has."""
-        self.signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         return self.wait(timeout)
 
 
@@ -104,10 +104,13 @@ class Crew:
         *,
         backend: str = "",
         ours: bool = False,
+        broadcast: str = "",
         cleanup: Callable[[], None] = lambda: None,
         **config: Any,
     ) -> None:
-        self.settings = Settings(broker=broker, backend=backend, folder=str(folder), ours=ours, config=config)
+        self.settings = Settings(
+            broker=broker, backend=backend, folder=str(folder), ours=ours, broadcast=broadcast, config=config
+        )
         self.folder = folder
         self.workers: list[Worker] = []
         self.journal = Reading(folder)
@@ -115,6 +118,7 @@ class Crew:
         folder.mkdir(parents=True, exist_ok=True)
         self.app = build(self.settings)
         """The producer's."""
+        self.app.set_current()  # what canvas makes of parts asks for it
 
     def __enter__(self) -> Self:
         return self
@@ -127,9 +131,11 @@ class Crew:
         try:
             for worker in self.workers:
                 worker.kill()
-            backend = self.app._local.__dict__.get("backend")
-            if backend is not None and hasattr(backend, "result_consumer"):
+            backend = self.app.backend
+            if hasattr(backend, "result_consumer"):
                 backend.result_consumer.stop()
+                # A result that outlives its test would unsubscribe from a server that is gone.
+                backend.remove_pending_result = lambda result: None
             self.app.close()
         finally:
             self._cleanup()

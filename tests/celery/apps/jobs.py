@@ -25,6 +25,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the workers' journals go."""
     ours: bool = False
     """Whether its class is brokerkit's instead of Celery's own."""
+    broadcast: str = ""
+    """A queue of which each worker gets all messages."""
     config: dict[str, Any] = {}
 
 
@@ -145,5 +147,8 @@ def build(settings: Settings) -> Any:
     app.conf.update({**CONFIG, **settings.config})
     for name, (function, options) in TASKS.items():
         app.task(name=name, bind=True, **options)(function)
+    if settings.broadcast:
+        kombu = import_module("kombu")
+        app.conf.task_queues = (kombu.Queue("jobs"), import_module("kombu.common").Broadcast(settings.broadcast))
     app.finalize()
     return app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -82,7 +82,7 @@ def test_an_eta_in_another_time_zone_is_kept(crew: Crew) -> None:
 
 @feature("countdown")
 def test_an_eta_that_has_passed_is_due_at_once(crew: Crew) -> None:
-    result = crew.send("add", 1, 1, eta=datetime.now(timezone.utc) - timedelta(days=1))
+    result = crew.send("add", 1, 1, eta=datetime.now(UTC) - timedelta(days=1))
     assert result.get(timeout=30) == 2
 
 
