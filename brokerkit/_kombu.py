@@ -12,14 +12,17 @@ is not set, none if it is empty.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES, _transport_cache
+from kombu import transport
 
 __all__ = ["serializer"]
 
+_kombu: Any = transport
 _TRANSPORT = "brokerkit.celery.transport:Transport"
 _STOCK = "kombu.transport.confluentkafka:Transport"
 _OURS = ("", "+memory", "+redis", "+rediss", "+redis+unix", "+redis+socket", "+kafka", "+kafka+ssl")
@@ -42,9 +45,9 @@ _THEIRS: Mapping[str, Mapping[str, str | Callable[[], str]]] = {
 
 
 def _name(aliases: Mapping[str, str | Callable[[], str]]) -> None:
-    TRANSPORT_ALIASES.update(aliases)
+    _kombu.TRANSPORT_ALIASES.update(aliases)
     for alias in aliases:
-        _transport_cache.pop(alias, None)  # it was resolved before
+        _kombu._transport_cache.pop(alias, None)  # it was resolved before
 
 
 def _take_over() -> None:
@@ -61,31 +64,40 @@ def _take_over() -> None:
 
 _name({f"brokerkit{scheme}": _TRANSPORT for scheme in _OURS})
 _take_over()
+if "celery" in sys.modules:
+    from celery import concurrency  # a dict and little else, which is read before any app is imported
+
+    _pools: Any = concurrency
+    _pools.ALIASES.setdefault("brokerkit", "brokerkit.celery.pool:TaskPool")
+
+
+def _json() -> Any:
+    from kombu.utils import json
+
+    return json
 
 
 def _encode(data: object) -> bytes:
     import orjson
-    from kombu.utils.json import JSONEncoder, dumps
 
+    json = _json()
     try:
-        return orjson.dumps(data, default=JSONEncoder().default, option=orjson.OPT_PASSTHROUGH_DATETIME)
+        return orjson.dumps(data, default=json.JSONEncoder().default, option=orjson.OPT_PASSTHROUGH_DATETIME)
     except TypeError:  # what orjson refuses and Kombu does not: integers of more than 64 bits, keys that are no text
-        text: str = dumps(data)
+        text: str = json.dumps(data)
         return text.encode()
 
 
 def _decode(data: bytes | str) -> object:
     import orjson
-    from kombu.utils.json import loads
 
-    value: object
-    if b"__type__" not in data if isinstance(data, bytes) else "__type__" not in data:
+    text = data if isinstance(data, str) else bytes(data).decode()
+    if '"__type__"' not in text:  # which marks a value whose type JSON has not, such as a datetime
         try:
-            value = orjson.loads(data)
-        except ValueError:  # NaN, and integers of more than 64 bits, which Python's JSON has
-            value = loads(data)
-    else:
-        value = loads(data)  # a value whose type JSON has not, such as a datetime
+            return orjson.loads(text)
+        except ValueError:  # what Python's JSON has besides: NaN, and integers of more than 64 bits
+            pass
+    value: object = _json().loads(text)
     return value
 
 

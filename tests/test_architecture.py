@@ -122,7 +122,8 @@ KAFKA = (
     ("kafka",),
 )
 CELERY = (
-    ("_collect", "_envelope", "_errors", "_names", "_url"),
+    ("_collect", "_envelope", "_errors", "_names", "_options"),
+    ("_url",),
     ("_bridge",),
     ("_exchanges", "_intake", "_revokes"),
     ("transport",),

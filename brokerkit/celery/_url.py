@@ -317,11 +317,11 @@ def ours(url: object) -> object:
     """Return *url*, a text or a list of them, for brokerkit's transport if brokerkit has its system."""
     if isinstance(url, str):
         return ";".join(_one_cluster([_own(part.strip()) for part in url.split(";")]))
-    parts = _texts(url)
+    parts = texts(url)
     return _one_cluster([_own(part) for part in parts]) if parts else url
 
 
-def _texts(parts: object) -> list[str]:
+def texts(parts: object) -> list[str]:
     """Return *parts* if it is a list of texts."""
     found = cast(Sequence[object], parts) if isinstance(parts, (list, tuple)) else ()
     texts = [part for part in found if isinstance(part, str)]
