@@ -16,7 +16,7 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from .._thread import LoopThread
+from .._thread import LoopThread, acquire
 
 logger = logging.getLogger("brokerkit")
 
@@ -53,8 +53,7 @@ class Home:
             with self._lock:
                 loop = self.known
                 if loop is None:
-                    self._thread.enter()
-                    loop = self.known = self._thread.loop
+                    loop = self.known = self._thread.enter().loop
                     self._own = asyncio.all_tasks(loop)
         return loop
 
@@ -68,9 +67,9 @@ class Home:
             self.known = before
 
     def _end(self) -> None:
-        if self._own:  # else its thread was never started
+        for task in self._own:  # none where the thread was never started
             with suppress(Exception):
-                asyncio.run_coroutine_threadsafe(_end_all(self._own), self._thread.loop).result(GRACE + AGAIN)
+                asyncio.run_coroutine_threadsafe(_end_all(self._own), task.get_loop()).result(GRACE + AGAIN)
 
 
 async def _end_all(own: Container[asyncio.Task[Any]]) -> None:
@@ -147,7 +146,9 @@ class Run:
         self._coroutine = coroutine
         self._control = mine
         self._context = copy_context()
-        self._ended = threading.Event()
+        self._ended = False
+        self._waiting = threading.Lock()
+        self._waiting.acquire()
         self._value: object = None
         self._error: BaseException | None = None
         self._soft: SoftLimit | None = None
@@ -187,10 +188,10 @@ class Run:
         longest = None if hard is None else hard + GRACE + AGAIN
         while True:
             try:
-                if not self._ended.wait(longest):
+                if not acquire(self._waiting, longest):
                     # Not even the loop's own timers came: something blocks it.
                     self._control.stop(self._control.overdue())
-                    self._give_up()
+                    logger.error("%s is overdue and blocks the event loop: it is left to itself", self._name)
             except SoftTimeLimitExceeded as limit:
                 # The prefork pool's signal, which can only come to this thread.
                 self._post(self._raise_soft, limit.args)
@@ -215,7 +216,7 @@ class Run:
         mine = self._control
         if mine.reason is not None:
             self._coroutine.close()
-            self._ended.set()
+            self._end()
             return
         assert self._loop is not None
         self._task = self._loop.create_task(self._main(), name=f"brokerkit task {self._name}", context=self._context)
@@ -260,7 +261,12 @@ class Run:
         if task.cancelled():
             self._coroutine.close()  # cancelled before its first step
             self._error = asyncio.CancelledError()
-        self._ended.set()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._waiting.release()
 
     def _overdue_softly(self) -> None:
         mine = self._control
@@ -291,6 +297,6 @@ class Run:
         self._timers.append(self._loop.call_later(AGAIN, self._cancel))
 
     def _give_up(self) -> None:
-        if not self._ended.is_set():
+        if not self._ended:
             logger.error("%s was cancelled %g s ago and goes on: it is left to itself", self._name, GRACE)
-            self._ended.set()
+            self._end()
