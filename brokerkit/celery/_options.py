@@ -16,12 +16,12 @@ logger = logging.getLogger("brokerkit.celery")
 
 Setting = str | int | float | bool | Secret
 
-_COMMON: Final = frozenset({"insecure", "password", "prefix", "username"})
+_COMMON: Final = frozenset({"insecure", "prefix", "session"})
 _REMOTE: Final = frozenset(
-    {"ca_file", "cert_file", "connect_timeout", "key_file", "password_file", "session", "timeout"}
+    {"ca_file", "cert_file", "connect_timeout", "key_file", "password", "password_file", "timeout", "username"}
 )
 KNOWN: Final[Mapping[str, frozenset[str]]] = {
-    "memory": _COMMON | {"max_messages", "session"},
+    "memory": _COMMON | {"max_messages"},
     "redis": _COMMON | _REMOTE | {"db", "durability"},
     "kafka": _COMMON | _REMOTE | {"compression", "instance", "queue_partitions", "replication", "sasl"},
 }
