@@ -1,0 +1,415 @@
+"""What one channel of Kombu reads: several queues, one credit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from .._redact import error_text
+from ..errors import BrokerError, DecodeError
+from ..message import Message
+from ..policy import MAX_PREFETCH
+from ._envelope import due, pack, redelivered, unseal
+from ._exchanges import Exchanges
+from ._feed import Feed
+from ._item import Item, published
+from ._mailboxes import Mailbox
+from ._outcomes import Kind, Outcomes, copy
+
+logger = logging.getLogger("brokerkit")
+
+UNLIMITED: Final = 1000
+"""Messages that a channel holds at once when it set no prefetch count."""
+EARLY: Final = 1000
+"""Messages of a channel that were handed out and are not due yet."""
+SURPLUS: Final = 1.0
+"""Seconds for which what came without credit is kept for it; then others may have it."""
+LEAVE: Final = 10.0
+"""Seconds in which a closing channel's outcomes are stored."""
+GET: Final = (0.2, 5.0)
+"""Seconds for which one message is waited for: where the queue seems empty, and where it does not."""
+
+
+class Intake:
+    """Reads the queues of one channel.  All of it runs in the event loop of the broker.
+
+    *deliver* gets messages as they come, as long as there is credit: no more than the prefetch count are unsettled at a time,
+    over all queues.  *fail* is told why a queue cannot be read any more.
+    """
+
+    def __init__(
+        self, exchanges: Exchanges, deliver: Callable[[Sequence[Item]], None], fail: Callable[[BaseException], None]
+    ) -> None:
+        self._exchanges = exchanges
+        self._deliver = deliver
+        self._fail = fail
+        self._limit = UNLIMITED
+        self._out: set[Item] = set()
+        """Handed over and not settled."""
+        self._waiting = 0
+        """Items of feeds for which there is no credit."""
+        self._early = 0
+        self._feeds: dict[str, Feed] = {}
+        self._getters: dict[str, Feed] = {}
+        self._boxes: dict[str, tuple[Mailbox, bool]] = {}
+        self._outcomes = Outcomes()
+        self._timer: asyncio.TimerHandle | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Intake {[*self._feeds, *self._boxes]} out={len(self._out)} of {self._limit}>"
+
+    # ------------------------------------------------------------------ consuming
+
+    async def consume(self, queue: str, no_ack: bool = False) -> None:
+        """Read *queue*; return when it is read.  Once more for the same queue changes nothing.
+
+        Raises:
+            BrokerError: it cannot be read.
+        """
+        found = await self._exchanges.resolve(queue)
+        if isinstance(found, Mailbox):
+            if queue not in self._boxes and not self._closed:
+                self._boxes[queue] = found, no_ack
+                found.owners.add(self)
+                found.readers.append(self._ring)
+                self._ring(found)
+            return
+        if self._exchanges.revokes.serving:
+            await self._exchanges.revokes.load()
+        await self._outcomes.open()
+        feed = self._feeds.get(queue)
+        if feed is not None and feed.active:
+            return
+        if feed is not None and not feed.left:
+            feed.active, feed.no_ack = True, no_ack
+            self._adjust()
+            return
+        feed = self._feeds[queue] = Feed(self._exchanges.broker, queue, found, no_ack, self._arrived, self._failed)
+        try:
+            await feed.open(max(1, self._room))
+        except BaseException:
+            if self._feeds.get(queue) is feed:
+                del self._feeds[queue]
+            raise
+        self._adjust()
+
+    async def cancel(self, queue: str) -> None:
+        """Read *queue* no more: nothing of it is delivered from now on.  What was delivered can still be settled."""
+        box, _ = self._boxes.pop(queue, (None, False))
+        if box is not None:
+            with suppress(ValueError):
+                box.readers.remove(self._ring)
+            if box.auto_delete and not box.readers:
+                self._exchanges.boxes.remove(queue)
+        feed = self._feeds.get(queue)
+        if feed is not None:
+            feed.active = False
+            self._give_back(feed, feed.waiting)
+            self._adjust()
+
+    def prefetch(self, count: int | None) -> None:
+        """Have at most *count* messages unsettled; None is without a limit of its own, 0 fetches nothing more."""
+        self._limit = UNLIMITED if count is None else min(count, MAX_PREFETCH)
+        self._adjust()
+
+    @property
+    def _room(self) -> int:
+        return max(0, self._limit - len(self._out) - self._waiting)
+
+    def _adjust(self) -> None:
+        """Hand over what there is credit for, and tell each feed how much it may fetch."""
+        out, limit = self._out, self._limit
+        if self._waiting:
+            items: list[Item] = []
+            for feed in sorted(self._feeds.values(), key=lambda feed: feed.waiting[0].since if feed.waiting else 0.0):
+                while feed.waiting and len(out) + len(items) < limit:
+                    items.append(feed.waiting.popleft())
+            if items:
+                self._waiting -= len(items)
+                self._hand_over(items)
+        for box, no_ack in self._boxes.values():
+            if box.waiting and not no_ack and len(out) < limit:
+                self._ring(box)
+        free = max(0, limit - len(out) - self._waiting)
+        done: list[Feed] = []
+        for feed in self._feeds.values():
+            if feed.active:
+                feed.allow(min(feed.held + free, MAX_PREFETCH))
+            else:
+                feed.allow(0)
+                if not feed.held:
+                    done.append(feed)
+        for feed in done:
+            del self._feeds[feed.queue]
+            self._leave(feed)
+
+    def _leave(self, feed: Feed) -> None:
+        task = asyncio.get_running_loop().create_task(self._close_feed(feed))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _close_feed(self, feed: Feed) -> None:
+        await self._outcomes.settled()
+        await feed.close()
+
+    # ------------------------------------------------------------------ what comes
+
+    async def _arrived(self, feed: Feed, messages: Sequence[Message[bytes]]) -> None:
+        """Take *messages* over from *feed*."""
+        feed.held += len(messages)
+        if not feed.active:
+            feed.held -= len(messages)
+            for message in messages:
+                await message.release()
+            return
+        revokes = self._exchanges.revokes
+        items: list[Item] = []
+        for message in messages:
+            item = await self._open(feed, message)
+            if item is None:
+                feed.held -= 1
+                continue
+            if revokes:
+                revokes.look(item.payload["headers"], published(message))
+            items.append(item)
+        room = self._limit - len(self._out)
+        if len(items) > room:
+            now = asyncio.get_running_loop().time()
+            for item in items[max(0, room) :]:
+                item.since = now
+                feed.waiting.append(item)
+            self._waiting += len(items) - max(0, room)
+            del items[max(0, room) :]
+            self._watch()
+        if items:
+            self._hand_over(items)
+        if len(self._feeds) > 1 or self._waiting or len(items) != len(messages):
+            self._adjust()
+
+    async def _open(self, feed: Feed, message: Message[bytes]) -> Item | None:
+        """Return what *message* is for Kombu; None if it is nothing to hand over now."""
+        try:
+            payload = unseal(message.body)
+        except DecodeError as error:
+            await message.reject(error_text(error))
+            return None
+        item = Item(feed.queue, payload, feed.no_ack, feed, message, None)
+        again = message.deliveries > 1
+        if again:
+            redelivered(payload)
+        if payload["headers"].get("eta"):
+            when = due(payload["headers"]["eta"])
+            left = 0.0 if when is None else when - time.time()
+            if left > 0:
+                window = self._exchanges.eta_window
+                # From the third delivery on a message comes alone and would stop the queue until it is due.
+                if left > window + 1 or self._early >= EARLY or again:
+                    await copy(item, left if left <= window else left - window, again=again)
+                    return None
+                self._early += 1
+                item.early = True
+        return item
+
+    def _hand_over(self, items: list[Item]) -> None:
+        self._out.update(items)
+        self._deliver(items)
+
+    def _ring(self, box: Mailbox) -> None:
+        """Take what waits in *box*."""
+        known = self._boxes.get(box.name)
+        if known is None:
+            return
+        items: list[Item] = []
+        room = max(0, self._limit - len(self._out))
+        while box.waiting and (known[1] or room > len(items)):
+            try:
+                payload = unseal(box.waiting.popleft())
+            except DecodeError as error:
+                logger.warning("queue %s: a message is dropped: %s", box.name, error_text(error))
+                continue
+            items.append(Item(box.name, payload, known[1], None, None, box))
+        if items:
+            if not known[1]:
+                self._out.update(items)
+            self._deliver(items)
+
+    def _failed(self, feed: Feed, error: BaseException) -> None:
+        if self._feeds.get(feed.queue) is feed:
+            del self._feeds[feed.queue]
+            self._waiting -= len(feed.waiting)
+            feed.waiting.clear()
+        self._leave(feed)
+        self._fail(error)
+
+    # ------------------------------------------------------------------ what is too much
+
+    def _watch(self) -> None:
+        if self._timer is None and self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(SURPLUS, self._return_surplus)
+
+    def _return_surplus(self) -> None:
+        """Let others have what has waited for credit for too long."""
+        self._timer = None
+        late = asyncio.get_running_loop().time() - SURPLUS * 0.9
+        for feed in self._feeds.values():
+            self._give_back(feed, [item for item in feed.waiting if item.since <= late])
+        self._watch()
+        self._adjust()
+
+    def _give_back(self, feed: Feed, items: Iterable[Item]) -> None:
+        """Let others have *items*, which wait in *feed*."""
+        items = list(items)
+        self._waiting -= len(items)
+        for item in items:
+            feed.waiting.remove(item)
+            self._forget(item)
+            self._outcomes.add("release", item)
+
+    # ------------------------------------------------------------------ settling
+
+    def ack(self, items: Sequence[Item]) -> None:
+        """Settle *items* as done."""
+        self._end("ack", items)
+
+    def reject(self, items: Sequence[Item]) -> None:
+        """Dead-letter *items*."""
+        self._end("reject", items)
+
+    def requeue(self, items: Sequence[Item]) -> None:
+        """Put *items* back into their queues, marked as delivered before; it counts as no failed attempt."""
+        self._end("requeue", items)
+
+    def release(self, items: Sequence[Item]) -> None:
+        """Put *items* back, which no consumer has seen."""
+        self._end("release", items)
+
+    def _end(self, kind: Kind, items: Sequence[Item]) -> None:
+        out, outcomes = self._out, self._outcomes
+        for item in items:
+            if item in out:
+                out.discard(item)
+            elif item.box is None:
+                continue  # it has an outcome
+            if item.box is not None:
+                if kind in ("requeue", "release"):
+                    self._put_back(item, item.box, marked=kind == "requeue")
+                continue
+            self._forget(item)
+            outcomes.add(kind, item)
+        self._adjust()
+
+    def _put_back(self, item: Item, box: Mailbox, *, marked: bool) -> None:
+        if self._exchanges.boxes.get(box.name) is not box:
+            return
+        if marked:
+            redelivered(item.payload)
+        with suppress(BrokerError):
+            box.waiting.appendleft(pack(item.payload))
+            if not self._closed:
+                asyncio.get_running_loop().call_soon(box.ring)
+
+    def _forget(self, item: Item) -> None:
+        if item.early:
+            self._early -= 1
+        if item.feed is not None:
+            item.feed.held -= 1
+
+    async def flush(self, timeout: float = LEAVE) -> bool:
+        """Return when all acknowledgements are stored; False if they are not after *timeout* seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._outcomes.settled()
+                for feed in (*self._feeds.values(), *self._getters.values()):
+                    await feed.flush()
+        except TimeoutError:
+            return False
+        return True
+
+    # ------------------------------------------------------------------ one by one
+
+    async def get(self, queue: str, no_ack: bool = False) -> Item | None:
+        """Return one message of *queue*, or None if there is none."""
+        found = await self._exchanges.resolve(queue)
+        if isinstance(found, Mailbox):
+            while found.waiting:
+                with suppress(DecodeError):
+                    got = Item(queue, unseal(found.waiting.popleft()), no_ack, None, None, found)
+                    self._out.add(got)
+                    return got
+            return None
+        await self._outcomes.open()
+        feed = self._getters.get(queue)
+        if feed is None:
+            feed = self._getters[queue] = Feed(
+                self._exchanges.broker, queue, found, no_ack, self._arrived, self._failed
+            )
+            try:
+                await feed.open(1, reading=False)
+            except BaseException:
+                self._getters.pop(queue, None)
+                raise
+        for wait in GET:
+            async with feed.lock:
+                feed.no_ack = no_ack
+                item = await self._get(feed, wait)
+            if item is not None or not await self._exchanges.size(queue):
+                return item
+        return None
+
+    async def _get(self, feed: Feed, timeout: float) -> Item | None:
+        feed.allow(feed.held + 1)
+        try:
+            while messages := await feed.receive(timeout):
+                feed.held += 1
+                item = await self._open(feed, messages[0])
+                if item is not None:
+                    self._out.add(item)
+                    return item
+                feed.held -= 1
+            return None
+        finally:
+            feed.allow(feed.held)
+            feed.linger()
+
+    # ------------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """End: what was handed over and not settled goes back, marked as delivered before where a worker has begun it."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for queue in list(self._boxes):
+            await self.cancel(queue)
+        feeds = [*self._feeds.values(), *self._getters.values()]
+        for feed in feeds:
+            feed.active = False
+        begun = _begun()
+        for item in list(self._out):
+            seen = begun is None or item.payload["headers"].get("id") in begun
+            self._end("requeue" if seen and item.box is None else "release", (item,))
+        self._exchanges.boxes.release(self)
+        try:
+            async with asyncio.timeout(LEAVE):
+                await self._outcomes.settled()
+                await asyncio.gather(*(feed.close() for feed in feeds), *self._leaving, return_exceptions=True)
+        except TimeoutError:
+            logger.warning("%r: what it did last is not stored after %g s: it comes again", self, LEAVE)
+        finally:
+            self._outcomes.close()
+
+
+def _begun() -> set[str] | None:
+    """Return the ids of the tasks that Celery's worker in this process has begun; None if there is no worker."""
+    state = sys.modules.get("celery.worker.state")
+    if state is None or not (state.reserved_requests or state.active_requests):
+        return None
+    return {request.id for request in state.active_requests}

@@ -1,0 +1,236 @@
+"""Queues that end with who reads them: replies, events and broadcasts are read from the topics of their exchanges."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from ..broker import Broker
+from ..errors import BrokerError
+from ..message import Message
+from ._bindings import matches
+from ._follower import Follower
+from ._names import Names
+
+logger = logging.getLogger("brokerkit")
+
+ROUTING_KEY: Final = "celery-routing-key"
+"""The header that says how a message of an exchange was published."""
+MOST: Final = 10_000
+"""Messages that a queue without a reader keeps; then the oldest is dropped."""
+LINGER: Final = 10.0
+"""Seconds for which an exchange that nobody reads any more is read on: clients of the remote control come again and again."""
+
+
+class Binding(NamedTuple):
+    """How a mailbox is bound to one exchange."""
+
+    type: str
+    routing_key: str
+
+
+class Mailbox:
+    """A queue in this process."""
+
+    def __init__(self, name: str, *, auto_delete: bool) -> None:
+        self.name = name
+        self.auto_delete = auto_delete
+        self.waiting: deque[bytes] = deque()
+        self.owners: set[object] = set()
+        """The channels that have declared it: it ends with the last of them."""
+        self.readers: deque[Callable[[Mailbox], None]] = deque()
+        """Who is told that something waits, in turn."""
+        self.bound: dict[str, set[Binding]] = defaultdict(set)
+        """By exchange."""
+        self._dropped = 0
+
+    def __repr__(self) -> str:
+        return f"<Mailbox {self.name} waiting={len(self.waiting)}>"
+
+    def put(self, body: bytes) -> None:
+        """Keep *body* for the readers."""
+        waiting = self.waiting
+        if len(waiting) >= MOST:
+            waiting.popleft()
+            self._dropped += 1
+            if self._dropped == 1 or self._dropped % MOST == 0:
+                text = "queue %s: nobody reads it, so the oldest of more than %d messages are dropped (%d so far)"
+                logger.warning(text, self.name, MOST, self._dropped)
+        waiting.append(body)
+
+    def ring(self) -> None:
+        """Let the readers take what waits."""
+        for _ in range(len(self.readers)):
+            if not self.waiting:
+                return
+            self.readers.rotate(-1)
+            self.readers[-1](self)
+
+
+class Tap:
+    """Reads the topic of one exchange for all mailboxes of this process that are bound to it."""
+
+    def __init__(self, broker: Broker, names: Names, exchange: str, heard: Callable[[str, bytes, float], None]) -> None:
+        self.boxes: set[Mailbox] = set()
+        self.users = 0
+        """Calls that are about to bind a mailbox here."""
+        self.idle: asyncio.TimerHandle | None = None
+        self.opening = asyncio.Lock()
+        self.follower = Follower(broker, names.exchange(exchange), self._take)
+        self._exchange = exchange
+        self._heard = heard
+        self._routes: dict[str, tuple[Mailbox, ...]] = {}
+
+    def changed(self) -> None:
+        """Forget where messages go."""
+        self._routes.clear()
+
+    def _take(self, messages: Sequence[Message[bytes]]) -> None:
+        routes, rung = self._routes, dict[Mailbox, None]()
+        for message in messages:
+            key = message.headers.get(ROUTING_KEY, "")
+            boxes = routes.get(key)
+            if boxes is None:
+                boxes = self._route(key)
+            if boxes:
+                body = message.body
+                self._heard(self._exchange, body, message.timestamp.timestamp())
+                for box in boxes:
+                    box.put(body)
+                    rung[box] = None
+        for box in rung:
+            box.ring()
+
+    def _route(self, key: str) -> tuple[Mailbox, ...]:
+        if len(self._routes) >= MOST:
+            self._routes.clear()
+        exchange = self._exchange
+        boxes = tuple(
+            box for box in self.boxes if any(matches(b.type, b.routing_key, key) for b in box.bound.get(exchange, ()))
+        )
+        self._routes[key] = boxes
+        return boxes
+
+
+class Mailboxes:
+    """The mailboxes of this process, and the readers of their exchanges."""
+
+    def __init__(self, broker: Broker, names: Names, heard: Callable[[str, bytes, float], None]) -> None:
+        """*heard* is told of the exchange, the body and the time of each message that comes."""
+        self._broker = broker
+        self._names = names
+        self._heard = heard
+        self._boxes: dict[str, Mailbox] = {}
+        self._taps: dict[str, Tap] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def get(self, name: str) -> Mailbox | None:
+        """Return the mailbox *name*, if there is one in this process."""
+        return self._boxes.get(name)
+
+    def of_exchange(self, exchange: str) -> list[tuple[Binding, str]]:
+        """Return what is bound to *exchange* here."""
+        return [(binding, box.name) for box in self._boxes.values() for binding in box.bound.get(exchange, ())]
+
+    def declare(self, name: str, owner: object, *, auto_delete: bool) -> Mailbox:
+        """Return the mailbox *name*, which *owner* keeps."""
+        box = self._boxes.get(name)
+        if box is None:
+            box = self._boxes[name] = Mailbox(name, auto_delete=auto_delete)
+        box.owners.add(owner)
+        return box
+
+    async def bind(self, box: Mailbox, exchange: str, binding: Binding) -> None:
+        """Bind *box*; return when whatever is published from now on comes to it."""
+        if binding in box.bound.get(exchange, ()):
+            return
+        tap = self._taps.get(exchange)
+        if tap is None:
+            tap = self._taps[exchange] = Tap(self._broker, self._names, exchange, self._heard)
+        tap.users += 1
+        try:
+            async with tap.opening:
+                if not tap.follower.follows:
+                    await tap.follower.open()
+            if self._boxes.get(box.name) is box:
+                box.bound[exchange].add(binding)
+                tap.boxes.add(box)
+                tap.changed()
+        except BrokerError:
+            if self._taps.get(exchange) is tap:
+                del self._taps[exchange]  # a follower is opened once
+            raise
+        finally:
+            tap.users -= 1
+            self._look(exchange, tap)
+
+    def unbind(self, box: Mailbox, exchange: str, routing_key: str) -> None:
+        """Take a binding of *box* back."""
+        bound = box.bound.get(exchange)
+        if not bound:
+            return
+        bound -= {binding for binding in bound if binding.routing_key == routing_key}
+        if not bound:
+            del box.bound[exchange]
+        self._left(exchange, box)
+
+    def remove(self, name: str) -> None:
+        """End the mailbox *name*, if there is one."""
+        box = self._boxes.pop(name, None)
+        if box is not None:
+            exchanges = list(box.bound)
+            box.bound.clear()
+            box.waiting.clear()
+            box.readers.clear()
+            for exchange in exchanges:
+                self._left(exchange, box)
+
+    def release(self, owner: object) -> None:
+        """End the mailboxes that only *owner* has kept: its channel is closed."""
+        for box in list(self._boxes.values()):
+            if owner in box.owners:
+                box.owners.discard(owner)
+                if not box.owners:
+                    self.remove(box.name)
+
+    async def close(self) -> None:
+        """End all of them."""
+        for name in list(self._boxes):
+            self.remove(name)
+        taps, self._taps = self._taps, {}
+        for tap in taps.values():
+            if tap.idle is not None:
+                tap.idle.cancel()
+            self._end(tap)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def _left(self, exchange: str, box: Mailbox) -> None:
+        tap = self._taps.get(exchange)
+        if tap is not None:
+            if exchange not in box.bound:
+                tap.boxes.discard(box)
+            tap.changed()
+            self._look(exchange, tap)
+
+    def _look(self, exchange: str, tap: Tap) -> None:
+        """Let *tap* be closed when nobody has used it for a while."""
+        if tap.idle is not None:
+            tap.idle.cancel()
+            tap.idle = None
+        if not tap.boxes and not tap.users and self._taps.get(exchange) is tap:
+            tap.idle = asyncio.get_running_loop().call_later(LINGER, self._idle, exchange, tap)
+
+    def _idle(self, exchange: str, tap: Tap) -> None:
+        tap.idle = None
+        if not tap.boxes and not tap.users and self._taps.get(exchange) is tap:
+            del self._taps[exchange]
+            self._end(tap)
+
+    def _end(self, tap: Tap) -> None:
+        task = asyncio.get_running_loop().create_task(tap.follower.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
