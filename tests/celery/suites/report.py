@@ -6,6 +6,7 @@ Loaded with ``-p`` by the process that `run` starts.  The file named by the envi
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -30,6 +31,8 @@ class Hangs(BaseException):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Kombu reads the entry points there; Celery and all that sends or receives messages import it, a bare connection does not.
+    importlib.import_module("kombu.serialization")
     # Their own plugins for reruns and time limits are not needed: these marks are for them.
     for mark in ("flaky", "timeout", "env"):
         config.addinivalue_line("markers", f"{mark}(...): of a plugin that is not there")

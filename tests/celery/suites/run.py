@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,8 @@ from ...servers import ADMIN, RedisServer
 from ...servers.kafka import shared_kafka
 from ...servers.ports import free_port, kept
 from . import kombu_kafka, report
-from .table import Suite
-from .trees import copy
+from .table import HERE, Suite
+from .trees import CONFIGURATION, copy
 
 DEADLINE: Final = 3600.0
 """Seconds that a suite may take."""
@@ -78,6 +79,8 @@ def run(suite: Suite) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="brokerkit-suite-") as name, places(suite) as environment:
         folder = Path(name)
         tree = copy(suite.project, folder)
+        for added, source in suite.added.items():
+            shutil.copy(HERE / source, tree / added)
         log = folder / "log"
         outcomes = _pytest(suite, tree, environment, log, ())
         again = [test for test, outcome in outcomes.items() if outcome.outcome == "failed" and test not in suite.known]
@@ -125,7 +128,17 @@ def _pytest(
     file = tree.parent / "outcomes"
     file.write_bytes(b"")
     plugins = [report.__name__, "celery.contrib.pytest", *suite.plugins]
-    command = [sys.executable, "-m", "pytest", "--rootdir", str(tree), "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        CONFIGURATION[suite.project],
+        "-q",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+    ]
     command += [part for plugin in plugins for part in ("-p", plugin)]
     if suite.only:
         command += ["-k", suite.only]
@@ -133,6 +146,7 @@ def _pytest(
         **os.environ,
         **environment,
         "BROKERKIT_CELERY_TAKEOVER": suite.takeover,
+        "WORKER_LOGLEVEL": "INFO",  # some of Celery's tests read the log of the worker
         # The command `celery` of this environment, and the tests as they are imported.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}",
