@@ -7,6 +7,9 @@
     app = Celery("shop", broker="kafka://localhost:9092")
 """
 
+from . import _stock
 from .app import Celery as Celery
 
 __all__ = ["Celery"]
+
+_stock.watch()
