@@ -183,13 +183,14 @@ class Bridge:
             raise WouldBlock
         call = Call()
         try:
-            self.loop.call_soon_threadsafe(call.begin, function, args)
-        except RuntimeError:
-            raise Closed(f"the connection to {self.system} is closed") from None
-        try:
+            try:
+                self.loop.call_soon_threadsafe(call.begin, function, args)
+            except RuntimeError:
+                raise Closed(f"the connection to {self.system} is closed") from None
             if not call.wait(timeout):
                 raise BrokerUnavailable(f"{self.system} did not answer within {timeout:g} s")
         except BaseException:
+            # A signal may interrupt anywhere above, as soft time limits do.
             with suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(call.give_up)
             raise
