@@ -196,13 +196,17 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery comes without types
             while self._jobs:
                 self._changed.wait()
 
-    def on_terminate(self) -> None:
-        """Cancel the tasks that run; those that are not acknowledged are delivered again."""
+    def cancel(self) -> None:
+        """Cancel the tasks that run; those that are not acknowledged are delivered again.  Any thread may call it."""
         with self._changed:
             self._close()
             jobs = list(self._jobs)
         for job in jobs:
             job.discard()
+
+    def on_terminate(self) -> None:
+        """Do so, and wait for their clean-up."""
+        self.cancel()
         until = time.monotonic() + 10
         with self._changed:
             while self._jobs and self._changed.wait(until - time.monotonic()):
