@@ -47,3 +47,11 @@ def hire(system: System, tmp_path: Path) -> Iterator[Hire]:
             return stack.enter_context(system.crew(tmp_path, **config))
 
         yield make
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """Return a file that tasks wait for; it is there after the test in any case."""
+    path = tmp_path / "gate"
+    yield path
+    path.touch()

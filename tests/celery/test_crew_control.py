@@ -78,14 +78,13 @@ def test_workers_tell_their_queues_tasks_and_statistics(crew: Crew) -> None:
 
 
 @feature("inspect")
-def test_what_runs_is_seen_as_active(crew: Crew, tmp_path: Path) -> None:
-    done = tmp_path / "done"
-    result = crew.send("until", str(done))
+def test_what_runs_is_seen_as_active(crew: Crew, gate: Path) -> None:
+    result = crew.send("until", str(gate))
     (began,) = crew.began(result.id)
     answer = seen(crew, inspect(crew).active, result.id)
     assert [task["id"] for task in answer[began.by]] == [result.id]
     assert result.id in str(inspect(crew).query_task(result.id)[began.by])
-    done.touch()
+    gate.touch()
     assert result.get(timeout=30) == began.by
 
 
@@ -100,16 +99,15 @@ def test_what_waits_for_its_time_is_seen_as_scheduled(crew: Crew) -> None:
 
 
 @feature("inspect")
-def test_what_was_fetched_and_does_not_run_yet_is_seen_as_reserved(crew: Crew, tmp_path: Path) -> None:
-    done = tmp_path / "done"
-    sent = [crew.send("until", str(done)).id for _ in range(12)]
+def test_what_was_fetched_and_does_not_run_yet_is_seen_as_reserved(crew: Crew, gate: Path) -> None:
+    sent = [crew.send("until", str(gate)).id for _ in range(30)]
     crew.until(lambda: sum(map(bool, crew.runs(sent).values())) == 6, 20, "six do not run at a time")
 
     def fetched() -> int:
         return sum(task["id"] in sent for tasks in (inspect(crew).reserved() or {}).values() for task in tasks)
 
-    crew.until(lambda: fetched() == 6, 20, "the other six are not reserved")
-    done.touch()
+    crew.until(lambda: fetched() == 24, 20, lambda: f"not the other 24 are reserved, but {fetched()}")
+    gate.touch()
     crew.ended(*sent, timeout=30)
     assert set(crew.runs(sent).values()) == {1}
 
@@ -123,8 +121,8 @@ def test_a_revoked_task_does_not_run(crew: Crew) -> None:
 
 
 @feature("revoke_terminate")
-def test_a_running_task_is_terminated(crew: Crew, tmp_path: Path) -> None:
-    result = crew.send("until", str(tmp_path / "never"))
+def test_a_running_task_is_terminated(crew: Crew, gate: Path) -> None:
+    result = crew.send("until", str(gate))
     crew.began(result.id)
     crew.app.control.revoke(result.id, terminate=True)
     crew.until(lambda: result.state == "REVOKED", 30, lambda: f"state {result.state}")
