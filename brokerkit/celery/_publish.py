@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from functools import partial
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -113,7 +113,7 @@ def task_message(
         ignore_result=ignore_result,
         root_id=id,
     )
-    content_type, encoding, data = dumps(body, "json")
+    content_type, encoding, data = cast("tuple[str, str, str]", dumps(body, "json"))
     info = {"exchange": "", "routing_key": queue}
     return Envelope(
         body=data,

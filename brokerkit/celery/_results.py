@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from celery import states
 from celery.backends.base import DisabledBackend
@@ -84,7 +84,7 @@ class Result(Generic[R]):
 
 def _leaves(stock: Any) -> Iterable[Any]:
     if isinstance(stock, ResultSet):
-        for child in stock.results:
+        for child in cast("list[Any]", stock.results):
             yield from _leaves(child)
     elif not isinstance(stock, EagerResult):
         yield stock
@@ -103,7 +103,7 @@ def _parents(stock: Any) -> Sequence[Any]:
 
 async def _value(stock: Any, futures: dict[str, asyncio.Future[Any]]) -> Any:
     if isinstance(stock, ResultSet):
-        return [await _value(child, futures) for child in stock.results]
+        return [await _value(child, futures) for child in cast("list[Any]", stock.results)]
     if isinstance(stock, EagerResult):
         return stock.get(disable_sync_subtasks=False)
     mine = futures[stock.id]

@@ -22,7 +22,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, cast
 
-from billiard import current_process
+from billiard.process import current_process
 from celery import _state as _celery_state
 from celery.exceptions import Retry, TimeLimitExceeded
 from celery.utils import threads as _celery_threads

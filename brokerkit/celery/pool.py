@@ -126,9 +126,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery comes without types
     body_can_be_buffer = True
     signal_safe = False
 
-    def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)
-        self.limit: int = self.limit or 1
+    def __init__(self, limit: int | None = None, **options: Any) -> None:
+        super().__init__(limit, **options)
+        self.limit: int = limit or 1
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._jobs: set[_Job] = set()

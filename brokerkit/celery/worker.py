@@ -59,7 +59,8 @@ class AsyncWorker:
         **options: object,
     ) -> None:
         self._app: Any = app
-        self._options = {**options, "concurrency": concurrency, "hostname": hostname}
+        self._hostname = hostname
+        self._options = {**options, "concurrency": concurrency}
         if queues is not None:
             self._options["queues"] = list(queues)
         self._start_timeout = start_timeout
@@ -145,7 +146,8 @@ class AsyncWorker:
         from .pool import TaskPool
 
         app = self._app
-        hostname = default_nodename(self._options.pop("hostname"))
+        name: Any = default_nodename
+        hostname = name(self._hostname)
         setup: Any = trace.setup_worker_optimizations
         setup(app, hostname)  # else the pool's threads have no app
         make: Any = WorkController
