@@ -287,10 +287,6 @@ class Acknowledging(Suite):
         with pytest.raises(Closed):
             await message.ack(confirm=True)
 
-
-class Zombies(Suite):
-    """A process that was believed dead settles what has long been somebody else's."""
-
     async def test_a_message_that_is_released_comes_again_as_if_for_the_first_time(
         self, system: Harness, kind: Kind
     ) -> None:
@@ -307,6 +303,10 @@ class Zombies(Suite):
             for message in await system.take(messages, 2):
                 await message.ack(confirm=True)
             await system.nothing(messages)
+
+
+class Zombies(Suite):
+    """A process that was believed dead settles what has long been somebody else's."""
 
     async def test_an_acknowledgement_after_release_has_no_effect(self, system: Harness, kind: Kind) -> None:
         """A5: what was handed back belongs to whoever takes it next."""
