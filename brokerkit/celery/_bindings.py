@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
@@ -20,6 +22,8 @@ logger = logging.getLogger("brokerkit")
 
 ROUTES: Final = 10_000
 """Routing keys whose queues are kept at hand."""
+FRESH: Final = 1.0
+"""Seconds for which what was read and is not followed is believed."""
 _topic_exchange: Any = TopicExchange(None)
 
 
@@ -74,6 +78,7 @@ class Bindings:
         self._mine: set[Binding] = set()
         """What this process has bound: it is stored again if it gets lost."""
         self._routes: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._read_at = -math.inf
 
     # ------------------------------------------------------------------ asking
 
@@ -82,11 +87,22 @@ class Bindings:
         if self._follower is None or not self._follower.follows:
             async with self._lock:
                 if self._follower is None or not self._follower.follows:
-                    follower = Follower(
-                        self._broker, self._names.bindings, self._take, begin=self._begin, read=self._restore
-                    )
+                    follower = self._follow()
                     await follower.open()
                     self._follower = follower
+
+    async def _read(self) -> None:
+        """Return when all bindings are known, for now: who only binds its queues, as Celery's producers do, follows nothing."""
+        if self._follower is not None and self._follower.follows:
+            return
+        async with self._lock:
+            if time.monotonic() >= self._read_at + FRESH:
+                self._begin()
+                await self._follow().read_stored()
+                self._read_at = time.monotonic()
+
+    def _follow(self) -> Follower:
+        return Follower(self._broker, self._names.bindings, self._take, begin=self._begin, read=self._restore)
 
     def route(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         """Return the queues to which *exchange* gives what is published with *routing_key*.  After `ready`."""
@@ -107,21 +123,21 @@ class Bindings:
 
     async def bind(self, binding: Binding) -> None:
         """Keep *binding*; return when everybody can know of it."""
-        await self.ready()
+        await self._read()
         self._mine.add(binding)
         if binding not in self._bound.get(binding.exchange, ()):
             await self._store(binding, bound=True)
 
     async def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
         """Forget the binding of *queue* to *exchange* with *routing_key*."""
-        await self.ready()
+        await self._read()
         for binding in self.of_exchange(exchange):
             if (binding.routing_key, binding.queue) == (routing_key, queue):
                 await self._store(binding, bound=False)
 
     async def drop(self, queue: str) -> None:
         """Forget all bindings of *queue*, which is deleted."""
-        await self.ready()
+        await self._read()
         for exchange in list(self._bound):
             for binding in self.of_exchange(exchange):
                 if binding.queue == queue:

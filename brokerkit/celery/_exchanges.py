@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..address import Queue
 from ..broker import Broker
+from ..message import Message
 from ..policy import MAX_DELAY, seconds
 from ._bindings import Binding, Bindings, pattern_of
 from ._envelope import Frame, wait
@@ -256,9 +257,9 @@ class Exchanges:
             known = self._known[queue] = (there, now + (THERE if there else MISSING))
         return known[0]
 
-    def _heard(self, exchange: str, body: bytes, at: float) -> None:
+    def _heard(self, exchange: str, message: Message[bytes]) -> None:
         if self.revokes.serving and is_control(exchange):
-            self.revokes.heard(body, at)
+            self.revokes.heard(message.body, message.timestamp.timestamp())
 
 
 def _number(value: object) -> float:

@@ -93,13 +93,17 @@ class Follower:
     async def _whole(self, begin: Callable[[], None]) -> None:
         begin()
         # What is published meanwhile comes twice, in the same order.
+        await self.read_stored()
+        if self._read is not None:
+            await self._read()
+
+    async def read_stored(self) -> None:
+        """Have what is stored now taken; return when it is."""
         async with self._broker.subscribe(
             self._topic, start=Start.EARLIEST, until_end=True, prefetch=AHEAD, on_invalid="skip"
         ) as stored:
             while got := await stored.receive(limit=AHEAD):
                 self._give(got)
-        if self._read is not None:
-            await self._read()
 
     def _give(self, messages: Sequence[Message[bytes]]) -> None:
         try:

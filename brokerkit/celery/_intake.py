@@ -27,8 +27,13 @@ UNLIMITED: Final = 1000
 """Messages that a channel holds at once when it set no prefetch count."""
 EARLY: Final = 1000
 """Messages of a channel that were handed out and are not due yet."""
-SURPLUS: Final = 1.0
+SURPLUS: Final = 0.25
 """Seconds for which what came without credit is kept for it; then others may have it."""
+WINDOW: Final = 0.05
+"""What is done in so many seconds is fetched ahead of the credit: a round trip for every few messages would be the limit."""
+AHEAD: Final = 128
+FEW: Final = 8
+"""A channel that does less than this in a window fetches nothing ahead: its messages may be long."""
 LEAVE: Final = 10.0
 """Seconds in which a closing channel's outcomes are stored."""
 GET: Final = (0.2, 5.0)
@@ -58,7 +63,16 @@ class Intake:
         self._getters: dict[str, Feed] = {}
         self._boxes: dict[str, tuple[Mailbox, bool]] = {}
         self._outcomes = Outcomes()
+        self._wanted: set[str] = set()
+        """Queues that were consumed and not cancelled."""
+        self._preparing = asyncio.Lock()
+        self._prepared = False
         self._timer: asyncio.TimerHandle | None = None
+        self._done = 0
+        """Messages that were settled in this window."""
+        self._began = 0.0
+        self._ahead = 0
+        """How much may be fetched for which there is no credit yet."""
         self._leaving: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -73,17 +87,15 @@ class Intake:
         Raises:
             BrokerError: it cannot be read.
         """
+        self._wanted.add(queue)
         found = await self._exchanges.resolve(queue)
         if isinstance(found, Mailbox):
-            if queue not in self._boxes and not self._closed:
-                self._boxes[queue] = found, no_ack
-                found.owners.add(self)
-                found.readers.append(self._ring)
-                self._ring(found)
+            if queue in self._wanted:
+                self._read_box(found, no_ack)
             return
-        if self._exchanges.revokes.serving:
-            await self._exchanges.revokes.load()
-        await self._outcomes.open()
+        await self._prepare()
+        if queue not in self._wanted:
+            return  # cancelled meanwhile
         feed = self._feeds.get(queue)
         if feed is not None and feed.active:
             return
@@ -98,15 +110,35 @@ class Intake:
             if self._feeds.get(queue) is feed:
                 del self._feeds[queue]
             raise
-        self._adjust()
+        if self._closed:
+            await feed.close()
+        else:
+            self._adjust()
+
+    def _read_box(self, box: Mailbox, no_ack: bool) -> None:
+        known = self._boxes.get(box.name)
+        if known is None or known[0] is not box:  # declared anew, it is another one
+            self._boxes[box.name] = box, no_ack
+            box.owners.add(self)
+            box.readers.append(self._ring)
+        self._ring(box)
+
+    async def _prepare(self) -> None:
+        """Do what comes before the first message of a durable queue."""
+        await self._outcomes.open()
+        async with self._preparing:
+            if self._exchanges.revokes.serving and not self._prepared:
+                await self._exchanges.revokes.load()
+                self._prepared = True
 
     async def cancel(self, queue: str) -> None:
         """Read *queue* no more: nothing of it is delivered from now on.  What was delivered can still be settled."""
+        self._wanted.discard(queue)
         box, _ = self._boxes.pop(queue, (None, False))
         if box is not None:
             with suppress(ValueError):
                 box.readers.remove(self._ring)
-            if box.auto_delete and not box.readers:
+            if box.auto_delete and not box.readers and self._exchanges.boxes.get(queue) is box:
                 self._exchanges.boxes.remove(queue)
         feed = self._feeds.get(queue)
         if feed is not None:
@@ -137,7 +169,7 @@ class Intake:
         for box, no_ack in self._boxes.values():
             if box.waiting and not no_ack and len(out) < limit:
                 self._ring(box)
-        free = max(0, limit - len(out) - self._waiting)
+        free = max(0, limit - len(out) + self._ahead - self._waiting) if limit else 0
         done: list[Feed] = []
         for feed in self._feeds.values():
             if feed.active:
@@ -150,6 +182,18 @@ class Intake:
             del self._feeds[feed.queue]
             self._leave(feed)
 
+    def _count(self, settled: int) -> None:
+        """Note that so many were settled, and find out how far ahead to fetch."""
+        now = asyncio.get_running_loop().time()
+        self._done += settled
+        past = now - self._began
+        if past >= WINDOW:
+            pace = round(self._done * WINDOW / past)
+            self._ahead = min(pace, AHEAD) if pace >= FEW else 0
+            self._done, self._began = 0, now
+            if self._ahead:
+                self._watch()
+
     def _leave(self, feed: Feed) -> None:
         task = asyncio.get_running_loop().create_task(self._close_feed(feed))
         self._leaving.add(task)
@@ -157,7 +201,10 @@ class Intake:
 
     async def _close_feed(self, feed: Feed) -> None:
         await self._outcomes.settled()
-        await feed.close()
+        try:
+            await feed.close()
+        except BrokerError as error:
+            logger.warning("queue %s: leaving it failed: %s", feed.queue, error_text(error))
 
     # ------------------------------------------------------------------ what comes
 
@@ -251,12 +298,13 @@ class Intake:
     # ------------------------------------------------------------------ what is too much
 
     def _watch(self) -> None:
-        if self._timer is None and self._waiting:
+        if self._timer is None and (self._waiting or self._ahead):
             self._timer = asyncio.get_running_loop().call_later(SURPLUS, self._return_surplus)
 
     def _return_surplus(self) -> None:
         """Let others have what has waited for credit for too long."""
         self._timer = None
+        self._count(0)
         late = asyncio.get_running_loop().time() - SURPLUS * 0.9
         for feed in self._feeds.values():
             self._give_back(feed, [item for item in feed.waiting if item.since <= late])
@@ -303,6 +351,7 @@ class Intake:
                 continue
             self._forget(item)
             outcomes.add(kind, item)
+        self._count(len(items))
         self._adjust()
 
     def _put_back(self, item: Item, box: Mailbox, *, marked: bool) -> None:
@@ -344,7 +393,7 @@ class Intake:
                     self._out.add(got)
                     return got
             return None
-        await self._outcomes.open()
+        await self._prepare()
         feed = self._getters.get(queue)
         if feed is None:
             feed = self._getters[queue] = Feed(
@@ -385,6 +434,7 @@ class Intake:
         if self._closed:
             return
         self._closed = True
+        self._wanted.clear()
         if self._timer is not None:
             self._timer.cancel()
         for queue in list(self._boxes):
@@ -400,11 +450,11 @@ class Intake:
         try:
             async with asyncio.timeout(LEAVE):
                 await self._outcomes.settled()
-                await asyncio.gather(*(feed.close() for feed in feeds), *self._leaving, return_exceptions=True)
+                await asyncio.gather(*map(self._close_feed, feeds), *self._leaving)
         except TimeoutError:
             logger.warning("%r: what it did last is not stored after %g s: it comes again", self, LEAVE)
         finally:
-            self._outcomes.close()
+            await self._outcomes.close()
 
 
 def _begun() -> set[str] | None:

@@ -6,10 +6,9 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from ..broker import Broker
-from ..errors import BrokerError
 from ..message import Message
 from ._bindings import matches
 from ._follower import Follower
@@ -23,6 +22,9 @@ MOST: Final = 10_000
 """Messages that a queue without a reader keeps; then the oldest is dropped."""
 LINGER: Final = 10.0
 """Seconds for which an exchange that nobody reads any more is read on: clients of the remote control come again and again."""
+
+
+Heard: TypeAlias = Callable[[str, Message[bytes]], None]
 
 
 class Binding(NamedTuple):
@@ -73,7 +75,7 @@ class Mailbox:
 class Tap:
     """Reads the topic of one exchange for all mailboxes of this process that are bound to it."""
 
-    def __init__(self, broker: Broker, names: Names, exchange: str, heard: Callable[[str, bytes, float], None]) -> None:
+    def __init__(self, broker: Broker, names: Names, exchange: str, heard: Heard) -> None:
         self.boxes: set[Mailbox] = set()
         self.users = 0
         """Calls that are about to bind a mailbox here."""
@@ -97,7 +99,7 @@ class Tap:
                 boxes = self._route(key)
             if boxes:
                 body = message.body
-                self._heard(self._exchange, body, message.timestamp.timestamp())
+                self._heard(self._exchange, message)
                 for box in boxes:
                     box.put(body)
                     rung[box] = None
@@ -118,8 +120,8 @@ class Tap:
 class Mailboxes:
     """The mailboxes of this process, and the readers of their exchanges."""
 
-    def __init__(self, broker: Broker, names: Names, heard: Callable[[str, bytes, float], None]) -> None:
-        """*heard* is told of the exchange, the body and the time of each message that comes."""
+    def __init__(self, broker: Broker, names: Names, heard: Heard) -> None:
+        """*heard* is told of each message that comes, and of its exchange."""
         self._broker = broker
         self._names = names
         self._heard = heard
@@ -159,7 +161,7 @@ class Mailboxes:
                 box.bound[exchange].add(binding)
                 tap.boxes.add(box)
                 tap.changed()
-        except BrokerError:
+        except BaseException:
             if self._taps.get(exchange) is tap:
                 del self._taps[exchange]  # a follower is opened once
             raise

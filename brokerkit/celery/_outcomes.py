@@ -34,10 +34,11 @@ class Outcomes:
         if self._hosted.task is None:
             await self._hosted.__aenter__()
 
-    def close(self) -> None:
-        """End as soon as everything is passed on."""
+    async def close(self) -> None:
+        """End when everything is passed on."""
         self._hosted.stopping.set()
         self._stir()
+        await self._hosted.__aexit__()
 
     def add(self, kind: Kind, item: Item) -> None:
         """Have *item* settled."""
