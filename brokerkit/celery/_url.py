@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Final, Literal, Protocol, cast
 from urllib.parse import quote
 
@@ -92,7 +94,7 @@ class Target:
 
 
 def target(client: Client) -> Target:
-    """Return where *client* goes.  No I/O.
+    """Return where *client* goes.  No I/O, but the driver is imported: once for all that a worker forks later.
 
     Raises:
         ConfigError: its URL or an option makes no sense.
@@ -102,6 +104,8 @@ def target(client: Client) -> Target:
     if _SYSTEMS[given.scheme] == "kafka":
         given = _with_all_hosts(given, client)
     system = _SYSTEMS[given.scheme]
+    with suppress(ImportError):  # which says at connecting what is to be installed
+        import_module(f"brokerkit.drivers.{system}")
     options, own = sift(system, client.transport_options or {})
     for name, value in given.query.items():
         if name in options or name in own:
@@ -180,7 +184,7 @@ def _inner(client: Client) -> str:
 def _scheme(client: Client, inner: str) -> str:
     """Return the scheme as brokerkit has it, where *inner* is what stands before ``://`` in the host."""
     named = client.transport_cls if isinstance(client.transport_cls, str) else ""
-    outer = named.removeprefix(PREFIX).removeprefix("brokerkit")
+    outer = named.removeprefix(PREFIX).removeprefix("brokerkit").removeprefix("confluent")
     if ":" in outer or "." in outer:  # the path of the class
         outer = ""
     scheme = f"{outer}+{inner}" if outer and inner else outer or inner
@@ -247,7 +251,7 @@ def _with_all_hosts(given: _Given, client: Client) -> _Given:
 
 
 def _alternative(given: _Given, text: str) -> Url | None:
-    text = text.strip().removeprefix(PREFIX)
+    text = text.strip().removeprefix(PREFIX).removeprefix("confluent")
     url = parse(text if "://" in text else f"{given.scheme}://{text}")
     return url if _SYSTEMS.get(url.scheme) == "kafka" else None
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, overload
 import celery as stock
 from celery.app import utils as stock_utils
 
-from . import _url
+from . import _publish, _url
 from ._tasks import AsyncTasks
 
 __all__ = ["Celery"]
@@ -42,6 +42,11 @@ class Celery(AsyncTasks, stock.Celery):  # type: ignore[misc]  # it comes withou
         """Make a task of *function*, which may be an ``async def``; the options are Celery's."""
         made: object = super().task(**options) if function is None else super().task(function, **options)
         return made
+
+    def close(self) -> None:
+        """Let go of everything, as Celery does; a program that ends need not."""
+        _publish.close(self)
+        super().close()
 
     def _connection(self, url: object, *arguments: object, **options: object) -> object:
         return super()._connection(_url.ours(url), *arguments, **options)

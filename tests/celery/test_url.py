@@ -50,6 +50,7 @@ class TestWhere:
             ("brokerkit+kafka://h1:9092,h2:9093", "kafka://h1:9092,h2:9093"),
             ("brokerkit+kafka://h1;brokerkit+kafka://h2", "kafka://h1,h2"),
             ("brokerkit+kafka+ssl://h1", "kafka+ssl://h1"),
+            ("confluentkafka://h1:9092;confluentkafka://h2:9092", "kafka://h1:9092,h2:9092"),
             ("brokerkit+redis://localhost", "redis://localhost"),
             ("brokerkit+redis://localhost:6379/3", "redis://localhost:6379/3"),
             ("brokerkit+redis://[::1]:6379/1", "redis://[::1]:6379/1"),
