@@ -255,6 +255,7 @@ def test_passwords_are_in_no_report(crew: Crew) -> None:
     secrets = re.findall(r":([^:@/]{16,})@", str(crew.settings))
     assert secrets
     asked = inspect(crew)
-    told = str(asked.conf()) + str(asked.stats()) + str(asked.report()) + crew.command("report").stdout
-    told += "".join(worker.text() for worker in crew.workers)
-    assert not [secret for secret in secrets if secret in told]
+    told = {"conf": asked.conf(), "stats": asked.stats(), "report": asked.report(), "command": crew.command("report")}
+    told |= {worker.name: worker.text() for worker in crew.workers}
+    leaks = [where for where, what in told.items() for secret in secrets if secret in str(what)]
+    assert not leaks

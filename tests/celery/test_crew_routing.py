@@ -70,7 +70,7 @@ def test_a_topic_exchange_gives_tasks_to_the_queues_whose_patterns_match(crew: C
 def test_a_fanout_exchange_gives_each_queue_a_copy(crew: Crew) -> None:
     fanout = {"exchange": "everywhere", "exchange_type": "fanout", "routing_key": ""}
     with consumed(crew, "one@test", "here", **fanout), consumed(crew, "two@test", "there", **fanout):
-        sent = crew.send("add", 1, 2, exchange=kombu.Exchange("everywhere", type="fanout"), routing_key="")
+        sent = crew.send("add", 1, 2, exchange=kombu.Exchange("everywhere", type="fanout"), exchange_type="fanout")
         crew.ended(sent.id, count=2, timeout=20)
     assert {entry.by for entry in crew.of(sent.id, "began")} == {"one@test", "two@test"}
 
