@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from datetime import datetime
 from functools import partial
 from typing import Any, ParamSpec, Protocol, cast
@@ -25,6 +25,7 @@ from celery.canvas import Signature as StockSignature
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
+from .._thread import _green
 from ._collect import Frame, Loop, WouldBlock, frames
 from ._envelope import Envelope
 from ._errors import CONNECTION_ERRORS
@@ -182,7 +183,7 @@ class _Sender:
             backend: Any = self._app.backend
             if backend.__class__.__name__ == "RPCBackend":
                 return await self._beside_results(loop, call)  # the answers come to the thread that asked
-            return await anyio.to_thread.run_sync(self._waiting, call, limiter=line.threads, abandon_on_cancel=True)
+            return await line.in_thread(self._waiting, call)
         finally:
             _async.reset(token)
 
@@ -290,6 +291,12 @@ class _Line:
         self._coming = False
         self._calls = 0
         self._queue: deque[asyncio.Future[None]] = deque()
+
+    async def in_thread(self, function: Callable[..., Any], *args: object) -> Any:
+        """Return what *function* returns, which may block."""
+        if _green():  # threads that others start are greenlets, which this loop's thread never comes to
+            return await self._loop.run_in_executor(None, copy_context().run, function, *args)
+        return await anyio.to_thread.run_sync(function, *args, limiter=self.threads, abandon_on_cancel=True)
 
     async def turn(self) -> None:
         """Wait until Celery may be called: other tasks of the loop go on between each few calls."""

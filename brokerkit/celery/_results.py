@@ -15,6 +15,7 @@ from celery.backends.base import DisabledBackend
 from celery.result import EagerResult, ResultSet
 from typing_extensions import TypeVar
 
+from .._thread import _green, _original
 from ..errors import ConfigError
 
 R = TypeVar("R", default=Any)
@@ -174,7 +175,10 @@ class Watcher:
             self._changed.notify()
         else:
             self._running = True
-            threading.Thread(target=self._main, name="brokerkit results of Celery", daemon=True).start()
+            if _green():  # a thread would be a greenlet, which this loop's thread never comes to
+                _original("_thread", "start_new_thread")(self._main, ())
+            else:
+                threading.Thread(target=self._main, name="brokerkit results of Celery", daemon=True).start()
 
     def _main(self) -> None:
         watches: list[_Watch] = []
