@@ -33,8 +33,8 @@ class Envelope(
     body: str
     content_type: str | None = JSON
     content_encoding: str | None = "utf-8"
-    headers: dict[str, object] = {}
-    properties: dict[str, object] = {}
+    headers: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
 
 
 class Frame:

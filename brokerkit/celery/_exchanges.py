@@ -14,7 +14,7 @@ from ..message import Message
 from ..policy import MAX_DELAY, seconds
 from ._bindings import Binding, Bindings, pattern_of
 from ._envelope import Frame, wait
-from ._mailboxes import ROUTING_KEY, Mailbox, Mailboxes
+from ._mailboxes import EXPIRES, PRIORITY, ROUTING_KEY, Mailbox, Mailboxes
 from ._mailboxes import Binding as BoxBinding
 from ._names import Names
 from ._revokes import Revokes, is_control
@@ -48,6 +48,8 @@ class Exchanges:
         self._undecided: dict[str, tuple[object, bool]] = {}
         """Queues that their binding makes transient, or their use durable: who declared each, and whether as durable."""
         self._known: dict[str, tuple[bool, float]] = {}
+        self._ttls: dict[str, float] = {}
+        """The ``x-message-ttl`` of queues, in seconds."""
         self._told = False
 
     def __repr__(self) -> str:
@@ -78,12 +80,15 @@ class Exchanges:
         Everything else several processes may read, so it is a queue of the broker and is never deleted by itself.
         """
         box = self.boxes.get(queue)
+        ttl = _milliseconds((arguments or {}).get("x-message-ttl"))
+        if ttl is not None:
+            self._ttls[queue] = ttl
         if box is not None:
             box.owners.add(owner)
         elif queue in self._durable:
             return
         elif exclusive or (auto_delete and arguments and "x-expires" in arguments):
-            box = self.boxes.declare(queue, owner, auto_delete=auto_delete)
+            box = self.boxes.declare(queue, owner, auto_delete=auto_delete, ttl=ttl)
             if not is_control(queue) and not queue.startswith(_NAMED_ONLY):
                 await self.boxes.bind(box, "", BoxBinding("direct", queue))
         elif auto_delete:
@@ -101,7 +106,7 @@ class Exchanges:
             owner, durable = undecided
             if type == "fanout" or (not durable and (type == "topic" or is_control(exchange))):
                 del self._undecided[queue]
-                box = self.boxes.declare(queue, owner, auto_delete=True)
+                box = self.boxes.declare(queue, owner, auto_delete=True, ttl=self._ttls.get(queue))
         if box is None:
             await self._make(queue)
             await self._bindings.bind(Binding(exchange, type, routing_key, queue))
@@ -157,7 +162,7 @@ class Exchanges:
         """Return how many messages of *queue* wait to be taken."""
         box = self.boxes.get(queue)
         if box is not None:
-            return len(box.waiting)
+            return len(box)
         if queue not in self._durable and not await self.broker.exists(self.names.queue(queue)):
             return 0
         return (await self.broker.backlog(self.names.queue(queue))).waiting or 0
@@ -166,9 +171,7 @@ class Exchanges:
         """Remove what waits in *queue* and return how many messages that were."""
         box = self.boxes.get(queue)
         if box is not None:
-            count = len(box.waiting)
-            box.waiting.clear()
-            return count
+            return box.clear()
         if queue not in self._durable and not await self.broker.exists(self.names.queue(queue)):
             return 0
         return await self.broker.purge(self.names.queue(queue))
@@ -198,7 +201,7 @@ class Exchanges:
         exchange, key = frame.exchange, frame.routing_key
         if not exchange:
             if key in self._durable or await self._stays(key, frame):
-                await self.store(self.names.queue(key), frame, timeout)
+                await self._store(key, frame, timeout)
             else:
                 await self._spread(frame, timeout)
             return
@@ -209,16 +212,18 @@ class Exchanges:
         if not queues:
             await self._spread(frame, timeout)
             return
-        names = self.names
-        stores: list[Coroutine[Any, Any, None]] = [self.store(names.queue(queue), frame, timeout) for queue in queues]
+        stores: list[Coroutine[Any, Any, None]] = [self._store(queue, frame, timeout) for queue in queues]
         results = await asyncio.gather(*stores, self._spread(frame, timeout), return_exceptions=True)
         for result in results:
             if result is not None:
                 raise result
 
-    async def store(self, queue: Queue[bytes], frame: Frame, timeout: float) -> None:
-        """Publish *frame* to a durable queue."""
-        priority = frame.priority
+    async def _store(self, name: str, frame: Frame, timeout: float) -> None:
+        """Publish *frame* to the durable queue *name*."""
+        queue = self.names.queue(name)
+        priority, ttl = frame.priority, frame.ttl
+        if self._ttls and not frame.task and name in self._ttls:
+            ttl = self._ttls[name] if ttl is None else min(ttl, self._ttls[name])
         if priority >= self.names.priorities:
             if not self._told and self.names.priorities == 1:
                 self._told = True
@@ -227,19 +232,22 @@ class Exchanges:
         delay = 0.0
         if frame.eta is not None:
             delay = min(wait(frame.eta, self.eta_window), MAX_DELAY)
-        if delay or priority or frame.ttl is not None:
-            await self.broker.publish(queue, frame.body, delay=delay, priority=priority, ttl=frame.ttl, timeout=timeout)
+        if delay or priority or ttl is not None:
+            await self.broker.publish(queue, frame.body, delay=delay, priority=priority, ttl=ttl, timeout=timeout)
         else:
             await self.broker.publish(queue, frame.body, timeout=timeout)
 
     async def _spread(self, frame: Frame, timeout: float) -> None:
         """Publish *frame* to the topic of its exchange, for transient queues anywhere."""
-        await self.broker.publish(
-            self.names.exchange(frame.exchange),
-            frame.body,
-            headers={ROUTING_KEY: frame.routing_key} if frame.routing_key else None,
-            timeout=timeout,
-        )
+        headers: dict[str, str] = {}
+        if frame.routing_key:
+            headers[ROUTING_KEY] = frame.routing_key
+        if frame.priority:
+            headers[PRIORITY] = str(frame.priority)
+        if frame.ttl is not None:
+            headers[EXPIRES] = repr(time.time() + frame.ttl)
+        topic = self.names.exchange(frame.exchange)
+        await self.broker.publish(topic, frame.body, headers=headers, timeout=timeout)
 
     async def _stays(self, queue: str, frame: Frame) -> bool:
         """Return whether what is published to *queue* by its name is kept in a queue of the broker."""
@@ -260,6 +268,11 @@ class Exchanges:
     def _heard(self, exchange: str, message: Message[bytes]) -> None:
         if self.revokes.serving and is_control(exchange):
             self.revokes.heard(message.body, message.timestamp.timestamp())
+
+
+def _milliseconds(value: object) -> float | None:
+    """Return *value*, an argument of a queue in milliseconds, in seconds."""
+    return max(value / 1000, 0.001) if isinstance(value, (int, float)) else None
 
 
 def _number(value: object) -> float:

@@ -14,7 +14,7 @@ from .._redact import error_text
 from ..errors import BrokerError, DecodeError
 from ..message import Message
 from ..policy import MAX_PREFETCH
-from ._envelope import due, pack, redelivered, unseal
+from ._envelope import due, level, pack, redelivered, unseal
 from ._exchanges import Exchanges
 from ._feed import Feed
 from ._item import Item, published
@@ -167,7 +167,7 @@ class Intake:
                 self._waiting -= len(items)
                 self._hand_over(items)
         for box, no_ack in self._boxes.values():
-            if box.waiting and not no_ack and len(out) < limit:
+            if not no_ack and len(out) < limit:
                 self._ring(box)
         free = max(0, limit - len(out) + self._ahead - self._waiting) if limit else 0
         done: list[Feed] = []
@@ -275,9 +275,12 @@ class Intake:
             return
         items: list[Item] = []
         room = max(0, self._limit - len(self._out))
-        while box.waiting and (known[1] or room > len(items)):
+        while known[1] or room > len(items):
+            body = box.take()
+            if body is None:
+                break
             try:
-                payload = unseal(box.waiting.popleft())
+                payload = unseal(body)
             except DecodeError as error:
                 logger.warning("queue %s: a message is dropped: %s", box.name, error_text(error))
                 continue
@@ -360,7 +363,7 @@ class Intake:
         if marked:
             redelivered(item.payload)
         with suppress(BrokerError):
-            box.waiting.appendleft(pack(item.payload))
+            box.put_back(pack(item.payload), level(item.payload["properties"].get("priority")))
             if not self._closed:
                 asyncio.get_running_loop().call_soon(box.ring)
 
@@ -387,9 +390,9 @@ class Intake:
         """Return one message of *queue*, or None if there is none."""
         found = await self._exchanges.resolve(queue)
         if isinstance(found, Mailbox):
-            while found.waiting:
+            while (body := found.take()) is not None:
                 with suppress(DecodeError):
-                    got = Item(queue, unseal(found.waiting.popleft()), no_ack, None, None, found)
+                    got = Item(queue, unseal(body), no_ack, None, None, found)
                     self._out.add(got)
                     return got
             return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from ..broker import Broker
@@ -17,7 +19,9 @@ from ._names import Names
 logger = logging.getLogger("brokerkit")
 
 ROUTING_KEY: Final = "celery-routing-key"
-"""The header that says how a message of an exchange was published."""
+PRIORITY: Final = "celery-priority"
+EXPIRES: Final = "celery-expires"
+"""Headers that say how a message of an exchange was published; the last one is a time in seconds since the epoch."""
 MOST: Final = 10_000
 """Messages that a queue without a reader keeps; then the oldest is dropped."""
 LINGER: Final = 10.0
@@ -37,10 +41,13 @@ class Binding(NamedTuple):
 class Mailbox:
     """A queue in this process."""
 
-    def __init__(self, name: str, *, auto_delete: bool) -> None:
+    def __init__(self, name: str, *, auto_delete: bool, ttl: float | None = None) -> None:
         self.name = name
         self.auto_delete = auto_delete
-        self.waiting: deque[bytes] = deque()
+        self._ttl = ttl
+        self._levels: dict[int, deque[tuple[bytes, float]]] = {}
+        """By priority: what waits, and until when."""
+        self._count = 0
         self.owners: set[object] = set()
         """The channels that have declared it: it ends with the last of them."""
         self.readers: deque[Callable[[Mailbox], None]] = deque()
@@ -50,23 +57,75 @@ class Mailbox:
         self._dropped = 0
 
     def __repr__(self) -> str:
-        return f"<Mailbox {self.name} waiting={len(self.waiting)}>"
+        return f"<Mailbox {self.name} waiting={self._count}>"
 
-    def put(self, body: bytes) -> None:
-        """Keep *body* for the readers."""
-        waiting = self.waiting
-        if len(waiting) >= MOST:
-            waiting.popleft()
-            self._dropped += 1
-            if self._dropped == 1 or self._dropped % MOST == 0:
-                text = "queue %s: nobody reads it, so the oldest of more than %d messages are dropped (%d so far)"
-                logger.warning(text, self.name, MOST, self._dropped)
-        waiting.append(body)
+    def __len__(self) -> int:
+        """How many messages wait."""
+        self._expire()
+        return self._count
+
+    def __bool__(self) -> bool:
+        return True
+
+    def put(self, body: bytes, priority: int = 0, until: float = math.inf) -> None:
+        """Keep *body* for the readers, *until* that time at most; what has a higher *priority* is taken first."""
+        if self._count >= MOST:
+            self._drop()
+        if self._ttl is not None:
+            until = min(until, time.time() + self._ttl)
+        level = self._levels.get(priority)
+        if level is None:
+            level = self._levels[priority] = deque()
+        level.append((body, until))
+        self._count += 1
+
+    def put_back(self, body: bytes, priority: int = 0) -> None:
+        """Keep *body*, which was taken before, for whoever comes first."""
+        self._levels.setdefault(priority, deque()).appendleft((body, math.inf))
+        self._count += 1
+
+    def take(self) -> bytes | None:
+        """Return what is next, or None if nothing waits."""
+        while self._count:
+            level = self._levels[max(self._levels)] if len(self._levels) > 1 else next(iter(self._levels.values()))
+            body, until = level.popleft()
+            self._removed(level)
+            if until is math.inf or time.time() < until:
+                return body
+        return None
+
+    def clear(self) -> int:
+        """Drop what waits and return how much that was."""
+        count = len(self)
+        self._levels.clear()
+        self._count = 0
+        return count
+
+    def _drop(self) -> None:
+        level = self._levels[min(self._levels)]
+        level.popleft()
+        self._removed(level)
+        self._dropped += 1
+        if self._dropped == 1 or self._dropped % MOST == 0:
+            text = "queue %s: nobody reads it, so the oldest of more than %d messages are dropped (%d so far)"
+            logger.warning(text, self.name, MOST, self._dropped)
+
+    def _removed(self, level: deque[tuple[bytes, float]]) -> None:
+        self._count -= 1
+        if not level:
+            self._levels = {priority: other for priority, other in self._levels.items() if other}
+
+    def _expire(self) -> None:
+        now = time.time()
+        for level in list(self._levels.values()):
+            while level and level[0][1] <= now:
+                level.popleft()
+                self._removed(level)
 
     def ring(self) -> None:
         """Let the readers take what waits."""
         for _ in range(len(self.readers)):
-            if not self.waiting:
+            if not self._count:
                 return
             self.readers.rotate(-1)
             self.readers[-1](self)
@@ -100,8 +159,9 @@ class Tap:
             if boxes:
                 body = message.body
                 self._heard(self._exchange, message)
+                priority, until = _options(message.headers)
                 for box in boxes:
-                    box.put(body)
+                    box.put(body, priority, until)
                     rung[box] = None
         for box in rung:
             box.ring()
@@ -115,6 +175,16 @@ class Tap:
         )
         self._routes[key] = boxes
         return boxes
+
+
+def _options(headers: Mapping[str, str]) -> tuple[int, float]:
+    """Return the priority and the end of a message with *headers*."""
+    if PRIORITY not in headers and EXPIRES not in headers:
+        return 0, math.inf
+    try:
+        return int(headers.get(PRIORITY, "0")), float(headers.get(EXPIRES, "inf"))
+    except ValueError:
+        return 0, math.inf
 
 
 class Mailboxes:
@@ -137,11 +207,11 @@ class Mailboxes:
         """Return what is bound to *exchange* here."""
         return [(binding, box.name) for box in self._boxes.values() for binding in box.bound.get(exchange, ())]
 
-    def declare(self, name: str, owner: object, *, auto_delete: bool) -> Mailbox:
-        """Return the mailbox *name*, which *owner* keeps."""
+    def declare(self, name: str, owner: object, *, auto_delete: bool, ttl: float | None = None) -> Mailbox:
+        """Return the mailbox *name*, which *owner* keeps; after *ttl* seconds messages are dropped."""
         box = self._boxes.get(name)
         if box is None:
-            box = self._boxes[name] = Mailbox(name, auto_delete=auto_delete)
+            box = self._boxes[name] = Mailbox(name, auto_delete=auto_delete, ttl=ttl)
         box.owners.add(owner)
         return box
 
@@ -185,7 +255,7 @@ class Mailboxes:
         if box is not None:
             exchanges = list(box.bound)
             box.bound.clear()
-            box.waiting.clear()
+            box.clear()
             box.readers.clear()
             for exchange in exchanges:
                 self._left(exchange, box)
