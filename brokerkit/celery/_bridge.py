@@ -12,11 +12,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
+from .._redact import error_text
 from .._thread import LOOP, Portal, cancel
 from .._thread import acquire as acquire_lock
 from ..broker import Broker
-from ..errors import BrokerUnavailable, Closed
+from ..errors import BrokerError, BrokerUnavailable, Closed
 from ._collect import WouldBlock, frames
+from ._envelope import Frame
 from ._exchanges import Exchanges
 from ._url import Target
 
@@ -29,6 +31,10 @@ LINGER = 5.0
 """Seconds that a broker without users stays open: programs that connect again and again find it there."""
 LEAVE = 10.0
 """Seconds that closing may take when the process ends."""
+TRAIL = 2.0
+"""Seconds that closing waits for events that are on their way."""
+TRAILS = 5000
+"""Events that may be on their way."""
 
 
 class Call:
@@ -104,6 +110,8 @@ class Bridge:
         self._posts: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._posted = False
         self._leaving: asyncio.TimerHandle | None = None
+        self._trails: set[asyncio.Task[None]] = set()
+        self._lost = 0
 
     def __repr__(self) -> str:
         return f"<Bridge {self.target.url}>"
@@ -151,6 +159,8 @@ class Bridge:
             return
         try:
             async with asyncio.timeout(LEAVE):
+                if self._trails:
+                    await asyncio.wait(self._trails, timeout=TRAIL)
                 try:
                     await self.exchanges.close()
                 finally:
@@ -214,6 +224,31 @@ class Bridge:
                 return
             with suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self._run_posts)
+
+    def trail(self, frame: Frame, timeout: float) -> None:
+        """Publish what nobody waits for, such as an event of a worker; what cannot be published is dropped."""
+        self.post(self._trail, frame, timeout)
+
+    def _trail(self, frame: Frame, timeout: float) -> None:
+        if len(self._trails) >= TRAILS:
+            self._drop("too many wait")
+            return
+        task = self.loop.create_task(self._publish(frame, timeout))
+        self._trails.add(task)
+        task.add_done_callback(self._trails.discard)
+
+    async def _publish(self, frame: Frame, timeout: float) -> None:
+        try:
+            await self.exchanges.publish(frame, timeout)
+        except BrokerError as error:
+            self._drop(error_text(error))
+        else:
+            self._lost = 0
+
+    def _drop(self, why: str) -> None:
+        self._lost += 1
+        if self._lost == 1:
+            logger.warning("%r: events of Celery are dropped until they can be published again: %s", self, why)
 
     def _run_posts(self) -> None:
         self._posted = False  # before the first: what comes from now on wakes again

@@ -77,6 +77,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._acks: deque[Item] = deque()
         self._ack_posted = False
+        self._paced = False
+        """Celery has put a function of its own into the place of `QoS.can_consume`, to fetch only what can begin at once."""
+        self._allowed = -1
         self._ttl: dict[str, float] = {}
         """The x-message-ttl of queues, in seconds."""
 
@@ -96,7 +99,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         confirm_timeout: float | None = None,
         **options: object,
     ) -> None:
-        """Publish and return when the message is stored.
+        """Publish and return when the message is stored; a worker's event is not waited for.
 
         Raises:
             BrokerUnavailable, PublishUnknown, BufferFull: tried again by kombu, if it is told to.
@@ -115,8 +118,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         out = _collect.frames.get()
         if out is not None:
             out.append(_collect.Frame(bridge, self._exchanges.publish, (frame, limit)))
-            return
-        bridge.call(self._exchanges.publish, frame, limit)
+        elif exchange and _is_event(message):
+            bridge.trail(frame, limit)
+        else:
+            bridge.call(self._exchanges.publish, frame, limit)
 
     def _type(self, exchange: str) -> str:
         known = self.state.exchanges.get(exchange)
@@ -235,7 +240,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if taking is None:
             taking = self._taking = Intake(self._exchanges, self._deliver, self.connection.fail)
             if self._qos is not None:
-                taking.prefetch(self._qos.prefetch_count)
+                taking.prefetch(self._qos.prefetch_count or None)
         return taking
 
     def _deliver(self, items: Sequence[Item]) -> None:
@@ -244,10 +249,19 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         """Say how many messages may be here unsettled; 0 for any number."""
         self.qos.prefetch_count = prefetch_count
-        self.bridge.post(self._prefetch, prefetch_count)
+        if not self._paced:
+            self.bridge.post(self._prefetch, prefetch_count or None)
 
-    def _prefetch(self, prefetch_count: int) -> None:
+    def _prefetch(self, prefetch_count: int | None) -> None:
         self.intake.prefetch(prefetch_count)
+
+    def pace(self) -> None:
+        """Have one more message fetched if there is room for one now (``worker_disable_prefetch``)."""
+        qos = self.qos
+        allowed = len(qos.items) + bool(qos.can_consume())
+        if allowed != self._allowed:
+            self._allowed = allowed
+            self.bridge.post(self._prefetch, allowed)
 
     def basic_consume(
         self,
@@ -265,6 +279,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._tag_to_queue[tag] = queue
         self._active_queues.append(queue)
         self._consumers.add(tag)
+        if not self._paced and "can_consume" in self.qos.__dict__:
+            self._paced = True
+            self.connection.pace(self)
+            self.pace()
         first = queue not in self.receivers
         self.receivers[queue] = (no_ack, callback)
         self.connection._callbacks[queue] = callback
@@ -423,3 +441,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         number = self.connection.next_channel_id()
         used.append(number)
         return number
+
+
+def _is_event(message: Mapping[str, Any]) -> bool:
+    """Tell whether *message* is what Celery's event dispatcher sends: its worker must not stand still for it."""
+    return message["properties"].get("delivery_mode") == 1 and list(message["headers"]) == ["hostname"]

@@ -29,6 +29,10 @@ SLICE = 0.005
 """Seconds for which messages are handed out before the worker's loop looks at its other events."""
 
 
+PACE = 0.05
+"""Seconds between two looks whether there is room, where no loop of Celery tells."""
+
+
 class Transport(virtual.Transport):  # type: ignore[misc]
     """Carries kombu and Celery over brokerkit; one per connection.
 
@@ -62,6 +66,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._numbers = 0
         self._numbers_lock = threading.Lock()
         self._stopping: Callable[[], bool] = _never
+        self._hub: Any = None
+        self._paced: set[Channel] = set()
 
     # ------------------------------------------------------------------ life
 
@@ -84,12 +90,18 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         try:
             super().close_connection(connection)
         finally:
+            self._unhook()
             reader, writer = self._reader, self._writer
             self._reader = self._writer = None
             if reader is not None and writer is not None:
                 reader.close()
                 writer.close()
                 self.bridge.release()
+
+    def close_channel(self, channel: Channel) -> None:
+        """Forget *channel*, which is closed."""
+        self._paced.discard(channel)
+        super().close_channel(channel)
 
     def create_channel(self, connection: object) -> Channel:
         """Open a channel."""
@@ -195,6 +207,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             left = None if until is None else until - monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError("timed out")
+            if self._paced:
+                self._pace()
+                left = PACE if left is None else min(left, PACE)
             _wait(reader, left)
 
     def register_with_event_loop(self, connection: object, loop: Any) -> None:
@@ -203,11 +218,30 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if state is not None:
             self._stopping = lambda: state.should_stop is not None or state.should_terminate is not None
         loop.add_reader(self._reader, self.on_readable, connection, loop)
+        self._hub = loop
+        if self._paced:
+            loop.on_tick.add(self._pace)
 
     def unregister_from_event_loop(self, connection: object, loop: Any) -> None:
         """Take `register_with_event_loop` back."""
-        if self._reader is not None:
-            loop.remove_reader(self._reader)
+        self._unhook()
+
+    def _unhook(self) -> None:
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            hub.on_tick.discard(self._pace)
+            if self._reader is not None:
+                hub.remove_reader(self._reader)
+
+    def pace(self, channel: Channel) -> None:
+        """Have *channel* asked again and again whether it may fetch: what makes room is seen by Celery's loop alone."""
+        self._paced.add(channel)
+        if self._hub is not None:
+            self._hub.on_tick.add(self._pace)
+
+    def _pace(self) -> None:
+        for channel in self._paced:
+            channel.pace()
 
     def on_readable(self, connection: object, loop: object) -> None:
         """Hand out what has come."""
