@@ -216,7 +216,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Have Celery's loop call this when something comes."""
         state = sys.modules.get("celery.worker.state")
         if state is not None:
-            self._stopping = lambda: state.should_stop is not None or state.should_terminate is not None
+            # Each is None or False, or the exit code, which may be 0.
+            self._stopping = lambda: _asked(state.should_stop) or _asked(state.should_terminate)
         loop.add_reader(self._reader, self.on_readable, connection, loop)
         self._hub = loop
         if self._paced:
@@ -283,6 +284,10 @@ def _system(client: Any) -> str:
         return _url.target(client).system
     except ConfigError:
         return "brokerkit"  # what is wrong is said when it connects
+
+
+def _asked(flag: object) -> bool:
+    return flag is not None and flag is not False
 
 
 def _never() -> bool:

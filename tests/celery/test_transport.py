@@ -1,0 +1,528 @@
+"""The transport as kombu uses it, without a server: what the threads of Celery see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import select
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.exceptions import ChannelError, OperationalError
+
+from brokerkit.celery import _bridge, _collect, transport
+from brokerkit.celery._names import service_queue
+from brokerkit.errors import AuthenticationError, BrokerUnavailable, Closed, ConfigError, TooLarge
+
+WAIT = 20
+"""Seconds that no wait here needs."""
+
+numbers = itertools.count()
+
+
+@pytest.fixture
+def url() -> str:
+    return f"brokerkit+memory://transport{next(numbers)}"
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Any]:
+    with Connection(url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue("work", Exchange("work"), routing_key="work")
+
+
+def publish(connection: Any, queue: Queue, *bodies: object) -> None:
+    with connection.channel() as channel:
+        producer = Producer(channel)
+        for body in bodies:
+            producer.publish(body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue])
+
+
+class Reader:
+    """A consumer on a channel of its own."""
+
+    def __init__(self, connection: Any, *queues: Queue, prefetch: int = 0, no_ack: bool = False) -> None:
+        self.connection = connection
+        self.channel = connection.channel()
+        self.messages: list[Any] = []
+        self.consumer = Consumer(
+            self.channel, list(queues), on_message=self.messages.append, no_ack=no_ack, prefetch_count=prefetch or None
+        )
+        self.consumer.consume()
+
+    def read(self, count: int) -> list[Any]:
+        """Drain events until *count* messages are here."""
+        while len(self.messages) < count:
+            self.connection.drain_events(timeout=WAIT)
+        return self.messages
+
+    def nothing(self, seconds: float = 0.3) -> bool:
+        """Tell whether nothing comes for a while."""
+        before = len(self.messages)
+        with pytest.raises(TimeoutError):
+            self.connection.drain_events(timeout=seconds)
+        return len(self.messages) == before
+
+
+def on_loop(channel: Any, function: Callable[[], Any]) -> Any:
+    """Return what *function* returns on the event loop."""
+
+    async def main() -> Any:
+        return function()
+
+    return channel.bridge.call(main)
+
+
+# ------------------------------------------------------------------ in and out
+
+
+def test_what_is_published_comes_to_the_consumer(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, {"a": [1, None, "é"]})
+    [message] = Reader(connection, queue).read(1)
+    assert message.payload == {"a": [1, None, "é"]}
+    assert message.delivery_info["routing_key"] == "work"
+    message.ack()
+
+
+def test_one_drain_hands_out_one_message(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, 1, 2, 3)
+    reader = Reader(connection, queue)
+    for count in (1, 2, 3):
+        connection.drain_events(timeout=WAIT)
+        assert len(reader.messages) == count
+
+
+def test_draining_ends_when_nothing_comes(connection: Any, queue: Queue) -> None:
+    reader = Reader(connection, queue)
+    assert reader.nothing(0.05)
+    assert reader.nothing(0)
+
+
+def test_draining_a_closed_connection_is_an_error_of_the_connection(url: str, queue: Queue) -> None:
+    connection = Connection(url)
+    connection.connect()
+    carrier = connection.transport
+    connection.close()
+    with pytest.raises(carrier.connection_errors):
+        carrier.drain_events(None, timeout=1)
+
+
+def test_many_threads_publish_on_one_channel(connection: Any, queue: Queue) -> None:
+    channel = connection.default_channel
+    queue(channel).declare()
+
+    def one(number: int) -> None:
+        Producer(channel).publish(number, exchange=queue.exchange, routing_key="work")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(100)))
+    read = Reader(connection, queue).read(100)
+    assert sorted(message.payload for message in read) == list(range(100))
+
+
+def test_tags_differ_although_the_message_is_the_same(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, "again")
+    reader = Reader(connection, queue)
+    [first] = reader.read(1)
+    first.requeue()
+    second = reader.read(2)[1]
+    assert first.delivery_tag != second.delivery_tag
+    assert not first.delivery_info.get("redelivered")
+    assert second.delivery_info["redelivered"]
+
+
+def test_a_message_is_fetched_by_hand(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, "one")
+    channel = connection.default_channel
+    message = channel.basic_get("work")
+    assert message.payload == "one"
+    assert channel.basic_get("work") is None
+    message.ack()
+    assert not channel.qos.items
+
+
+def test_counting_purging_deleting(connection: Any, queue: Queue) -> None:
+    channel = connection.default_channel
+    assert queue(channel).declare() == "work"
+    publish(connection, queue, 1, 2, 3)
+    assert channel.queue_declare("work", passive=True).message_count == 3
+    assert queue(channel).purge() == 3
+    assert channel.queue_declare("work", passive=True).message_count == 0
+    queue(channel).delete()
+    with pytest.raises(ChannelError, match="NOT_FOUND"):
+        channel.queue_declare("work", passive=True)
+
+
+def test_bindings_are_listed(connection: Any, queue: Queue) -> None:
+    queue(connection.default_channel).declare()
+    assert connection.default_channel.get_table("work") == [("work", None, "work")]
+    assert connection.manager.get_bindings() == [{"destination": "work", "source": "work", "routing_key": "work"}]
+
+
+def test_what_is_too_large_is_refused_by_name(connection: Any, queue: Queue) -> None:
+    with pytest.raises(TooLarge, match=r"1048576|1,048,576|1 MiB"):
+        publish(connection, queue, "x" * 2_000_000)
+
+
+# ------------------------------------------------------------------ settling
+
+
+def test_acknowledgements_of_one_turn_leave_together(
+    connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(connection, queue, *range(50))
+    reader = Reader(connection, queue)
+    messages = reader.read(50)
+    batches: list[int] = []
+    ack = reader.channel.intake.ack
+
+    def counted(items: Sequence[Any]) -> None:
+        batches.append(len(items))
+        ack(items)
+
+    monkeypatch.setattr(reader.channel.intake, "ack", counted)
+    hold, held = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        held.set()
+        hold.wait(WAIT)
+
+    reader.channel.bridge.post(wait)
+    assert held.wait(WAIT)
+    for message in messages:
+        message.ack()
+    hold.set()
+    on_loop(reader.channel, lambda: None)
+    assert batches == [50]
+
+
+def test_any_thread_may_acknowledge(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, *range(20))
+    reader = Reader(connection, queue)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda message: message.ack(), reader.read(20)))
+    reader.channel.close()
+    assert connection.default_channel._size("work") == 0
+    assert connection.default_channel.basic_get("work") is None
+
+
+def test_no_more_than_the_prefetch_count_are_unsettled(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, *range(5))
+    reader = Reader(connection, queue, prefetch=2)
+    first, _ = reader.read(2)
+    assert reader.nothing()
+    first.ack()
+    reader.read(3)
+    reader.consumer.qos(prefetch_count=4)
+    reader.read(5)
+
+
+def test_what_is_rejected_goes_to_the_dead_letters(url: str, connection: Any, queue: Queue) -> None:
+    publish(connection, queue, "bad")
+    reader = Reader(connection, queue)
+    reader.read(1)[0].reject()
+    reader.channel.close()
+
+    async def letters() -> list[str]:
+        broker = connection.default_channel.bridge.broker
+        return [letter.value.body async for letter in broker.browse(service_queue("work").dead_letters)]
+
+    assert connection.default_channel.bridge.call(letters) == ["bad"]
+
+
+def test_closing_gives_back_what_is_unsettled(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, "left")
+    reader = Reader(connection, queue)
+    reader.read(1)
+    reader.channel.close()
+    [again] = Reader(connection, queue).read(1)
+    assert again.delivery_info["redelivered"]
+
+
+def test_cancelling_gives_back_what_no_consumer_saw(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, *range(5))
+    reader = Reader(connection, queue, prefetch=5)
+    [seen] = reader.read(1)
+    reader.consumer.cancel()
+    others = Reader(connection, queue).read(4)
+    assert sorted(message.payload for message in (seen, *others)) == list(range(5))
+    assert not any(message.delivery_info.get("redelivered") for message in others)
+    seen.ack()  # still possible
+    reader.channel.close()
+    for message in others:
+        message.ack()
+    assert connection.default_channel.basic_get("work") is None
+
+
+def test_a_second_consumer_of_a_queue_takes_over(connection: Any, queue: Queue) -> None:
+    reader = Reader(connection, queue)
+    late: list[Any] = []
+    second = Consumer(reader.channel, [queue], on_message=late.append)
+    second.consume()
+    second.cancel()
+    publish(connection, queue, "for the first")
+    assert reader.read(1)[0].payload == "for the first"
+    assert not late
+
+
+# ------------------------------------------------------------------ with Celery's loop
+
+
+class Hub:
+    """What a transport needs of Celery's loop."""
+
+    def __init__(self) -> None:
+        self.readers: dict[Any, tuple[Any, ...]] = {}
+        self.on_tick: set[Callable[[], None]] = set()
+
+    def add_reader(self, descriptor: Any, *callback: Any) -> None:
+        self.readers[descriptor] = callback
+
+    def remove_reader(self, descriptor: Any) -> None:
+        del self.readers[descriptor]
+
+    def turn(self, seconds: float = WAIT) -> None:
+        """Wait for a descriptor and call back, once."""
+        for tick in set(self.on_tick):
+            tick()
+        ready, _, _ = select.select(list(self.readers), [], [], seconds)
+        for descriptor in ready:
+            function, *args = self.readers[descriptor]
+            function(*args)
+
+
+@pytest.fixture
+def hub(connection: Any) -> Hub:
+    hub = Hub()
+    connection.connect()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    return hub
+
+
+def test_one_descriptor_announces_everything(connection: Any, queue: Queue, hub: Hub) -> None:
+    other = Queue("other", Exchange("other"), routing_key="other")
+    reader = Reader(connection, queue, other)
+    [descriptor] = hub.readers
+    for number in range(20):
+        publish(connection, (queue, other)[number % 2], number)
+        while len(reader.messages) <= number:
+            hub.turn()
+    assert list(hub.readers) == [descriptor]
+    assert not hub.on_tick  # nothing is done on every turn
+
+
+def test_closing_takes_the_descriptor_away(connection: Any, hub: Hub) -> None:
+    connection.close()
+    assert not hub.readers
+
+
+def test_messages_are_handed_out_in_slices(
+    connection: Any, queue: Queue, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "SLICE", 0.0)
+    publish(connection, queue, 1, 2, 3)
+    reader = Reader(connection, queue)
+    for count in (1, 2, 3):
+        hub.turn()
+        assert len(reader.messages) <= count
+    while len(reader.messages) < 3:
+        hub.turn()
+
+
+def test_a_worker_that_stops_gets_no_more(connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(should_stop=None, should_terminate=None, reserved_requests=(), active_requests=())
+    monkeypatch.setitem(sys.modules, "celery.worker.state", state)  # type: ignore[arg-type]
+    monkeypatch.setattr(transport, "SLICE", 1000.0)
+    hub = Hub()
+    connection.connect()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    publish(connection, queue, *range(10))
+    reader = Reader(connection, queue)
+
+    def stop(message: Any) -> None:
+        reader.messages.append(message)
+        state.should_stop = 0
+
+    reader.consumer.on_message = stop
+    hub.turn()
+    assert len(reader.messages) == 1
+
+
+def test_a_failure_of_the_subscription_comes_out_of_the_loop(connection: Any, queue: Queue, hub: Hub) -> None:
+    Reader(connection, queue)
+    connection.transport.fail(BrokerUnavailable("gone for good"))
+    with pytest.raises(BrokerUnavailable, match="gone for good"):
+        hub.turn()
+
+
+def test_only_what_can_begin_is_fetched_where_celery_says_so(connection: Any, queue: Queue, hub: Hub) -> None:
+    publish(connection, queue, *range(6))
+    reader = Reader.__new__(Reader)
+    reader.connection, reader.channel, reader.messages = connection, connection.channel(), []
+    running: list[Any] = []
+
+    def can_consume(self: Any) -> bool:
+        return len(running) < 2
+
+    reader.channel.qos.can_consume = MethodType(can_consume, reader.channel.qos)
+
+    def begin(message: Any) -> None:
+        reader.messages.append(message)
+        running.append(message)
+        message.ack()  # early
+
+    reader.consumer = Consumer(reader.channel, [queue], on_message=begin, prefetch_count=100)
+    reader.consumer.consume()
+    for done in range(5):
+        while len(reader.messages) < min(done + 2, 6):
+            hub.turn()
+        for _ in range(5):
+            hub.turn(0.02)
+        assert len(reader.messages) == min(done + 2, 6)
+        assert connection.default_channel._size("work") == 6 - len(reader.messages)
+        running.pop()
+
+
+def test_workers_find_each_other_over_every_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Step:
+        compatible_transports = {"amqp"}
+
+    class Other(Step):
+        compatible_transports = {"amqp"}
+
+    for name, step in (("mingle", Step), ("gossip", Other)):
+        module = SimpleNamespace(**{name.capitalize(): step})
+        monkeypatch.setitem(sys.modules, f"celery.worker.consumer.{name}", module)  # type: ignore[arg-type]
+    for system in ("redis", "kafka", "memory"):
+        assert Connection(f"brokerkit+{system}://localhost").transport.driver_type == system
+        assert system in Step.compatible_transports
+        assert system in Other.compatible_transports
+
+
+# ------------------------------------------------------------------ publishing
+
+
+def test_a_workers_event_is_not_waited_for(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, done = threading.Event(), threading.Event()
+    channel = connection.default_channel
+    sent: list[Any] = []
+
+    async def slow(frame: Any, timeout: float) -> None:
+        while not go.is_set():
+            await asyncio.sleep(0.001)
+        sent.append(frame)
+        done.set()
+
+    monkeypatch.setattr(channel.bridge.exchanges, "publish", slow)
+    monkeypatch.setattr(channel._exchanges, "publish", slow)
+    producer = Producer(channel, exchange=Exchange("celeryev", type="topic"))
+    producer.publish({"type": "worker-heartbeat"}, headers={"hostname": "w1"}, delivery_mode=1, routing_key="worker.x")
+    assert not sent
+    go.set()
+    assert done.wait(WAIT)
+    assert [frame.routing_key for frame in sent] == ["worker.x"]
+
+
+def test_events_that_cannot_be_published_are_dropped_with_one_warning(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = connection.default_channel
+
+    async def fail(frame: Any, timeout: float) -> None:
+        raise BrokerUnavailable("away")
+
+    monkeypatch.setattr(channel.bridge.exchanges, "publish", fail)
+    producer = Producer(channel, exchange=Exchange("celeryev", type="topic"))
+    for _ in range(5):
+        producer.publish({}, headers={"hostname": "w1"}, delivery_mode=1, routing_key="worker.x")
+    while on_loop(channel, lambda: len(channel.bridge._trails) or channel.bridge._lost < 5):
+        pass
+    assert caplog.text.count("events of Celery are dropped") == 1
+
+
+def test_frames_are_collected_where_that_is_asked_for(connection: Any, queue: Queue) -> None:
+    channel = connection.default_channel
+    queue(channel).declare()
+    frames: list[_collect.Frame] = []
+    token = _collect.frames.set(frames)
+    try:
+        Producer(channel).publish("later", routing_key="work")
+    finally:
+        _collect.frames.reset(token)
+    assert channel._size("work") == 0
+    [frame] = frames
+    channel.bridge.call(frame.function, *frame.args)
+    assert channel.basic_get("work", no_ack=True).payload == "later"
+
+
+def test_kombu_tries_again_what_may_work_then(connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _bridge.Exchanges.publish
+    calls: list[object] = []
+
+    async def flaky(self: Any, frame: Any, timeout: float = 30) -> None:
+        calls.append(frame)
+        if len(calls) < 3:
+            raise BrokerUnavailable("not now")
+        await real(self, frame, timeout)
+
+    monkeypatch.setattr(_bridge.Exchanges, "publish", flaky)
+    retry = {"max_retries": 5, "interval_start": 0, "interval_step": 0}
+    Producer(connection).publish("x", routing_key="work", declare=[queue], retry=True, retry_policy=retry)
+    assert len(calls) == 3
+
+    async def never(self: Any, frame: Any, timeout: float = 30) -> None:
+        raise BrokerUnavailable("never")
+
+    monkeypatch.setattr(_bridge.Exchanges, "publish", never)
+    with pytest.raises(OperationalError, match="never"):
+        Producer(connection).publish("x", routing_key="work", retry=True, retry_policy={**retry, "max_retries": 1})
+
+
+def test_a_wrong_option_or_password_is_no_reason_to_connect_again(url: str) -> None:
+    errors = (*transport.Transport.connection_errors, *transport.Transport.channel_errors)
+    for kind in (ConfigError, AuthenticationError, TooLarge):
+        assert not issubclass(kind, errors)
+    with pytest.raises(ConfigError, match="no_such_option"):
+        Connection(f"{url}?no_such_option=1").connect()
+
+
+def test_a_worker_that_only_publishes_reads_nothing(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, 1)
+    broker = connection.default_channel.bridge.broker
+    assert not [intake for intake in broker._intakes if "exchange" in repr(intake)]
+
+
+# ------------------------------------------------------------------ life
+
+
+def test_the_password_is_never_shown() -> None:
+    connection = Connection("brokerkit+redis://user:secret@localhost:1/0")
+    assert "secret" not in connection.as_uri()
+    assert "secret" not in repr(connection)
+
+
+def test_a_closed_channel_is_closed(connection: Any, queue: Queue) -> None:
+    channel = connection.channel()
+    channel.close()
+    channel.close()
+    with pytest.raises((Closed, AttributeError)):
+        channel.queue_declare("late")
+
+
+def test_channels_have_numbers_of_their_own(connection: Any) -> None:
+    channels = [connection.channel() for _ in range(20)]
+    assert len({channel.channel_id for channel in channels}) == 20
+    for channel in channels:
+        channel.close()
+    assert not [channel for channel in connection.transport.channels if channel in channels]
