@@ -21,8 +21,9 @@ from ..errors import Closed
 from . import _collect
 from ._bridge import Bridge
 from ._envelope import seal
-from ._intake import Intake, Item
-from ._qos import QoS
+from ._intake import Intake
+from ._item import Item
+from ._qos import QoS as _QoS
 
 if TYPE_CHECKING:
     from .transport import Transport
@@ -35,7 +36,7 @@ CLOSE_TIMEOUT = 15.0
 _tags = count(1)
 
 
-class Message(virtual.Message):  # type: ignore[misc]
+class _Message(virtual.Message):  # type: ignore[misc]
     """A message as kombu's consumers get it."""
 
     def __init__(self, payload: dict[str, Any], channel: Channel | None = None, tag: str | None = None) -> None:
@@ -58,13 +59,14 @@ class Message(virtual.Message):  # type: ignore[misc]
 class Channel(virtual.Channel):  # type: ignore[misc]
     """A channel of kombu's: declares, publishes and consumes, over the bridge of its connection."""
 
-    Message = Message
-    QoS = QoS
+    Message = _Message
+    QoS = _QoS
     supports_fanout = True
     body_encoding = None
     from_transport_options = ()
     connection: Transport
     closed: bool
+    _qos: _QoS | None
 
     def __init__(self, connection: Transport, **options: object) -> None:
         super().__init__(connection, **options)
@@ -246,6 +248,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def _deliver(self, items: Sequence[Item]) -> None:
         self.connection.deliver(self, items)
 
+    @property
+    def qos(self) -> _QoS:
+        """What was handed out and is not settled."""
+        qos = self._qos
+        if qos is None:
+            qos = self._qos = _QoS(self)
+        return qos
+
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         """Say how many messages may be here unsettled; 0 for any number."""
         self.qos.prefetch_count = prefetch_count
@@ -285,7 +295,6 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self.pace()
         first = queue not in self.receivers
         self.receivers[queue] = (no_ack, callback)
-        self.connection._callbacks[queue] = callback
         if first:
             self.bridge.post(self._start, queue, no_ack)
         return tag
@@ -322,7 +331,6 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 self.receivers[queue] = (no_ack, callback)
                 return
         self.receivers.pop(queue, None)
-        self.connection._callbacks.pop(queue, None)
         self.bridge.call(self._cancel, queue, timeout=CLOSE_TIMEOUT)
         self._give_back(queue)
 
@@ -352,15 +360,15 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         receiver[1](self._message(item))
         return True
 
-    def _message(self, item: Item) -> Message:
+    def _message(self, item: Item) -> _Message:
         tag = str(next(_tags))
         payload = item.payload
         payload["properties"]["delivery_tag"] = tag
         if not item.no_ack:
             self.qos.items[tag] = item
-        return Message(payload, self, tag)
+        return _Message(payload, self, tag)
 
-    def basic_get(self, queue: str, no_ack: bool = False, **options: object) -> Message | None:
+    def basic_get(self, queue: str, no_ack: bool = False, **options: object) -> _Message | None:
         """Return the next message of *queue*, or None if there is none now."""
         item = self.bridge.call(self._get, queue, no_ack)
         return None if item is None else self._message(item)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.transport import virtual
 
-from ._intake import Item
+from ._item import Item
 
 if TYPE_CHECKING:
     from ._channel import Channel

@@ -21,7 +21,7 @@ from . import _url
 from ._bridge import Bridge, acquire
 from ._channel import Channel
 from ._errors import CHANNEL_ERRORS, CONNECTION_ERRORS
-from ._intake import Item
+from ._item import Item
 
 __all__ = ["Channel", "Transport"]
 
@@ -52,6 +52,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"]), heartbeats=False
     )
     bridge: Bridge
+    channels: list[Channel]
 
     def __init__(self, client: Any, **options: object) -> None:
         super().__init__(client, **options)

@@ -22,7 +22,7 @@ from kombu import Connection
 from brokerkit import Queue
 from brokerkit.celery import _bridge, _collect
 from brokerkit.celery._bridge import Bridge, acquire
-from brokerkit.celery._url import target
+from brokerkit.celery._url import Target, target
 from brokerkit.errors import BrokerUnavailable, Closed
 
 WAIT = 20.0
@@ -30,7 +30,7 @@ WAIT = 20.0
 QUEUE = Queue("bridge", bytes)
 
 
-def to(url: str, **options: object) -> _bridge.Target:
+def to(url: str, **options: object) -> Target:
     return target(Connection(url, transport_options=options))
 
 
@@ -263,7 +263,7 @@ def test_the_end_of_a_process_closes_its_connections() -> None:
         logging.basicConfig(level="INFO", format="%(message)s")
         from kombu import Connection
         from brokerkit.celery._bridge import acquire
-        from brokerkit.celery._url import target
+        from brokerkit.celery._url import Target, target
         acquire(target(Connection("brokerkit+memory://ending")))
         print("at its end", flush=True)
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -59,18 +61,12 @@ def in_child(function: Callable[[], object]) -> None:
         finally:
             os._exit(code)
     os.close(writer)
-    deadline = time.monotonic() + WAIT
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.01)
-    else:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-        raise AssertionError("the child hangs")
     with os.fdopen(reader) as text:
-        assert os.waitstatus_to_exitcode(status) == 0, text.read()
+        if not select.select([text], [], [], WAIT)[0]:  # its end closes the pipe
+            os.kill(child, signal.SIGKILL)
+        said = text.read()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, said or "the child hangs"
 
 
 def publish(connection: Any, *bodies: object) -> None:

@@ -16,7 +16,8 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.exceptions import ChannelError, OperationalError
 
-from brokerkit.celery import _bridge, _collect, transport
+from brokerkit.celery import _collect, transport
+from brokerkit.celery._exchanges import Exchanges
 from brokerkit.celery._names import service_queue
 from brokerkit.errors import AuthenticationError, BrokerUnavailable, Closed, ConfigError, TooLarge
 
@@ -342,7 +343,7 @@ def test_messages_are_handed_out_in_slices(
 
 def test_a_worker_that_stops_gets_no_more(connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     state = SimpleNamespace(should_stop=None, should_terminate=None, reserved_requests=(), active_requests=())
-    monkeypatch.setitem(sys.modules, "celery.worker.state", state)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "celery.worker.state", state)
     monkeypatch.setattr(transport, "SLICE", 1000.0)
     hub = Hub()
     connection.connect()
@@ -403,7 +404,7 @@ def test_workers_find_each_other_over_every_broker(monkeypatch: pytest.MonkeyPat
 
     for name, step in (("mingle", Step), ("gossip", Other)):
         module = SimpleNamespace(**{name.capitalize(): step})
-        monkeypatch.setitem(sys.modules, f"celery.worker.consumer.{name}", module)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, f"celery.worker.consumer.{name}", module)
     for system in ("redis", "kafka", "memory"):
         assert Connection(f"brokerkit+{system}://localhost").transport.driver_type == system
         assert system in Step.compatible_transports
@@ -467,7 +468,7 @@ def test_frames_are_collected_where_that_is_asked_for(connection: Any, queue: Qu
 
 
 def test_kombu_tries_again_what_may_work_then(connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _bridge.Exchanges.publish
+    real = Exchanges.publish
     calls: list[object] = []
 
     async def flaky(self: Any, frame: Any, timeout: float = 30) -> None:
@@ -476,7 +477,7 @@ def test_kombu_tries_again_what_may_work_then(connection: Any, queue: Queue, mon
             raise BrokerUnavailable("not now")
         await real(self, frame, timeout)
 
-    monkeypatch.setattr(_bridge.Exchanges, "publish", flaky)
+    monkeypatch.setattr(Exchanges, "publish", flaky)
     retry = {"max_retries": 5, "interval_start": 0, "interval_step": 0}
     Producer(connection).publish("x", routing_key="work", declare=[queue], retry=True, retry_policy=retry)
     assert len(calls) == 3
@@ -484,7 +485,7 @@ def test_kombu_tries_again_what_may_work_then(connection: Any, queue: Queue, mon
     async def never(self: Any, frame: Any, timeout: float = 30) -> None:
         raise BrokerUnavailable("never")
 
-    monkeypatch.setattr(_bridge.Exchanges, "publish", never)
+    monkeypatch.setattr(Exchanges, "publish", never)
     with pytest.raises(OperationalError, match="never"):
         Producer(connection).publish("x", routing_key="work", retry=True, retry_policy={**retry, "max_retries": 1})
 
