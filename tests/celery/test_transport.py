@@ -9,12 +9,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
 from types import MethodType, SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
-from kombu.exceptions import ChannelError, OperationalError
+from kombu.exceptions import ChannelError, ContentDisallowed, OperationalError
 
 from brokerkit.celery import _collect, transport
 from brokerkit.celery._exchanges import Exchanges
@@ -94,6 +97,41 @@ def test_what_is_published_comes_to_the_consumer(connection: Any, queue: Queue) 
     assert message.payload == {"a": [1, None, "é"]}
     assert message.delivery_info["routing_key"] == "work"
     message.ack()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        2**63,
+        2**64,
+        -(2**63) - 1,
+        [1, {"a": 10**30}],
+        float("inf"),
+        "\ud800",
+        {"é": ["\u2028", 1.5, True, None]},
+        "1234567890123456789012",
+        datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
+        Decimal("1.10"),
+        UUID(int=7),
+        b"\xff\x00",
+    ],
+    ids=repr,
+)
+def test_json_is_read_as_kombu_reads_it(connection: Any, queue: Queue, value: object) -> None:
+    publish(connection, queue, {"value": value})
+    [message] = Reader(connection, queue).read(1)
+    assert message.payload == {"value": value}
+    assert type(message.payload["value"]) is type(value)
+    message.ack()
+
+
+def test_what_a_consumer_does_not_accept_is_not_read(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, {"a": 1})
+    reader = Reader(connection, queue)
+    [message] = reader.read(1)
+    message.accept = {"application/x-other"}
+    with pytest.raises(ContentDisallowed):
+        message.decode()
 
 
 def test_one_drain_hands_out_one_message(connection: Any, queue: Queue) -> None:
