@@ -2,7 +2,7 @@
 
 `service.py` publishes them, and runs them itself.  A worker of its own does as well, in this folder:
 
-    celery -A shop worker -P brokerkit.celery.pool:TaskPool -c 200 --loglevel=info
+    celery -A shop worker -P brokerkit -c 200 --loglevel=info
 """
 
 import asyncio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -83,7 +84,9 @@ class Folder:
     def end(self) -> None:
         """Stop all workers, as an operator does."""
         for worker in self.workers:
-            worker.stop()
+            worker.signal(signal.SIGTERM)
+        for worker in self.workers:
+            worker.wait()
         assert [worker.process.returncode for worker in self.workers] == [0] * len(self.workers), self.text()
         assert "Traceback" not in self.text()
 
@@ -177,3 +180,10 @@ def test_the_example_of_redis(folder: Callable[..., Folder], redis: RedisServer)
         out, err = program.communicate(timeout=TIMEOUT)
     assert (out, err, program.returncode) == (promised(EXAMPLES / "celery_redis" / "publish.py"), "", 0), here.text()
     here.end()
+
+
+@pytest.mark.feature("async_worker", "adelay", "service", system="redis")
+def test_the_example_of_asyncio(folder: Callable[..., Folder], redis: RedisServer) -> None:
+    results = redis.url(user=ADMIN, database=1)
+    here = folder(EXAMPLES / "celery_asyncio", CELERY_BROKER_URL=redis.url(), CELERY_RESULT_BACKEND=results)
+    assert here.run("service.py") == promised(EXAMPLES / "celery_asyncio" / "service.py")
