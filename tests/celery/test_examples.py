@@ -84,7 +84,7 @@ class Folder:
     def end(self) -> None:
         """Stop all workers, as an operator does."""
         for worker in self.workers:
-            worker.signal(signal.SIGTERM)
+            worker.send(signal.SIGTERM)
         for worker in self.workers:
             worker.wait()
         assert [worker.process.returncode for worker in self.workers] == [0] * len(self.workers), self.text()
