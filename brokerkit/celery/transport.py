@@ -158,6 +158,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 with suppress(OSError):  # closed meanwhile; the buffer cannot be full, with one byte at a time
                     writer.send(b"\0")
 
+    def _stir(self, **_: object) -> None:
+        self._wake()
+
     # ------------------------------------------------------------------ in the thread that drains events
 
     def _hand_out(self, until: float | None) -> int:
@@ -219,6 +222,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if state is not None:
             # Each is None or False, or the exit code, which may be 0.
             self._stopping = lambda: _asked(state.should_stop) or _asked(state.should_terminate)
+            signals = sys.modules["celery.signals"]
+            # The loop looks whether to stop when it wakes: without this, up to a second after the signal.
+            signals.worker_shutting_down.connect(self._stir)
         loop.add_reader(self._reader, self.on_readable, connection, loop)
         self._hub = loop
         if self._paced:

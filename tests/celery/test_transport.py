@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from celery import signals
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.exceptions import ChannelError, ContentDisallowed, OperationalError
 
@@ -331,14 +332,15 @@ class Hub:
     def remove_reader(self, descriptor: Any) -> None:
         del self.readers[descriptor]
 
-    def turn(self, seconds: float = WAIT) -> None:
-        """Wait for a descriptor and call back, once."""
+    def turn(self, seconds: float = WAIT) -> bool:
+        """Wait for a descriptor and call back, once; tell whether one was ready."""
         for tick in set(self.on_tick):
             tick()
         ready, _, _ = select.select(list(self.readers), [], [], seconds)
         for descriptor in ready:
             function, *args = self.readers[descriptor]
             function(*args)
+        return bool(ready)
 
 
 @pytest.fixture
@@ -379,13 +381,18 @@ def test_messages_are_handed_out_in_slices(
         hub.turn()
 
 
-def test_a_worker_that_stops_gets_no_more(connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_stops_wakes_and_gets_no_more(
+    connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = SimpleNamespace(should_stop=None, should_terminate=None, reserved_requests=(), active_requests=())
     monkeypatch.setitem(sys.modules, "celery.worker.state", state)
     monkeypatch.setattr(transport, "SLICE", 1000.0)
     hub = Hub()
     connection.connect()
     connection.transport.register_with_event_loop(connection.connection, hub)
+    signals.worker_shutting_down.send(sender="w1")
+    assert hub.turn(WAIT)
+    assert not hub.turn(0)
     publish(connection, queue, *range(10))
     reader = Reader(connection, queue)
 
