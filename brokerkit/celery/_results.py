@@ -50,7 +50,7 @@ class Result(Generic[R]):
         return str(self._stock.id)
 
     @property
-    def stock(self) -> Any:
+    def stock(self) -> object:
         """Celery's own result, an `AsyncResult` or a `GroupResult`, whose methods block."""
         return self._stock
 

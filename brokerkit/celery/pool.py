@@ -1,7 +1,6 @@
-"""The worker's pool for ``async def`` tasks: ``worker_pool = "brokerkit.celery.pool:TaskPool"`` in the app's configuration.
+"""The worker's pool for ``async def`` tasks: ``celery -A app worker -P brokerkit -c 200``.
 
-Celery's command takes the name of a pool of others from the environment only:
-``CELERY_CUSTOM_WORKER_POOL=brokerkit.celery.pool:TaskPool celery -A app worker -P custom -c 200``.
+In an app's configuration it is ``worker_pool = "brokerkit.celery.pool:TaskPool"``.
 
 Each slot is a thread that runs Celery's own tracer; the coroutines of all tasks run on one event loop.  Threads are started
 when they are needed.  A plain ``def`` task runs in its slot's thread, as in Celery's pool of threads.

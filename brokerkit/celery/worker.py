@@ -75,7 +75,7 @@ class AsyncWorker:
         return f"<AsyncWorker {self._worker or 'new'}>"
 
     @property
-    def stock(self) -> Any:
+    def stock(self) -> object:
         """Celery's own worker, a `WorkController`, while it runs."""
         return self._worker
 
