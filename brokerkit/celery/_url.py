@@ -13,12 +13,13 @@ from urllib.parse import quote
 
 from .. import broker
 from ..broker import Broker
-from ..drivers._url import MASK, Secret, Url, nearest, parse
+from ..drivers._url import Secret, Url, nearest, parse
 from ..errors import ConfigError, InsecureCredentials
 from ..events import Listener
+from ._hide import as_uri, hide, masked
 from ._options import KNOWN, OWN, Setting, own_setting, sift, tls
 
-__all__ = ["Client", "System", "Target", "Whole", "as_uri", "defaults", "masked", "ours", "target"]
+__all__ = ["Client", "System", "Target", "Whole", "as_uri", "defaults", "hide", "masked", "ours", "target"]
 
 System = Literal["kafka", "memory", "redis"]
 
@@ -38,9 +39,6 @@ _PORTS: Final[Mapping[System, int | None]] = {"kafka": 9092, "redis": 6379, "mem
 _WHERE: Final = "celery"
 """The memory server of ``memory://``: one that lives as long as the process, as Kombu's does."""
 _KAFKA: Final = re.compile(r"(brokerkit\+kafka(?:\+ssl)?)://(?:([^/?#]*)@)?([^/?#@]+)/*(\?[^#]*)?")
-_IN_QUERY: Final = re.compile(
-    r"([?&][^=&]*(?:password|passphrase|secret|token|credential)[^=&]*=)[^&;]*", re.IGNORECASE
-)
 
 
 class Client(Protocol):
@@ -94,11 +92,14 @@ class Target:
 
 
 def target(client: Client) -> Target:
-    """Return where *client* goes.  No I/O, but the driver is imported: once for all that a worker forks later.
+    """Return where *client* goes, and take the password from where Kombu and Celery would show it.
+
+    No I/O, but the driver is imported: once for all that a worker forks later.
 
     Raises:
         ConfigError: its URL or an option makes no sense.
     """
+    hide(client)
     given = _given(client)
     given = _with_tls(given, client)
     if _SYSTEMS[given.scheme] == "kafka":
@@ -116,7 +117,7 @@ def target(client: Client) -> Target:
         if name in OWN:
             own[name] = own_setting(name, value)
         else:
-            options[name] = Secret(value) if name == "password" else value
+            options[name] = value
     login: dict[str, Setting | None] = {"username": given.username, "password": given.password}
     for name, text in login.items():
         if text is not None:
@@ -144,8 +145,7 @@ def _given(client: Client) -> _Given:
     host = client.hostname or ""
     if "://" in host:
         url = parse(f"{_scheme(client, _inner(client))}://{host.partition('://')[2]}")
-        login = (url.username, url.password)
-        return _given_url(url, login if any(login) else (client.userid or None, _secret(client.password)))
+        return _given_url(url, (url.username or client.userid or None, _secret(client.password)))
     scheme = _scheme(client, "")
     vhost = "/" + (client.virtual_host or "").lstrip("/")
     hosts: tuple[tuple[str, int | None], ...]
@@ -230,8 +230,7 @@ def _with_tls(given: _Given, client: Client) -> _Given:
 def _with_all_hosts(given: _Given, client: Client) -> _Given:
     """Return *given* with the hosts of all its alternatives: they are one cluster, and any of them says where it is."""
     hosts: dict[tuple[str, int | None], None] = {}
-    username, password = given.username, given.password
-    first = True
+    username = given.username
     for text in client.alt:
         if not isinstance(text, str):
             continue
@@ -244,10 +243,9 @@ def _with_all_hosts(given: _Given, client: Client) -> _Given:
                 f"write one {PREFIX}{given.scheme}://h1:9092,h2:9092, or broker_transport_options"
             )
         hosts.update(dict.fromkeys(other.hosts))
-        if first and other.password is not None:
-            username, password, first = other.username, other.password, False
+        username = username or other.username
     hosts.update(dict.fromkeys(given.hosts))
-    return replace(given, hosts=tuple(hosts), username=username, password=password)
+    return replace(given, hosts=tuple(hosts), username=username)
 
 
 def _alternative(given: _Given, text: str) -> Url | None:
@@ -284,25 +282,6 @@ class Whole:
 
     def __get__(self, transport: Any, owner: object = None) -> bool:
         return transport is not None and transport.client is not None and "://" in (transport.client.hostname or "")
-
-
-def as_uri(client: Client, include_password: bool = False, mask: str = "**") -> str:
-    """Return the URL of *client*, one that Kombu kept whole, as it was written, with the password masked."""
-    url = client.hostname or ""
-    return f"{client.uri_prefix or 'brokerkit'}+{url if include_password else masked(url, mask)}"
-
-
-def masked(text: str, mask: str = MASK) -> str:
-    """Return *text*, a URL or several with ``;`` between them, without passwords, however malformed it is."""
-    # A ';' may be in a password: only what begins with a scheme is another URL.
-    return ";".join(_masked(part, mask) for part in re.split(r";(?=[\w+.-]+://)", text))
-
-
-def _masked(text: str, mask: str) -> str:
-    scheme, between, rest = text.partition("://")
-    login, at, rest = rest.rpartition("@") if between else ("", "", rest)
-    user, colon, _ = login.partition(":")
-    return _IN_QUERY.sub(rf"\g<1>{mask}", f"{scheme}{between}{user}{colon}{mask if colon else ''}{at}{rest}")
 
 
 def defaults(client: Client) -> dict[str, object]:

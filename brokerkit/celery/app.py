@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias, overload
 
 import celery as stock
 from celery.app import utils as stock_utils
 
+from ..errors import ConfigError
 from . import _publish, _url
 from ._tasks import AsyncTasks
 
@@ -48,8 +50,12 @@ class Celery(AsyncTasks, stock.Celery):  # type: ignore[misc]  # it comes withou
         _publish.close(self)
         super().close()
 
-    def _connection(self, url: object, *arguments: object, **options: object) -> object:
-        return super()._connection(_url.ours(url), *arguments, **options)
+    def _connection(self, url: object, *arguments: object, **options: object) -> Any:
+        connection: Any = super()._connection(_url.ours(url), *arguments, **options)
+        if str(connection.transport_cls).startswith("brokerkit"):
+            with suppress(ConfigError):  # which connecting raises
+                _url.hide(connection)
+        return connection
 
     @property
     def _conf(self) -> object:
@@ -69,7 +75,7 @@ class _Settings(_settings.Settings):  # type: ignore[misc]  # it comes without t
         table: dict[str, object] = dict(super().table(with_defaults, censored=False))
         if not censored:
             return table
-        urls = {name: _shown(table.pop(name)) for name in list(table) if str(name).lower() in _URLS}
+        urls = {name: _shown(table.pop(name)) for name in list(table) if str(name).lower().endswith(_URLS)}
         return {**_settings.filter_hidden_settings(table), **urls}
 
 
