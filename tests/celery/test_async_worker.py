@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from celery import chord
 from celery.exceptions import TaskRevokedError
+from kombu import pools
 
 import brokerkit as bk
 from brokerkit.celery._names import service_queue as queue
-from brokerkit.celery._publish import adelay, apply, close, task_message
+from brokerkit.celery._publish import adelay, apply, task_message
 from brokerkit.celery.worker import AsyncWorker
 
 from .apps.coroutines import build
@@ -25,7 +26,9 @@ from .workers import PATIENCE
 pytestmark = [
     pytest.mark.asyncio,
     pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning"),  # of Celery's backend for Redis
-    pytest.mark.filterwarnings("ignore:unclosed .socket:ResourceWarning"),  # its connections belong to threads that have ended
+    pytest.mark.filterwarnings(
+        "ignore:unclosed .socket:ResourceWarning"
+    ),  # its connections belong to threads that have ended
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # as it is told of them
 ]
 LIMIT = 15 * PATIENCE
@@ -38,8 +41,8 @@ def app(system: System) -> Any:
         options = crew.settings.config["broker_transport_options"]
         made = build(crew.settings.broker, crew.settings.backend, broker_transport_options=options)
         yield made
-        close(made)
         made.close()
+        pools.reset()  # Celery leaves what it has pooled to the process
 
 
 def broker_of(app: Any) -> bk.Broker:
@@ -120,8 +123,8 @@ async def until(held: Any) -> None:
 def local() -> Any:
     made = build("memory://", "cache+memory://", broker_transport_options={"prefix": f"{secrets.token_hex(3)}."})
     yield made
-    close(made)
     made.close()
+    pools.reset()
 
 
 async def test_there_is_one_worker_in_a_process_and_another_one_afterwards(local: Any) -> None:
