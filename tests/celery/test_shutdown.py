@@ -84,7 +84,7 @@ def test_a_cold_shutdown_gives_late_tasks_that_run_to_others(hire: Hire, gate: P
 
 @feature("shutdown_cold")
 def test_a_soft_shutdown_waits_for_what_runs(hire: Hire) -> None:
-    crew = hire(options=OPTIONS, worker_soft_shutdown_timeout=20)
+    crew = hire(options=OPTIONS, worker_soft_shutdown_timeout=4)
     (first,) = crew.start("one", concurrency=1)
     result = crew.send("late_nap", 1.5)
     crew.began(result.id, timeout=20)
