@@ -24,6 +24,7 @@ CHOSEN: Final = "BROKERKIT_SUITE_CHOSEN"
 _failed: dict[str, str] = {}
 """What is known of the tests that run: the first thing that failed."""
 _marked: dict[str, str] = {}
+_seconds: dict[str, float] = {}
 
 
 class Hangs(BaseException):
@@ -66,6 +67,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     test = name(report.nodeid)
+    _seconds[test] = _seconds.get(test, 0.0) + report.duration
     if report.failed:
         _failed.setdefault(test, f"{report.when}: {_told(report)}")
     elif report.skipped:
@@ -75,7 +77,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     why = _failed.pop(test, "")
     outcome = "failed" if why else _marked.get(test, "passed")
     _marked.pop(test, None)
-    line = json.dumps({"test": test, "outcome": outcome, "why": why})
+    line = json.dumps({"test": test, "outcome": outcome, "why": why, "seconds": _seconds.pop(test)})
     with Path(os.environ[FILE]).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 

@@ -148,6 +148,7 @@ _CHANCE: Final = {
         "There is no broker in it"
     ),
 }
+_CLASSES: Final = ("test_class_based_tasks", "test_task_redis_result_backend", "test_link_error")
 _CELERY: Final = tuple(
     suite
     for broker in REAL
@@ -157,5 +158,10 @@ _CELERY: Final = tuple(
         Suite("celery results", "celery", broker, files("redis_backend"), 8),
     )
 )
+_SOME: Final = (
+    *files("inspect"),
+    *(f"{file}::{name}" for file, name in zip(files("tasks", "tasks", "canvas"), _CLASSES, strict=True)),
+)
 SUITES: Final[tuple[Suite, ...]] = (*_KOMBU, *_CELERY)
-SHORT: Final[tuple[Suite, ...]] = _KOMBU
+SHORT: Final[tuple[Suite, ...]] = (*_KOMBU, *(Suite("celery some", "celery", broker, _SOME, 28) for broker in REAL))
+"""What is run every day: all of Kombu's, and Celery's remote control, results, and callbacks of what fails."""
