@@ -143,6 +143,10 @@ class Exchanges:
             await self.boxes.bind(box, "", BoxBinding("direct", queue))
         return box
 
+    async def restore(self, queue: str) -> None:
+        """Create *queue* anew, which was there and has vanished."""
+        await self.broker.declare(self.names.queue(queue))
+
     async def _make(self, queue: str) -> None:
         if queue not in self._durable:
             await self.broker.bind(self.names.queue(queue))

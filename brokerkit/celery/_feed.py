@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 256
 """Messages that are taken over in one go."""
-LINGER: Final = 5.0
-"""Seconds after which what came too late for who asked for one message goes back."""
 
 
 class Feed:
-    """Receives from *address* and passes on to *arrived*; what it may hold is said by `allow`."""
+    """Receives from *address* and passes on to *arrived*; what it may hold is said by `allow`.
+
+    Without *arrived* nothing is passed on, and `receive` is for whoever asks.
+    """
 
     def __init__(
         self,
@@ -35,8 +36,8 @@ class Feed:
         queue: str,
         address: Queue[bytes],
         no_ack: bool,
-        arrived: Callable[[Feed, Sequence[Message[bytes]]], Awaitable[None]],
-        failed: Callable[[Feed, BaseException], None],
+        arrived: Callable[[Feed, Sequence[Message[bytes]]], Awaitable[None]] | None = None,
+        failed: Callable[[Feed, BaseException], None] | None = None,
     ) -> None:
         self.queue = queue
         self.address = address
@@ -55,10 +56,7 @@ class Feed:
         self._arrived = arrived
         self._failed = failed
         self._prefetch = 1
-        self._reading = True
         self._subscription: Subscription[bytes] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._returning: asyncio.Task[None] | None = None
         self._hosted = Hosted(f"brokerkit feed of Celery's {queue}", self._main)
 
     def __repr__(self) -> str:
@@ -70,16 +68,14 @@ class Feed:
         task = self._hosted.task
         return self._hosted.stopping.is_set() or (task is not None and task.done())
 
-    async def open(self, prefetch: int, *, reading: bool = True) -> None:
-        """Return when the queue is read; without *reading* nothing is passed on, and `receive` is for the caller."""
-        self._prefetch = prefetch
-        self._reading = reading
-        await self._hosted.__aenter__()
+    async def open(self, prefetch: int) -> None:
+        """Return when the queue is read.  Once more it does nothing."""
+        if self._hosted.task is None:
+            self._prefetch = prefetch
+            await self._hosted.__aenter__()
 
     async def close(self) -> None:
         """Hand back what is unsettled, and leave."""
-        if self._timer is not None:
-            self._timer.cancel()
         await self._hosted.__aexit__()
 
     def allow(self, prefetch: int) -> None:
@@ -102,42 +98,31 @@ class Feed:
             raise Closed(f"{self!r} is not open")
         return await self._subscription.receive(timeout=timeout)
 
-    def linger(self) -> None:
-        """Look after a while whether something came that nobody has asked for."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(LINGER, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        if not self.left:
-            self._returning = asyncio.get_running_loop().create_task(self._return())
-
-    async def _return(self) -> None:
-        async with self.lock:
-            with suppress(BrokerError):  # then others have it anyway
-                while messages := await self.receive(0):
-                    for message in messages:
-                        await message.release()
-
     async def _main(self, started: asyncio.Future[None]) -> None:
-        async with self._broker.subscribe(self.address, prefetch=self._prefetch, patient=True) as messages:
+        async with self._broker.subscribe(self.address, prefetch=max(1, self._prefetch), patient=True) as messages:
             self._subscription = messages
             if messages.prefetch != self._prefetch:
                 messages.prefetch = self._prefetch
             started.set_result(None)
             async with anyio.create_task_group() as group:
-                if self._reading:
-                    group.start_soon(self._read, messages)
+                if self._arrived is not None:
+                    group.start_soon(self._read, messages, self._arrived)
                 await self._hosted.stopping.wait()
                 group.cancel_scope.cancel()
 
-    async def _read(self, messages: Subscription[bytes]) -> None:
+    async def _read(
+        self,
+        messages: Subscription[bytes],
+        arrived: Callable[[Feed, Sequence[Message[bytes]]], Awaitable[None]],
+    ) -> None:
         try:
             while True:
-                await self._arrived(self, await messages.receive(limit=AT_ONCE))
+                await arrived(self, await messages.receive(limit=AT_ONCE))
         except Closed:
-            if not self._hosted.stopping.is_set():
-                self._failed(self, Closed(f"the queue {self.queue} is not read any more"))
+            self._fail(Closed(f"the queue {self.queue} is not read any more"))
         except BrokerError as error:
+            self._fail(error)
+
+    def _fail(self, error: BrokerError) -> None:
+        if self._failed is not None and not self._hosted.stopping.is_set():
             self._failed(self, error)

@@ -11,12 +11,14 @@ from contextlib import suppress
 from typing import Final
 
 from .._redact import error_text
-from ..errors import BrokerError, DecodeError
+from ..address import Queue
+from ..errors import BrokerError, DecodeError, NotFound
 from ..message import Message
 from ..policy import MAX_PREFETCH
 from ._envelope import due, level, pack, redelivered, unseal
 from ._exchanges import Exchanges
 from ._feed import Feed
+from ._getting import Getting
 from ._item import Item, published
 from ._mailboxes import Mailbox
 from ._outcomes import Kind, Outcomes, copy
@@ -36,8 +38,6 @@ FEW: Final = 8
 """A channel that does less than this in a window fetches nothing ahead: its messages may be long."""
 LEAVE: Final = 10.0
 """Seconds in which a closing channel's outcomes are stored."""
-GET: Final = (0.2, 5.0)
-"""Seconds for which one message is waited for: where the queue seems empty, and where it does not."""
 
 
 class Intake:
@@ -60,7 +60,7 @@ class Intake:
         """Items of feeds for which there is no credit."""
         self._early = 0
         self._feeds: dict[str, Feed] = {}
-        self._getters: dict[str, Feed] = {}
+        self._getting = Getting(exchanges, self._got)
         self._boxes: dict[str, tuple[Mailbox, bool]] = {}
         self._outcomes = Outcomes()
         self._wanted: set[str] = set()
@@ -103,17 +103,25 @@ class Intake:
             feed.active, feed.no_ack = True, no_ack
             self._adjust()
             return
-        feed = self._feeds[queue] = Feed(self._exchanges.broker, queue, found, no_ack, self._arrived, self._failed)
+        try:
+            feed = await self._read(queue, found, no_ack)
+        except NotFound:  # somebody has deleted it
+            await self._exchanges.restore(queue)
+            feed = await self._read(queue, found, no_ack)
+        if self._closed:
+            await feed.close()
+        else:
+            self._adjust()
+
+    async def _read(self, queue: str, address: Queue[bytes], no_ack: bool) -> Feed:
+        feed = self._feeds[queue] = Feed(self._exchanges.broker, queue, address, no_ack, self._arrived, self._failed)
         try:
             await feed.open(max(1, self._room))
         except BaseException:
             if self._feeds.get(queue) is feed:
                 del self._feeds[queue]
             raise
-        if self._closed:
-            await feed.close()
-        else:
-            self._adjust()
+        return feed
 
     def _read_box(self, box: Mailbox, no_ack: bool) -> None:
         known = self._boxes.get(box.name)
@@ -178,6 +186,7 @@ class Intake:
                 feed.allow(0)
                 if not feed.held:
                     done.append(feed)
+        self._getting.adjust()
         for feed in done:
             del self._feeds[feed.queue]
             self._leave(feed)
@@ -378,7 +387,7 @@ class Intake:
         try:
             async with asyncio.timeout(timeout):
                 await self._outcomes.settled()
-                for feed in (*self._feeds.values(), *self._getters.values()):
+                for feed in (*self._feeds.values(), *self._getting.feeds):
                     await feed.flush()
         except TimeoutError:
             return False
@@ -397,38 +406,14 @@ class Intake:
                     return got
             return None
         await self._prepare()
-        feed = self._getters.get(queue)
-        if feed is None:
-            feed = self._getters[queue] = Feed(
-                self._exchanges.broker, queue, found, no_ack, self._arrived, self._failed
-            )
-            try:
-                await feed.open(1, reading=False)
-            except BaseException:
-                self._getters.pop(queue, None)
-                raise
-        for wait in GET:
-            async with feed.lock:
-                feed.no_ack = no_ack
-                item = await self._get(feed, wait)
-            if item is not None or not await self._exchanges.size(queue):
-                return item
-        return None
+        return await self._getting.get(queue, found, no_ack)
 
-    async def _get(self, feed: Feed, timeout: float) -> Item | None:
-        feed.allow(feed.held + 1)
-        try:
-            while messages := await feed.receive(timeout):
-                feed.held += 1
-                item = await self._open(feed, messages[0])
-                if item is not None:
-                    self._out.add(item)
-                    return item
-                feed.held -= 1
-            return None
-        finally:
-            feed.allow(feed.held)
-            feed.linger()
+    async def _got(self, feed: Feed, message: Message[bytes]) -> Item | None:
+        item = await self._open(feed, message)
+        if item is not None:
+            feed.held += 1
+            self._out.add(item)
+        return item
 
     # ------------------------------------------------------------------ the end
 
@@ -442,7 +427,8 @@ class Intake:
             self._timer.cancel()
         for queue in list(self._boxes):
             await self.cancel(queue)
-        feeds = [*self._feeds.values(), *self._getters.values()]
+        self._getting.stop()
+        feeds = [*self._feeds.values(), *self._getting.feeds]
         for feed in feeds:
             feed.active = False
         begun = _begun()

@@ -33,6 +33,7 @@ class Place:
         self.name: Name = name
         self.quiet = QUIET[name]
         self._url = url
+        self.prefix = prefix
         self._options = {"prefix": prefix}
 
     @asynccontextmanager
