@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
-import orjson
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
-from kombu.message import Message as BaseMessage
-from kombu.serialization import registry
 from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
-from kombu.utils import json as kombu_json
 from kombu.utils.uuid import uuid
 
 from ..errors import Closed
@@ -27,54 +21,46 @@ from ._bridge import Bridge
 from ._envelope import seal
 from ._intake import Intake
 from ._item import Item
+from ._qos import Message as _Message
 from ._qos import QoS as _QoS
-
-if TYPE_CHECKING:
-    from .transport import Transport
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds that one attempt to publish may take, where the caller does not say; Celery makes several."""
 CLOSE_TIMEOUT = 15.0
 """Seconds that closing a channel may take."""
 
-_UNLIKE = re.compile(rb'"__type__"|\d{19}')
-"""What orjson reads otherwise than kombu: values that JSON has not, and integers of more than 64 bits."""
 _tags = count(1)
 
 
-class _Message(virtual.Message):  # type: ignore[misc]
-    """A message as kombu's consumers get it."""
+class Carrier(Protocol):
+    """The connection of a channel, and what wakes the thread that drains its events."""
 
-    def __init__(self, payload: dict[str, Any], channel: Channel | None = None, tag: str | None = None) -> None:
-        self._raw = payload
-        properties = payload["properties"]
-        BaseMessage.__init__(
-            self,
-            body=payload["body"],
-            channel=channel,
-            delivery_tag=tag or properties.get("delivery_tag"),
-            content_type=payload["content-type"],
-            content_encoding=payload["content-encoding"],
-            headers=payload["headers"],
-            properties=properties,
-            delivery_info=properties.get("delivery_info"),
-            postencode="utf-8",
-        )
+    bridge: Bridge
+    client: Any
 
-    def _decode(self) -> Any:
-        # Each task is decoded twice; kombu's reader calls a function for every object in it.
-        body = self.body
-        if (
-            self.content_type == "application/json"
-            and body.__class__ is bytes
-            and not _UNLIKE.search(body)
-            and (self.accept is None or "application/json" in self.accept)
-            and registry._decoders.get("application/json") is kombu_json.loads
-            and (self.accept is not None or "application/json" not in registry._disabled_content_types)
-        ):
-            with suppress(ValueError):  # NaN and lone surrogates, which Python's JSON has
-                return orjson.loads(body)
-        return super()._decode()
+    def deliver(self, channel: Channel, items: Sequence[Item]) -> None:
+        """Take *items* for that thread; called on the loop."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Have *error* raised in that thread; called on the loop."""
+        ...
+
+    def take_back(self, channel: Channel, queue: str | None) -> list[Item]:
+        """Return what was delivered to *channel* (of *queue*) and not handed out."""
+        ...
+
+    def pace(self, channel: Channel) -> None:
+        """Call `Channel.pace` again and again."""
+        ...
+
+    def close_channel(self, channel: Channel) -> None:
+        """Forget *channel*."""
+        ...
+
+    def next_channel_id(self) -> int:
+        """Return a number for a new channel."""
+        ...
 
 
 class Channel(virtual.Channel):  # type: ignore[misc]
@@ -85,11 +71,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     supports_fanout = True
     body_encoding = None
     from_transport_options = ()
-    connection: Transport
+    connection: Carrier
     closed: bool
     _qos: _QoS | None
 
-    def __init__(self, connection: Transport, **options: object) -> None:
+    def __init__(self, connection: Carrier, **options: object) -> None:
         super().__init__(connection, **options)
         self.bridge: Bridge = connection.bridge
         self._exchanges = self.bridge.exchanges
@@ -463,13 +449,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if self._qos is not None:
             self._qos.items.clear()
         self._acks.clear()
-        self.connection = cast("Transport", None)
+        self.connection = cast(Carrier, None)
 
     def _get_free_channel_id(self) -> int:
-        used: array[int] = self.connection._used_channel_ids
-        number = self.connection.next_channel_id()
-        used.append(number)
-        return number
+        return self.connection.next_channel_id()
 
 
 def _is_event(message: Mapping[str, Any]) -> bool:

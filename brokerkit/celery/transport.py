@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from kombu.transport import virtual
 
@@ -31,6 +31,20 @@ SLICE = 0.005
 
 PACE = 0.05
 """Seconds between two looks whether there is room, where no loop of Celery tells."""
+
+
+class Loop(Protocol):
+    """What is asked of the event loop of a worker."""
+
+    on_tick: set[Callable[[], None]]
+
+    def add_reader(self, fds: object, callback: Callable[..., object], *args: object) -> None:
+        """Call back when there is something to read."""
+        ...
+
+    def remove_reader(self, fd: object) -> None:
+        """Call back no more."""
+        ...
 
 
 class Transport(virtual.Transport):  # type: ignore[misc]
@@ -67,7 +81,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._numbers = 0
         self._numbers_lock = threading.Lock()
         self._stopping: Callable[[], bool] = _never
-        self._hub: Any = None
+        self._hub: Loop | None = None
         self._paced: set[Channel] = set()
 
     # ------------------------------------------------------------------ life
@@ -114,6 +128,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Return a number for a new channel."""
         with self._numbers_lock:
             self._numbers = self._numbers % self.channel_max + 1
+            self._used_channel_ids.append(self._numbers)
             return self._numbers
 
     def verify_connection(self, connection: object) -> bool:
@@ -216,7 +231,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 left = PACE if left is None else min(left, PACE)
             _wait(reader, left)
 
-    def register_with_event_loop(self, connection: object, loop: Any) -> None:
+    def register_with_event_loop(self, connection: object, loop: Loop) -> None:
         """Have Celery's loop call this when something comes."""
         state = sys.modules.get("celery.worker.state")
         if state is not None:
@@ -230,7 +245,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self._paced:
             loop.on_tick.add(self._pace)
 
-    def unregister_from_event_loop(self, connection: object, loop: Any) -> None:
+    def unregister_from_event_loop(self, connection: object, loop: Loop) -> None:
         """Take `register_with_event_loop` back."""
         self._unhook()
 
