@@ -295,7 +295,7 @@ class _Line:
     async def in_thread(self, function: Callable[..., Any], *args: object) -> Any:
         """Return what *function* returns, which may block."""
         if _green():  # threads that others start are greenlets, which this loop's thread never comes to
-            return await self._loop.run_in_executor(None, copy_context().run, function, *args)
+            return await self._loop.run_in_executor(None, partial(copy_context().run, function, *args))
         return await anyio.to_thread.run_sync(function, *args, limiter=self.threads, abandon_on_cancel=True)
 
     async def turn(self) -> None:

@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 import brokerkit as bk
 from brokerkit import blocking
-from brokerkit.celery import _publish, adelay, apply, asend_task, queue, task_message
+from brokerkit.celery import Result, _publish, adelay, apply, asend_task, queue, task_message
 from brokerkit.celery._collect import WouldBlock
 from brokerkit.celery._results import Watcher
 from brokerkit.celery.worker import AsyncWorker
@@ -209,7 +209,7 @@ async def test_a_task_by_its_name_needs_no_code(app: Any) -> None:
     nobody.conf.update(task_default_queue="coroutines", broker_transport_options=app.conf.broker_transport_options)
     async with AsyncWorker(app, without_gossip=True, without_mingle=True):
         result = await asend_task(nobody, "c.add", (20, 22))
-        assert await _publish.Result(app.AsyncResult(result.id), Watcher(app)).get(LIMIT) == 42
+        assert await Result(app.AsyncResult(result.id), Watcher(app)).get(LIMIT) == 42
     _publish.close(nobody)
 
 
@@ -227,7 +227,7 @@ async def test_a_message_of_a_task_runs_like_any_other(app: Any) -> None:
     async with AsyncWorker(app, without_gossip=True, without_mingle=True):
         await asyncio.to_thread(publish)
         for id, value in (("one", 3), ("two", 1)):
-            assert await _publish.Result(app.AsyncResult(id), Watcher(app)).get(LIMIT) == value
+            assert await Result(app.AsyncResult(id), Watcher(app)).get(LIMIT) == value
     assert datetime.now(UTC) > due
 
 
@@ -283,8 +283,8 @@ async def test_a_backend_that_fails_is_asked_again(app: Any, monkeypatch: pytest
     monkeypatch.setattr(watcher, "_fetch", fetch)
     id = secrets.token_hex(8)
     app.backend.store_result(id, 5, "SUCCESS")
-    assert await _publish.Result(app.AsyncResult(id), watcher).get(LIMIT) == 5
+    assert await Result(app.AsyncResult(id), watcher).get(LIMIT) == 5
     monkeypatch.setattr("brokerkit.celery._results.PATIENCE", 0)
     failures += [OSError("away")] * 100
     with pytest.raises(OSError, match="away"):
-        await _publish.Result(app.AsyncResult("two"), watcher).get(LIMIT)
+        await Result(app.AsyncResult("two"), watcher).get(LIMIT)
