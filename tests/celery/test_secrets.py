@@ -186,10 +186,10 @@ class TestRefused:
 
     def test_a_refused_password_is_said_at_once_and_not_shown(self, system: System) -> None:
         if system.name == "redis":
-            broker, options = f"brokerkit+redis://{ADMIN}:{CANARY}@127.0.0.1:{system.results.port}", {}
+            broker = f"brokerkit+redis://{ADMIN}:{CANARY}@127.0.0.1:{system.results.port}"
         else:
-            broker, options = shared_kafka().url("SASL", password=CANARY), {}
-        app = celery.Celery("x", broker=broker, broker_transport_options=options, set_as_current=False)
+            broker = shared_kafka().url("SASL", password=CANARY)
+        app = celery.Celery("x", broker=broker, set_as_current=False)
         begin = time.monotonic()
         with pytest.raises(AuthenticationError, match=r"refused|uthenticat") as refused:
             app.send_task("any")
@@ -265,7 +265,8 @@ class TestWorker:
             said += until("", worker.stdout)
         finally:
             worker.kill()
-            worker.wait()
+            worker.communicate()
+            app.pool.force_close_all()
             app.close()
             if options:
                 forget(shared_kafka(), options["prefix"])
