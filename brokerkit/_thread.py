@@ -96,6 +96,32 @@ def cancel(task: asyncio.Task[Any]) -> None:
         task.get_loop().call_later(_AGAIN, cancel, task)
 
 
+def begin(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Return a task of *coroutine* that has begun already, where a plain one begins at the next turn of *loop*.
+
+    Not from inside of a task.
+    """
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+    held: list[asyncio.Handle] = []
+
+    def hold(callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, loop, context)
+        held.append(handle)
+        return handle
+
+    # A task announces its first step by call_soon(), once; other threads use call_soon_threadsafe().
+    own = vars(loop)
+    own["call_soon"] = hold
+    try:
+        task = loop.create_task(coroutine)
+    finally:
+        del own["call_soon"]
+    for handle in held:
+        handle._run()
+    return task
+
+
 _Started = Future[Portal]
 
 

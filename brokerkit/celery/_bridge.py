@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
 from .._redact import error_text
-from .._thread import LOOP, Portal, cancel
+from .._thread import LOOP, Portal, begin, cancel
 from .._thread import acquire as acquire_lock
 from ..broker import Broker
 from ..errors import BrokerError, BrokerUnavailable, Closed
@@ -53,7 +53,7 @@ class Call:
     def begin(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
         """Begin, on the loop."""
         if not self._given_up:
-            self._task = asyncio.get_running_loop().create_task(self._main(function, args))
+            self._task = begin(asyncio.get_running_loop(), self._main(function, args))
 
     async def _main(self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
         # The caller is let go from inside of the task: a callback of the task would be another turn of the loop later.
