@@ -51,7 +51,7 @@ def broker_of(app: Any) -> bk.Broker:
     return bk.connect(url, options=app.conf.broker_transport_options)
 
 
-@pytest.mark.feature("async_worker", "adelay")
+@pytest.mark.feature("async_worker", "adelay", "async_tasks")
 async def test_tasks_run_on_the_programs_loop_and_results_are_awaited(system: System, app: Any) -> None:
     tasks = app.tasks
     async with AsyncWorker(app, concurrency=20) as worker:

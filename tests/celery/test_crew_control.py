@@ -120,7 +120,7 @@ def test_a_revoked_task_does_not_run(crew: Crew) -> None:
     assert crew.runs([result.id]) == {result.id: 0}
 
 
-@feature("revoke_terminate")
+@feature("revoke_terminate", pool="prefork")
 def test_a_running_task_is_terminated(crew: Crew, gate: Path) -> None:
     result = crew.send("until", str(gate))
     crew.began(result.id)

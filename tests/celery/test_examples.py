@@ -182,7 +182,7 @@ def test_the_example_of_redis(folder: Callable[..., Folder], redis: RedisServer)
     here.end()
 
 
-@pytest.mark.feature("async_worker", "adelay", "service", system="redis")
+@pytest.mark.feature("tasks", "async_worker", "adelay", "service", system="redis", pool="async")
 def test_the_example_of_asyncio(folder: Callable[..., Folder], redis: RedisServer) -> None:
     results = redis.url(user=ADMIN, database=1)
     here = folder(EXAMPLES / "celery_asyncio", CELERY_BROKER_URL=redis.url(), CELERY_RESULT_BACKEND=results)
