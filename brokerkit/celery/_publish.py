@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
+import kombu
 from celery import Celery as StockCelery
 from celery.canvas import Signature as StockSignature
 from kombu.exceptions import OperationalError
@@ -38,6 +39,8 @@ THREADS = 8
 """Publishing calls at once, on each event loop, that Celery may wait in."""
 AT_ONCE = 10
 """Calls of Celery in one turn of an event loop; each takes a fraction of a millisecond."""
+MANY = 10_000
+"""Queues that are remembered as declared."""
 _SENDER = "_brokerkit_sender"
 
 _async: ContextVar[bool] = ContextVar("brokerkit publishes for asyncio", default=False)
@@ -214,7 +217,7 @@ class _Sender:
                     self._ours = False
                     connection.release()
                     return call()
-                self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+                self._producer = _Producer(connection)
             return call(producer=self._producer)
         finally:
             self._lock.release()
@@ -278,6 +281,35 @@ class _Sender:
             producer, self._producer = self._producer, None
         if producer is not None and self.process == os.getpid():
             producer.connection.release()
+
+
+class _Producer(kombu.Producer):  # type: ignore[misc]  # it comes without types
+    """Kombu's producer, for calls that must not wait, and that are many."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection, auto_declare=False)
+        self._declared: dict[int, object] = {}
+        """Queues and exchanges by their identity: that of Kombu's own memory is made of copies, at each publishing."""
+
+    def revive(self, channel: Any) -> None:
+        self._declared = {}
+        super().revive(channel)
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **policy: Any) -> object:
+        """Declare *entity* if that was not done here before."""
+        if id(entity) in self._declared:
+            return False
+        declared: object = super().maybe_declare(entity, retry, **policy)
+        if entity.can_cache_declaration:
+            if len(self._declared) >= MANY:
+                self._declared.clear()
+            self._declared[id(entity)] = entity
+        return declared
+
+    def publish(self, body: Any, *args: Any, retry: bool = False, **options: Any) -> object:
+        """Publish, which is tried again by `_Sender` where it is only collected here."""
+        result: object = super().publish(body, *args, retry=retry and frames.get() is None, **options)
+        return result
 
 
 class _Line:
