@@ -174,8 +174,9 @@ def unseal(body: bytes) -> dict[str, Any]:
 
 
 def redelivered(payload: dict[str, Any]) -> None:
-    """Mark *payload*: it was delivered before."""
+    """Mark *payload*: it was delivered before.  Some read it here, some there."""
     payload["properties"]["delivery_info"]["redelivered"] = True
+    payload["headers"]["redelivered"] = True
 
 
 def due(eta: object) -> float | None:

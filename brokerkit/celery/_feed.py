@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 
@@ -16,9 +15,6 @@ from ..address import Queue
 from ..broker import Broker
 from ..errors import BrokerError, Closed, DeliveryLost
 from ..message import Message
-
-if TYPE_CHECKING:
-    from ._item import Item
 
 AT_ONCE: Final = 256
 """Messages that are taken over in one go."""
@@ -46,8 +42,6 @@ class Feed:
         """Whether anything is still to be delivered."""
         self.held = 0
         """Messages that came and are not settled."""
-        self.waiting: deque[Item] = deque()
-        """What there was no credit for."""
         self.last: Message[bytes] | None = None
         """What was acknowledged last."""
         self.lock = asyncio.Lock()

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 from .._redact import error_text
 from ..address import Queue
@@ -36,8 +37,19 @@ WINDOW: Final = 0.05
 AHEAD: Final = 128
 FEW: Final = 8
 """A channel that does less than this in a window fetches nothing ahead: its messages may be long."""
+ACKED: Final = 10_000
+"""Acknowledged messages that are kept in mind."""
 LEAVE: Final = 10.0
 """Seconds in which a closing channel's outcomes are stored."""
+
+
+_Key: TypeAlias = tuple[str, str, float]
+
+
+def _key(feed: Feed, message: Message[bytes]) -> _Key:
+    """Return what *message* has in common with itself when it comes again, but with no other, nor with a copy of it."""
+    record = message._item.record
+    return feed.queue, record.id, record.timestamp
 
 
 class Intake:
@@ -56,8 +68,13 @@ class Intake:
         self._limit = UNLIMITED
         self._out: set[Item] = set()
         """Handed over and not settled."""
-        self._waiting = 0
-        """Items of feeds for which there is no credit."""
+        self._surplus: deque[Item] = deque()
+        """What came and has no credit."""
+        self._known: dict[_Key, Item] = {}
+        """What is here and not settled."""
+        self._acked: dict[_Key, None] = {}
+        """What was acknowledged lately: what comes again all the same was acknowledged while the connection was away."""
+        self._adjusting = False
         self._early = 0
         self._feeds: dict[str, Feed] = {}
         self._getting = Getting(exchanges, self._got)
@@ -65,6 +82,8 @@ class Intake:
         self._outcomes = Outcomes()
         self._wanted: set[str] = set()
         """Queues that were consumed and not cancelled."""
+        self._unacknowledged = False
+        """Whether any consumer does not acknowledge: for those it is done when a message is handed over."""
         self._preparing = asyncio.Lock()
         self._prepared = False
         self._timer: asyncio.TimerHandle | None = None
@@ -88,6 +107,7 @@ class Intake:
             BrokerError: it cannot be read.
         """
         self._wanted.add(queue)
+        self._unacknowledged = self._unacknowledged or no_ack
         found = await self._exchanges.resolve(queue)
         if isinstance(found, Mailbox):
             if queue in self._wanted:
@@ -151,7 +171,7 @@ class Intake:
         feed = self._feeds.get(queue)
         if feed is not None:
             feed.active = False
-            self._give_back(feed, feed.waiting)
+            self._give_back([item for item in self._surplus if item.feed is feed])
             self._adjust()
 
     def prefetch(self, count: int | None) -> None:
@@ -161,23 +181,23 @@ class Intake:
 
     @property
     def _room(self) -> int:
-        return max(0, self._limit - len(self._out) - self._waiting)
+        return max(0, self._limit - len(self._out) - len(self._surplus))
+
+    def _adjust_soon(self) -> None:
+        if not self._adjusting:
+            self._adjusting = True
+            asyncio.get_running_loop().call_soon(self._adjust)
 
     def _adjust(self) -> None:
         """Hand over what there is credit for, and tell each feed how much it may fetch."""
-        out, limit = self._out, self._limit
-        if self._waiting:
-            items: list[Item] = []
-            for feed in sorted(self._feeds.values(), key=lambda feed: feed.waiting[0].since if feed.waiting else 0.0):
-                while feed.waiting and len(out) + len(items) < limit:
-                    items.append(feed.waiting.popleft())
-            if items:
-                self._waiting -= len(items)
-                self._hand_over(items)
+        self._adjusting = False
+        out, limit, surplus = self._out, self._limit, self._surplus
+        if surplus and len(out) < limit:
+            self._hand_over([surplus.popleft() for _ in range(min(len(surplus), limit - len(out)))])
         for box, no_ack in self._boxes.values():
             if not no_ack and len(out) < limit:
                 self._ring(box)
-        free = max(0, limit - len(out) + self._ahead - self._waiting) if limit else 0
+        free = max(0, limit - len(out) + self._ahead - len(surplus)) if limit else 0
         done: list[Feed] = []
         for feed in self._feeds.values():
             if feed.active:
@@ -235,22 +255,30 @@ class Intake:
             if revokes:
                 revokes.look(item.payload["headers"], published(message))
             items.append(item)
-        room = self._limit - len(self._out)
-        if len(items) > room:
-            now = asyncio.get_running_loop().time()
-            for item in items[max(0, room) :]:
-                item.since = now
-                feed.waiting.append(item)
-            self._waiting += len(items) - max(0, room)
-            del items[max(0, room) :]
-            self._watch()
-        if items:
-            self._hand_over(items)
-        if len(self._feeds) > 1 or self._waiting or len(items) != len(messages):
-            self._adjust()
+        if not self._surplus and len(items) <= self._limit - len(self._out):
+            if items:
+                self._hand_over(items)
+            if len(self._feeds) > 1 or len(items) != len(messages):
+                self._adjust_soon()
+            return
+        now = asyncio.get_running_loop().time()
+        for item in items:
+            item.since = now
+        self._surplus.extend(items)
+        self._adjust()
+        self._watch()
 
     async def _open(self, feed: Feed, message: Message[bytes]) -> Item | None:
         """Return what *message* is for Kombu; None if it is nothing to hand over now."""
+        key = _key(feed, message)
+        known = self._known.get(key)
+        if known is not None:
+            # Its connection was lost, so it came again, while its consumer still works on it: once is enough.
+            known.message = message
+            return None
+        if key in self._acked:
+            await message.ack()
+            return None
         try:
             payload = unseal(message.body)
         except DecodeError as error:
@@ -271,11 +299,14 @@ class Intake:
                     return None
                 self._early += 1
                 item.early = True
+        self._known[key] = item
         return item
 
     def _hand_over(self, items: list[Item]) -> None:
         self._out.update(items)
         self._deliver(items)
+        if self._unacknowledged:
+            self.ack([item for item in items if item.no_ack])
 
     def _ring(self, box: Mailbox) -> None:
         """Take what waits in *box*."""
@@ -302,15 +333,14 @@ class Intake:
     def _failed(self, feed: Feed, error: BaseException) -> None:
         if self._feeds.get(feed.queue) is feed:
             del self._feeds[feed.queue]
-            self._waiting -= len(feed.waiting)
-            feed.waiting.clear()
+        self._give_back([item for item in self._surplus if item.feed is feed])
         self._leave(feed)
         self._fail(error)
 
     # ------------------------------------------------------------------ what is too much
 
     def _watch(self) -> None:
-        if self._timer is None and (self._waiting or self._ahead):
+        if self._timer is None and (self._surplus or self._ahead):
             self._timer = asyncio.get_running_loop().call_later(SURPLUS, self._return_surplus)
 
     def _return_surplus(self) -> None:
@@ -318,19 +348,18 @@ class Intake:
         self._timer = None
         self._count(0)
         late = asyncio.get_running_loop().time() - SURPLUS * 0.9
-        for feed in self._feeds.values():
-            self._give_back(feed, [item for item in feed.waiting if item.since <= late])
+        self._give_back([item for item in self._surplus if item.since <= late])
         self._watch()
         self._adjust()
 
-    def _give_back(self, feed: Feed, items: Iterable[Item]) -> None:
-        """Let others have *items*, which wait in *feed*."""
-        items = list(items)
-        self._waiting -= len(items)
-        for item in items:
-            feed.waiting.remove(item)
-            self._forget(item)
-            self._outcomes.add("release", item)
+    def _give_back(self, items: Sequence[Item]) -> None:
+        """Let others have *items*, which wait for credit."""
+        if items:
+            gone = set(items)
+            self._surplus = deque(item for item in self._surplus if item not in gone)
+            for item in items:
+                self._forget(item)
+                self._outcomes.add("release", item)
 
     # ------------------------------------------------------------------ settling
 
@@ -361,10 +390,14 @@ class Intake:
                 if kind in ("requeue", "release"):
                     self._put_back(item, item.box, marked=kind == "requeue")
                 continue
-            self._forget(item)
+            key = self._forget(item)
+            if kind == "ack" and key is not None:
+                self._acked[key] = None
+                if len(self._acked) > ACKED:
+                    del self._acked[next(iter(self._acked))]
             outcomes.add(kind, item)
         self._count(len(items))
-        self._adjust()
+        self._adjust_soon()
 
     def _put_back(self, item: Item, box: Mailbox, *, marked: bool) -> None:
         if self._exchanges.boxes.get(box.name) is not box:
@@ -376,11 +409,15 @@ class Intake:
             if not self._closed:
                 asyncio.get_running_loop().call_soon(box.ring)
 
-    def _forget(self, item: Item) -> None:
+    def _forget(self, item: Item) -> _Key | None:
         if item.early:
             self._early -= 1
-        if item.feed is not None:
-            item.feed.held -= 1
+        if item.feed is None or item.message is None:
+            return None
+        item.feed.held -= 1
+        key = _key(item.feed, item.message)
+        self._known.pop(key, None)
+        return key
 
     async def flush(self, timeout: float = LEAVE) -> bool:
         """Return when all acknowledgements are stored; False if they are not after *timeout* seconds."""
@@ -413,6 +450,8 @@ class Intake:
         if item is not None:
             feed.held += 1
             self._out.add(item)
+            if item.no_ack:
+                self.ack([item])
         return item
 
     # ------------------------------------------------------------------ the end

@@ -30,7 +30,7 @@ class Item:
         self.payload = payload
         """What Kombu makes its message of."""
         self.no_ack = no_ack
-        """Its consumer does not acknowledge: whoever calls the consumer does, at that moment."""
+        """Its consumer does not acknowledge: that is done when it is handed over."""
         self.feed = feed
         self.message = message
         self.box = box

@@ -116,10 +116,13 @@ class Revokes:
             await self._broker.publish(self._topic, _encode(revoked), timeout=timeout)
 
     def heard(self, body: bytes, at: float) -> None:
-        """Learn from the command *body*, which the worker gets as well."""
+        """Learn from the command *body*, which the worker gets as well: it forgets what was revoked after some hours.
+
+        Not of stamps, which it keeps.
+        """
         revoked = revoked_by(body, at)
         if revoked is not None:
-            self._learn(revoked)
+            self._learn(Revoked(revoked.at, revoked.ids, {}, revoked.nodes))
 
     async def load(self) -> None:
         """Learn what was revoked before; return when all of it is known."""

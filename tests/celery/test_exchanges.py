@@ -70,7 +70,7 @@ async def test_bindings_route_what_other_processes_publish(place: Place) -> None
             await producer.exchanges.publish(plain(key, "tasks", key, "topic"))
         assert sorted(await bodies(await worker.channel("mail"), 1)) == ["mail.send"]
         everything = await worker.channel("all")
-        assert await bodies(everything, 3) == ["mail.send", "video.cut", "mail.send.now"]
+        assert sorted(await bodies(everything, 3)) == ["mail.send", "mail.send.now", "video.cut"]
         # A process that follows the bindings sees those that come later, and those that go.
         await worker.exchanges.declare("late", worker)
         await worker.exchanges.bind("late", "tasks", "topic", "video.*")
