@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from datetime import datetime
 from functools import partial
@@ -172,7 +173,7 @@ class _Sender:
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
-            line = self._lines[loop] = _Line(loop)
+            line = self._lines[loop] = _Line()
         token = _async.set(True)
         try:
             if plain and self._ours:
@@ -315,8 +316,9 @@ class _Producer(kombu.Producer):  # type: ignore[misc]  # it comes without types
 class _Line:
     """From one event loop to those of the bridges: all frames of a turn go in one step, and so do the answers."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    # It does not know its loop, which would keep both of them for ever.
+
+    def __init__(self) -> None:
         self.threads = anyio.CapacityLimiter(THREADS)
         self._out: dict[int, tuple[Loop, list[_Sent]]] = {}
         self._back: deque[_Sent] = deque()
@@ -327,7 +329,7 @@ class _Line:
     async def in_thread(self, function: Callable[..., Any], *args: object) -> Any:
         """Return what *function* returns, which may block."""
         if _green():  # threads that others start are greenlets, which this loop's thread never comes to
-            return await self._loop.run_in_executor(None, partial(copy_context().run, function, *args))
+            return await asyncio.get_running_loop().run_in_executor(None, partial(copy_context().run, function, *args))
         return await anyio.to_thread.run_sync(function, *args, limiter=self.threads, abandon_on_cancel=True)
 
     async def turn(self) -> None:
@@ -335,13 +337,13 @@ class _Line:
         if self._calls < AT_ONCE and not self._queue:
             self._count()
             return
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(future)
         await future
 
     def _count(self) -> None:
         if not self._calls:
-            self._loop.call_soon(self._next_turn)
+            asyncio.get_running_loop().call_soon(self._next_turn)
         self._calls += 1
 
     def _next_turn(self) -> None:
@@ -354,9 +356,10 @@ class _Line:
 
     async def send(self, frame: Frame) -> None:
         """Have *frame* published on its bridge's loop, and wait for it."""
-        sent = _Sent(frame, self._loop.create_future())
+        loop = asyncio.get_running_loop()
+        sent = _Sent(frame, loop.create_future())
         if not self._out:
-            self._loop.call_soon(self._flush)
+            loop.call_soon(self._flush)
         self._out.setdefault(id(frame.bridge), (frame.bridge, []))[1].append(sent)
         await sent.future
 
@@ -379,8 +382,8 @@ class _Line:
 
     def _answer(self) -> None:
         self._coming = False
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._settle)
+        with suppress(RuntimeError):  # the caller's loop has ended
+            self._back[0].future.get_loop().call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:  # on the caller's loop
         while self._back:

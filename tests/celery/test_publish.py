@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import secrets
 import threading
 import time
+import weakref
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -158,6 +160,24 @@ async def test_a_broker_that_is_away_raises_what_celery_raises_and_blocks_nothin
     pools.reset()
 
 
+async def test_a_loop_that_has_ended_leaves_nothing_behind(app: Any) -> None:
+    """Tests, and programs that call asyncio.run again and again, have many loops."""
+
+    def one() -> None:
+        asyncio.run(publish())
+
+    async def publish() -> None:
+        await adelay(app.tasks["c.add"], 1, 2)
+        loops.add(asyncio.get_running_loop())
+
+    loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+    for _ in range(3):
+        await asyncio.to_thread(one)
+    gc.collect()
+    assert not loops
+    assert len(vars(app)[_publish._SENDER]._lines) == 0
+
+
 async def test_publishing_is_tried_again_as_the_configuration_says(app: Any) -> None:
     await adelay(app.tasks["c.add"], 0, 0)
     sender = vars(app)[_publish._SENDER]
@@ -169,7 +189,7 @@ async def test_publishing_is_tried_again_as_the_configuration_says(app: Any) -> 
                 raise failures.pop()
             await super().send(frame)
 
-    sender._lines[asyncio.get_running_loop()] = Line(asyncio.get_running_loop())
+    sender._lines[asyncio.get_running_loop()] = Line()
     await take(app)
     result = await adelay(app.tasks["c.add"], 1, 2)
     assert (await take(app)).headers["id"] == result.id
