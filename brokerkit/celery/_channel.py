@@ -361,8 +361,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Hand a delivered message to its consumer; False if it is gone."""
         receiver = self.receivers.get(item.queue)
         if receiver is None:
-            if not item.no_ack:
-                self.bridge.post(self._release, [item])
+            self.bridge.post(self._release, [item])
             return False
         receiver[1](self._message(item))
         return True
@@ -371,7 +370,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         tag = str(next(_tags))
         payload = item.payload
         payload["properties"]["delivery_tag"] = tag
-        if not item.no_ack:
+        if item.no_ack:
+            self.acknowledge(item)
+        else:
             self.qos.items[tag] = item
         return _Message(payload, self, tag)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import orjson
+from kombu.exceptions import DecodeError
 from kombu.message import Message as BaseMessage
 from kombu.serialization import registry
 from kombu.transport import virtual
@@ -38,7 +39,21 @@ class Message(virtual.Message):  # type: ignore[misc]
         )
 
     def _decode(self) -> Any:
-        # Each task is decoded twice; kombu's reader calls a function for every object in it.
+        if "task" not in self.headers:
+            return self._read()
+        # Celery's worker ends over a task that is none, acknowledged by nobody, and so does the next one: this it rejects.
+        from celery.exceptions import InvalidTaskError
+
+        try:
+            value = self._read()
+        except DecodeError as error:
+            raise InvalidTaskError(f"its body cannot be read: {error}") from error
+        if not _is_task(value):
+            raise InvalidTaskError("its body is not [args, kwargs, embed]")
+        return value
+
+    def _read(self) -> Any:
+        # Each task is read twice, and kombu's reader calls a function for every object in it.
         body: Any = self.body
         if (
             self.content_type == "application/json"
@@ -51,6 +66,20 @@ class Message(virtual.Message):  # type: ignore[misc]
             with suppress(ValueError):  # NaN and lone surrogates, which Python's JSON has
                 return orjson.loads(body)
         return super()._decode()
+
+
+def _is_task(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "args" in value  # as in Celery's first protocol
+    if not isinstance(value, (list, tuple)):
+        return False
+    parts = tuple(cast("list[object]", value))
+    return (
+        len(parts) == 3
+        and isinstance(parts[0], (list, tuple))
+        and isinstance(parts[1], dict)
+        and (parts[2] is None or isinstance(parts[2], dict))
+    )
 
 
 class Settling(Protocol):

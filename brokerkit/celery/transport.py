@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from kombu.transport import virtual
 
-from ..errors import BrokerError, ConfigError
+from ..errors import BrokerError
 from . import _url
 from ._bridge import Bridge, acquire
 from ._channel import Channel
@@ -118,10 +118,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._paced.discard(channel)
         super().close_channel(channel)
 
-    def create_channel(self, connection: object) -> Channel:
-        """Open a channel."""
-        channel = Channel(self)
-        self.channels.append(channel)
+    def create_channel(self, connection: Transport) -> Channel:
+        """Open a channel of *connection*, which is another transport where kombu went on to another host meanwhile."""
+        channel = Channel(connection)
+        connection.channels.append(channel)
         return channel
 
     def next_channel_id(self) -> int:
@@ -178,8 +178,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ in the thread that drains events
 
-    def _hand_out(self, until: float | None) -> int:
-        """Hand messages to their consumers, one, or as many as fit; return how many.
+    def _hand_out(self, until: float) -> int:
+        """Hand messages to their consumers until then, one at least; return how many.
 
         The byte that woke this stays where it is while there is more to do, so that a poll returns again at once.
         """
@@ -195,7 +195,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             channel, item = inbox.popleft()
             if channel.hand_over(item):
                 number += 1
-            if until is None or monotonic() >= until or self._stopping():
+            if monotonic() >= until or self._stopping():
                 break
         if self._error is not None:
             error, self._error = self._error, None
@@ -212,14 +212,16 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self._inbox or self._error is not None:
             self._wake()
 
-    def drain_events(self, connection: object, timeout: float | None = None) -> None:
-        """Hand one message to its consumer; wait for it up to *timeout* seconds, or for ever.
+    def drain_events(self, connection: Transport, timeout: float | None = None) -> None:
+        """Hand out what has come; wait for the first message up to *timeout* seconds, or for ever.
 
         Raises:
             TimeoutError: none came.
         """
+        if connection is not self:
+            return connection.drain_events(connection, timeout)
         until = None if timeout is None else monotonic() + timeout
-        while not self._hand_out(None):
+        while not self._hand_out(monotonic() + SLICE):
             reader = self._reader
             if reader is None:
                 raise ConnectionError("the connection is closed")
@@ -230,6 +232,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 self._pace()
                 left = PACE if left is None else min(left, PACE)
             _wait(reader, left)
+        return None
 
     def register_with_event_loop(self, connection: object, loop: Loop) -> None:
         """Have Celery's loop call this when something comes."""
@@ -277,8 +280,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         for _ in range(len(inbox)):
             entry = inbox.popleft()
             if entry[0] is channel and queue in (None, entry[1].queue):
-                if not entry[1].no_ack:
-                    taken.append(entry[1])
+                taken.append(entry[1])
             else:
                 inbox.append(entry)
         return taken
@@ -303,9 +305,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
 def _system(client: Any) -> str:
     try:
-        return _url.target(client).system
-    except ConfigError:
+        target = _url.target(client)
+        if "celery.worker.worker" in sys.modules:
+            # Imports the driver in the process of which the pool is forked, and not in each of its children.
+            target.connect()
+    except BrokerError:
         return "brokerkit"  # what is wrong is said when it connects
+    return target.system
 
 
 def _asked(flag: object) -> bool:

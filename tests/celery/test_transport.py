@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from celery.exceptions import InvalidTaskError
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.exceptions import ChannelError, ContentDisallowed, OperationalError
 
@@ -80,12 +81,51 @@ def test_what_a_consumer_does_not_accept_is_not_read(connection: Any, queue: Que
         message.decode()
 
 
-def test_one_drain_hands_out_one_message(connection: Any, queue: Queue) -> None:
-    publish(connection, queue, 1, 2, 3)
+def test_one_drain_hands_out_all_that_is_there(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, *range(5))
     reader = Reader(connection, queue)
-    for count in (1, 2, 3):
-        connection.drain_events(timeout=WAIT)
-        assert len(reader.messages) == count
+    connection.drain_events(timeout=WAIT)
+    assert len(reader.messages) == 5
+
+
+def test_what_is_consumed_without_acknowledgement_is_gone_when_it_is_handed_out(connection: Any, queue: Queue) -> None:
+    publish(connection, queue, *range(3))
+    reader = Reader(connection, queue, no_ack=True)
+    reader.read(3)
+    reader.channel.close()
+    publish(connection, queue, "by hand")
+    with connection.channel() as channel:
+        assert channel.basic_get("work", no_ack=True).payload == "by hand"
+    with connection.channel() as channel:
+        assert channel.basic_get("work") is None
+
+
+@pytest.mark.parametrize("body", [{}, [], "text", [[], {}], [1, {}, {}], [[], [], {}], [[], {}, 1], 7], ids=repr)
+def test_a_task_that_is_none_is_none_to_celery(connection: Any, queue: Queue, body: object) -> None:
+    queue(connection.default_channel).declare()
+    Producer(connection).publish(body, routing_key="work", serializer="json", headers={"task": "t", "id": "1"})
+    [message] = Reader(connection, queue).read(1)
+    with pytest.raises(InvalidTaskError):
+        message.decode()
+
+
+def test_a_task_that_cannot_be_read_is_none_to_celery(connection: Any, queue: Queue) -> None:
+    queue(connection.default_channel).declare()
+    headers = {"task": "t", "id": "1"}
+    Producer(connection).publish(
+        "[[", routing_key="work", content_type="application/json", content_encoding="utf-8", headers=headers
+    )
+    [message] = Reader(connection, queue).read(1)
+    with pytest.raises(InvalidTaskError):
+        message.decode()
+
+
+def test_a_task_is_a_task(connection: Any, queue: Queue) -> None:
+    queue(connection.default_channel).declare()
+    bodies = [[[1], {"a": 2}, {"chain": None}], [[], {}, None], {"args": [], "task": "t"}]
+    for body in bodies:
+        Producer(connection).publish(body, routing_key="work", headers={"task": "t", "id": "1"})
+    assert [message.payload for message in Reader(connection, queue).read(3)] == bodies
 
 
 def test_draining_ends_when_nothing_comes(connection: Any, queue: Queue) -> None:
@@ -100,7 +140,7 @@ def test_draining_a_closed_connection_is_an_error_of_the_connection(url: str, qu
     carrier = connection.transport
     connection.close()
     with pytest.raises(carrier.connection_errors):
-        carrier.drain_events(None, timeout=1)
+        carrier.drain_events(carrier, timeout=1)
 
 
 def test_many_threads_publish_on_one_channel(connection: Any, queue: Queue) -> None:
@@ -235,7 +275,10 @@ def test_closing_gives_back_what_is_unsettled(connection: Any, queue: Queue) -> 
     assert again.delivery_info["redelivered"]
 
 
-def test_cancelling_gives_back_what_no_consumer_saw(connection: Any, queue: Queue) -> None:
+def test_cancelling_gives_back_what_no_consumer_saw(
+    connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "SLICE", 0.0)
     publish(connection, queue, *range(5))
     reader = Reader(connection, queue, prefetch=5)
     [seen] = reader.read(1)
