@@ -188,8 +188,13 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery comes without types
             self.limit = max(self.limit - n, 1)
             self._changed.notify_all()
 
+    def on_close(self) -> None:
+        """Begin nothing more: what waits stays unacknowledged, for other workers."""
+        with self._changed:
+            self._close()
+
     def on_stop(self) -> None:
-        """Wait for the tasks that run; those that have not begun stay unacknowledged, for other workers."""
+        """Wait for the tasks that run."""
         with self._changed:
             self._close()
             while self._jobs:

@@ -163,6 +163,17 @@ async def test_what_is_cancelled_and_not_acknowledged_runs_again(local: Any, tmp
         await until(lambda: history.read_text() == "began\ncancelled\nbegan\n")
 
 
+async def test_what_ends_while_the_worker_is_stopped_does_not_run_again(local: Any, tmp_path: Path) -> None:
+    local.tasks["c.count"].acks_late = True
+    history = tmp_path / "history"
+    async with AsyncWorker(local, concurrency=2, stop_timeout=LIMIT):
+        results = [await adelay(local.tasks["c.count"], str(history)) for _ in range(4)]
+        await until(lambda: running(local) == 2)
+    async with AsyncWorker(local, concurrency=2):
+        assert [await result.get(LIMIT) for result in results] == [None] * 4
+    assert history.read_text() == "ran\n" * 4
+
+
 async def test_a_worker_that_is_shut_down_from_afar_says_so(local: Any) -> None:
     async with AsyncWorker(local) as worker:
         await asyncio.to_thread(local.control.shutdown)

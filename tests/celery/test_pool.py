@@ -225,6 +225,7 @@ def test_stopping_waits_for_what_runs_and_drops_what_waits() -> None:
     first, _ = give(pool, job)
     second, _ = give(pool, job)
     assert began.wait(LIMIT)
+    pool.close()  # as the worker does, before it stops
     threading.Timer(0.2, go.set).start()
     pool.stop()
     assert first.what() == ["accepted", "done"]

@@ -148,6 +148,12 @@ async def nap(seconds: float) -> float:
     return seconds
 
 
+async def count(path: str) -> None:
+    await asyncio.sleep(0.3)
+    with Path(path).open("a") as file:
+        file.write("ran\n")
+
+
 def busy(path: str) -> str:
     """Work in a thread until there is the file."""
     end = time.monotonic() + 60
@@ -183,7 +189,7 @@ def build(broker: str, backend: str, **config: Any) -> Celery:
     ]
     for function, options in bound:
         app.task(bind=True, name=f"c.{function.__name__}", **options)(function)
-    for function in (add, total, plain, loop, fail, long, stubborn, nested, ignored, rejected, nap, busy):
+    for function in (add, total, plain, loop, fail, long, stubborn, nested, ignored, rejected, nap, count, busy):
         app.task(name=f"c.{function.__name__}")(function)
     app.task(name="c.limited", time_limit=0.5)(long)
     app.finalize()
