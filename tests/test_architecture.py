@@ -127,7 +127,7 @@ CELERY = (
     ("_bindings", "_tasks"),
     ("_mailboxes", "_revokes"),
     ("_exchanges", "_item"),
-    ("_bridge", "_outcomes"),
+    ("_bridge", "_getting", "_outcomes"),
     ("_intake", "_stock"),
     ("_qos",),
     ("_channel",),
