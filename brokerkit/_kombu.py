@@ -12,6 +12,7 @@ is not set, none if it is empty.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -71,6 +72,10 @@ if "celery" in sys.modules:
     _pools.ALIASES.setdefault("brokerkit", "brokerkit.celery.pool:TaskPool")
 
 
+_MORE = re.compile(r'"__type__"|[0-9]{19}')
+"""In a text that has a value whose type JSON has not, or an integer that orjson would make a float of."""
+
+
 def _json() -> Any:
     from kombu.utils import json
 
@@ -92,10 +97,10 @@ def _decode(data: bytes | str) -> object:
     import orjson
 
     text = data if isinstance(data, str) else bytes(data).decode()
-    if '"__type__"' not in text:  # which marks a value whose type JSON has not, such as a datetime
+    if not _MORE.search(text):
         try:
             return orjson.loads(text)
-        except ValueError:  # what Python's JSON has besides: NaN, and integers of more than 64 bits
+        except ValueError:  # what Python's JSON has besides, such as NaN
             pass
     value: object = _json().loads(text)
     return value

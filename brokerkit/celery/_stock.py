@@ -5,16 +5,17 @@ Its queue is the topic of that name, ours is not: what is there is run by worker
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from celery import signals as _signals
 
-from ..address import Topic
+from ..address import Address, Topic
 from ..broker import Broker
-from ..driver import Source
 from ..errors import BrokerError, InvalidName, NotFound
+from ..policy import Start
 from ._bridge import Bridge
 
 logger = logging.getLogger("brokerkit.celery")
@@ -60,9 +61,19 @@ async def unread(broker: Broker, queues: Iterable[str]) -> dict[str, int]:
         name = queue.replace("@", "")  # as it does
         try:
             bound = await broker.bind(Topic(name, bytes, owned=False))
-            backlog = await broker._driver.backlog(Source(bound.address, f"{name}-consumer-group"))
+            waiting = await _waiting(broker, bound.address, f"{name}-consumer-group")
         except (InvalidName, NotFound):  # a name that is none of a topic's here is of a queue that is not there
             continue
-        if backlog.waiting:
-            found[name] = backlog.waiting
+        if waiting:
+            found[name] = waiting
     return found
+
+
+async def _waiting(broker: Broker, topic: Address, group: str) -> int:
+    # Asked of the driver: groups of brokerkit's own have other names than that of another client.
+    from ..drivers.kafka._progress import progress
+
+    driver: Any = broker._driver
+    until = asyncio.get_running_loop().time() + PATIENCE
+    found = await progress(driver._manager()._context, cast(Topic[bytes], topic), group, Start.EARLIEST, until)
+    return found.waiting

@@ -200,6 +200,7 @@ class TestSerializer:
     def test_what_json_carries_arrives(self, value: object) -> None:
         mine, theirs = both(value)
         assert mine == theirs
+        assert repr(mine) == repr(theirs)
 
     @pytest.mark.parametrize(
         "value",
@@ -211,6 +212,7 @@ class TestSerializer:
             b"text",
             b"\xff\x00",
             2**80,
+            [2**64 + 1, -(2**63) - 1, 2**64 - 1, -(2**63)],
             {1: "a", None: "b", 2.5: "c"},
             (1, (2, 3)),
             "\ud800",
@@ -223,6 +225,7 @@ class TestSerializer:
     def test_values_of_pythons_are_those_of_celerys_json(self, value: object) -> None:
         mine, theirs = both(value)
         assert mine == theirs
+        assert repr(mine) == repr(theirs)
 
     def test_a_uuid_is_a_text_and_nan_is_none(self) -> None:
         known = uuid.UUID(int=5)
