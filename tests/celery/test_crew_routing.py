@@ -23,6 +23,9 @@ def consumed(crew: Crew, node: str, queue: str, **options: Any) -> Iterator[None
     wait = {"destination": [node], "reply": True, "timeout": 10 * PATIENCE, "limit": 1}
     (told,) = crew.app.control.add_consumer(queue, **wait, **options)
     assert "ok" in told[node], told
+    # The worker answers before it declares and binds the queue.
+    asked = crew.app.control.inspect(destination=[node], timeout=10 * PATIENCE, limit=1)
+    crew.until(lambda: queue in str(asked.active_queues()), 15, f"{queue} is not consumed")
     try:
         yield
     finally:
