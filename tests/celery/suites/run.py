@@ -82,23 +82,19 @@ def judge(suite: Suite, outcomes: Mapping[str, Outcome]) -> list[str]:
 def run(suite: Suite) -> Verdict:
     """Run a suite on servers of its own; what fails, and should not, is run `AGAIN` by itself."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="brokerkit-suite-") as name, places(suite) as environment:
-        folder = Path(name)
-        tree = copy(suite.project, folder)
-        for added, source in suite.added.items():
-            shutil.copy(HERE / source, tree / added)
-        log = folder / "log"
-        outcomes = _pytest(suite, tree, environment, log, ())
-        for _ in range(AGAIN):
-            failed = [
-                test for test, outcome in outcomes.items() if outcome.outcome == "failed" and test not in suite.known
-            ]
-            if not failed or len(outcomes) != suite.tests:
-                break
-            outcomes |= _pytest(suite, tree, environment, log, failed)
-        errors = judge(suite, outcomes)
-        text = log.read_text(encoding="utf-8", errors="replace")
-    return Verdict(suite, outcomes, errors, time.monotonic() - began, text[-20_000:])
+    outcomes: dict[str, Outcome] = {}
+    chosen: list[str] = []
+    text = ""
+    for _ in range(1 + AGAIN):
+        # New servers each time: what a test that failed has left there is no concern of its next run.
+        with tempfile.TemporaryDirectory(prefix="brokerkit-suite-") as name, places(suite) as environment:
+            folder = Path(name)
+            outcomes |= _pytest(suite, folder, environment, chosen)
+            text += (folder / "log").read_text(encoding="utf-8", errors="replace")
+        chosen = [test for test, outcome in outcomes.items() if outcome.outcome == "failed" and test not in suite.known]
+        if not chosen or len(outcomes) != suite.tests:
+            break
+    return Verdict(suite, outcomes, judge(suite, outcomes), time.monotonic() - began, text[-20_000:])
 
 
 @contextmanager
@@ -131,12 +127,13 @@ def places(suite: Suite) -> Iterator[dict[str, str]]:
         }
 
 
-def _pytest(
-    suite: Suite, tree: Path, environment: Mapping[str, str], log: Path, chosen: Sequence[str]
-) -> dict[str, Outcome]:
+def _pytest(suite: Suite, folder: Path, environment: Mapping[str, str], chosen: Sequence[str]) -> dict[str, Outcome]:
     """Run the suite, or the *chosen* tests of it, in a process of its own; return the outcomes by the tests' names."""
-    file = tree.parent / "outcomes"
-    file.write_bytes(b"")
+    tree = copy(suite.project, folder)
+    for added, source in suite.added.items():
+        shutil.copy(HERE / source, tree / added)
+    file = folder / "outcomes"
+    file.touch()
     plugins = [report.__name__, "celery.contrib.pytest", *suite.plugins]
     command = [
         sys.executable,
@@ -165,7 +162,7 @@ def _pytest(
         report.LEFT_OUT: json.dumps(list(suite.left_out)),
         report.CHOSEN: json.dumps(list(chosen)),
     }
-    with log.open("ab") as output:
+    with (folder / "log").open("wb") as output:
         process = subprocess.Popen(
             [*command, *suite.files], cwd=tree, env=settings, stdout=output, stderr=output, start_new_session=True
         )
