@@ -28,7 +28,7 @@ LONG := $(addprefix tests/kafka/test_,publish_faults.py fetch_faults.py)
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all test-faults check bench mutants promises features servers clean lock pytest sample
+.PHONY: help demo test test-all test-celery test-faults check bench mutants promises features servers clean lock pytest sample
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,10 +57,14 @@ pytest: $(VENV)/.dev
 		$(BIN)/python -m pytest $(MANY) $(WAITING) $(AGAIN) $(WAITING); }
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 	@$(BIN)/python -m tests.celery.features --check $(FEATURES) docs/celery.md
+	@$(BIN)/python -m tests.celery.suites --short --jobs 6
 
 test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
 	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults $(LONG)
 	@BROKERKIT_PATIENCE=$(PATIENCE) $(BIN)/python -m pytest $(MANY) $(MORE)
+
+test-celery: $(VENV)/.dev ## Run the suites of Kombu and Celery themselves, unmodified, on Redis and Kafka: this takes an hour
+	@$(BIN)/python -m tests.celery.suites
 
 promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite on all systems
 	@rm -f $(RESULTS)
@@ -86,7 +90,7 @@ check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 
-bench: $(VENV)/.bench ## Measure the speed on memory://, Redis and Kafka, beside other libraries
+bench: $(VENV)/.bench ## Measure the speed on memory://, Redis and Kafka and of Celery, beside other libraries
 	@$(BIN)/python -m tests.benchmarks
 
 servers: $(VENV)/.dev ## Run a development Redis and a development Kafka and print their URLs; Ctrl-C ends them
