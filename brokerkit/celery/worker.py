@@ -106,6 +106,7 @@ class AsyncWorker:
             if not ready.is_set():
                 raise BrokerUnavailable(f"the worker does not consume after {self._start_timeout:g} s")
             self._ended = ended
+            _let_join()
             self._stack = stack.pop_all()
         return self
 
@@ -181,6 +182,7 @@ class AsyncWorker:
         finally:
             worker_state.should_stop = worker_state.should_terminate = None
             set_event_loop(None)
+            _let_join()
             self._worker = None
 
     async def _end_cold(self, ended: _Event) -> None:
@@ -209,6 +211,14 @@ class AsyncWorker:
         if hub is not None:
             with suppress(Exception):
                 hub.call_soon(_nothing)
+
+
+def _let_join() -> None:
+    """Let the program's threads wait for results, which Celery forbids in a process of a worker: its tasks must not."""
+    from celery import _state
+
+    state: Any = _state
+    state._set_task_join_will_block(False)
 
 
 def _nothing() -> None:

@@ -135,6 +135,8 @@ async def test_there_is_one_worker_in_a_process_and_another_one_afterwards(local
         assert await (await adelay(local.tasks["c.add"], 1, 1)).get(LIMIT) == 2
     async with AsyncWorker(local):
         assert await (await adelay(local.tasks["c.add"], 1, 2)).get(LIMIT) == 3
+        stock = await asyncio.to_thread(local.tasks["c.add"].delay, 2, 2)
+        assert await asyncio.to_thread(stock.get, LIMIT) == 4  # this program is more than its worker
 
 
 async def test_leaving_lets_tasks_end_within_their_time_and_cancels_them_then(local: Any, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def give(pool: TaskPool, target: Callable[..., Any], *args: Any, **options: Any)
 def traced(pool: TaskPool, name: str) -> Callable[..., Any]:
     """Return what calls a task's body as Celery's tracer does."""
     task: Any = pool.app.tasks[name]
-    return lambda _name, *args: task.apply(args, throw=True).get()
+    return lambda _name, *args: task.apply(args, throw=True).get(disable_sync_subtasks=False)
 
 
 def test_a_job_is_accepted_and_done(pool: TaskPool) -> None:
