@@ -134,7 +134,6 @@ async def test_mailboxes_leave_nothing_behind_in_the_process(here: Place, monkey
             process.channels.remove(channel)
         boxes = process.exchanges.boxes
         await eventually(lambda: not boxes._boxes and not boxes._taps and not boxes._closing)
-        del channel
         gc.collect()
         assert not [thing for thing in gc.get_objects() if type(thing) is Follower and thing.follows]
 
