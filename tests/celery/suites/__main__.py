@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def main() -> int:
         for done in as_completed([threads.submit(run, row) for row in chosen]):
             verdict = done.result()
             print(verdict, flush=True)
-            for test, why in verdict.suite.known.items():
-                print(f"    known: {test}: {why}")
+            for why, number in Counter(verdict.suite.known.values()).items():
+                print(f"    {number} known: {why}")
             for error in verdict.errors:
                 print(f"    ERROR {error}")
             if given.logs:
