@@ -128,6 +128,8 @@ class Exchanges:
         if self.boxes.get(queue) is not None:
             self.boxes.remove(queue)
         elif self._undecided.pop(queue, None) is None:
+            if queue not in self._durable and not await self.broker.exists(self.names.queue(queue)):
+                return  # such as the queue of a reply, which has ended with its reader
             await self._bindings.drop(queue)
             self._durable.discard(queue)
             self._known.pop(queue, None)

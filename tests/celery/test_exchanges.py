@@ -146,6 +146,9 @@ async def test_mailboxes_leave_nothing_behind_in_the_broker() -> None:
                 channel = await mailbox(process, f"{n}.reply.celery.pidbox", "reply.celery.pidbox", str(n))
                 await process.exchanges.publish(plain("x", "reply.celery.pidbox", str(n)))
                 assert await bodies(channel, 1) == ["x"]
+                queue = f"{n}.reply.celery.pidbox"
+                await channel.intake.cancel(queue)
+                await process.exchanges.delete(queue)  # as the remote control does, although it has ended
             keys = shared("redis").command_now("KEYS", "*")
             left.append({key for key in keys if place.prefix.encode() in key})
         assert left[0] == left[1] == left[2] != set()
