@@ -16,7 +16,7 @@ app = Celery("album", broker="redis://localhost:6379/0", backend="redis://localh
 app.conf.task_acks_late = True  # a picture counts as done when it is done
 app.conf.task_reject_on_worker_lost = True
 app.conf.worker_prefetch_multiplier = 1  # pictures take long: take none ahead
-app.conf.broker_transport_options = {"lease": 5}
+app.conf.broker_transport_options = {"lease": 10}
 app.conf.broker_connection_retry_on_startup = True
 
 

@@ -23,6 +23,8 @@ from .workers import PATIENCE, READY, Worker
 
 README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
 CELERY = Path(sys.executable).with_name("celery")
+ABSENT = ("confluent_kafka", "hypothesis")
+"""What users of the examples have not installed, and these tests have."""
 SUCCEEDED = re.compile(r"Task (\S+)\[(\S+)\] succeeded in [^:]+: (.*)")
 
 
@@ -34,7 +36,9 @@ class Folder:
         self.logs = logs
         self.workers: list[Worker] = []
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CELERY"))}
-        self.environment = {**kept, "PYTHONUNBUFFERED": "1", **environment}
+        for name in ABSENT:
+            (logs / f"{name}.py").write_text("raise ImportError('not installed')\n", encoding="utf-8")
+        self.environment = {**kept, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(logs), **environment}
 
     def start(self, app: str, *names: str) -> None:
         """Start workers as the pages say, and return when they are ready."""
@@ -127,8 +131,7 @@ def test_the_program_of_readme_works_on_kafka_without_any_import_of_ours(
     assert "localhost:9092" in program
     kafka = shared_kafka()
     (tmp_path / "myapp.py").write_text(program.replace("kafka://localhost:9092", kafka.url()), encoding="utf-8")
-    (tmp_path / "confluent_kafka.py").write_text("raise ImportError('not installed')\n", encoding="utf-8")
-    here = folder(tmp_path, PYTHONPATH=str(tmp_path))
+    here = folder(tmp_path)
     here.start("myapp", "w1", "w2", "w3")
     here.run("myapp.py")
     here.until(lambda: len(here.done()) >= 4, 20)
