@@ -222,6 +222,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery comes without types
             info.update(
                 {
                     "threads": len(self._threads),
+                    "idle": self._idle,
                     "running": len(self._jobs) - len(self._waiting),
                     "waiting": len(self._waiting),
                     "processes": [os.getpid()],

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import MaxRetriesExceededError, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
+from kombu import pools
 
 from brokerkit.celery._tasks import body, is_async
 
@@ -88,6 +89,7 @@ def hired(
         app.backend.result_consumer.stop()
         app.backend.remove_pending_result = lambda result: None
         app.close()
+        pools.reset()
 
 
 @pytest.fixture

@@ -135,7 +135,8 @@ def test_threads_are_started_as_they_are_needed() -> None:
     for _ in range(5):
         told, _ = give(pool, lambda: None)
         told.until(2)
-    assert pool.info["threads"] <= 2
+        until(lambda: pool.info["idle"] == pool.info["threads"])
+    assert pool.info["threads"] == 1
     pool.stop()
 
 
