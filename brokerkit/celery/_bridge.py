@@ -31,6 +31,10 @@ LINGER = 5.0
 """Seconds that a broker without users stays open: programs that connect again and again find it there."""
 LEAVE = 10.0
 """Seconds that closing may take when the process ends."""
+CALL = 30.0
+"""Seconds that a call may take, where it does not say: a broker that is away must not hold a worker's thread for ever."""
+MORE = 2.0
+"""Seconds that publishing may take beyond its own timeout, until it is given up."""
 TRAIL = 2.0
 """Seconds that closing waits for events that are on their way."""
 TRAILS = 5000
@@ -180,11 +184,11 @@ class Bridge:
 
         Raises:
             Closed: called in a process that was forked from the one that opened it.
-            BrokerUnavailable: nothing came back in *timeout* seconds.
+            BrokerUnavailable: nothing came back in *timeout* seconds, or 30.
         """
         if self._process != os.getpid():
             raise Closed(f"the connection to {self.system} belongs to the parent process: connect again after a fork")
-        return cast(T, self._run(function, args, timeout))
+        return cast(T, self._run(function, args, CALL if timeout is None else timeout))
 
     def _run(
         self, function: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...], timeout: float | None = None
@@ -239,8 +243,9 @@ class Bridge:
 
     async def _publish(self, frame: Frame, timeout: float) -> None:
         try:
-            await self.exchanges.publish(frame, timeout)
-        except BrokerError as error:
+            async with asyncio.timeout(timeout + MORE):
+                await self.exchanges.publish(frame, timeout)
+        except (BrokerError, TimeoutError) as error:
             self._drop(error_text(error))
         else:
             self._lost = 0

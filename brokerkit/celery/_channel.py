@@ -17,7 +17,7 @@ from kombu.utils.uuid import uuid
 
 from ..errors import Closed
 from . import _collect
-from ._bridge import Bridge
+from ._bridge import MORE, Bridge
 from ._envelope import seal
 from ._intake import Intake
 from ._item import Item
@@ -130,7 +130,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         elif exchange and _is_event(message):
             bridge.trail(frame, limit)
         else:
-            bridge.call(self._exchanges.publish, frame, limit)
+            bridge.call(self._exchanges.publish, frame, limit, timeout=limit + MORE)
 
     def _type(self, exchange: str) -> str:
         known = self.state.exchanges.get(exchange)

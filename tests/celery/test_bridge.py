@@ -81,6 +81,12 @@ def test_a_call_that_gets_no_answer_in_time_is_stopped(bridge: Bridge) -> None:
     assert stopped.wait(WAIT)
 
 
+def test_no_call_waits_for_ever(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bridge, "CALL", 0.05)
+    with pytest.raises(BrokerUnavailable):
+        bridge.call(asyncio.Event().wait)
+
+
 def test_a_call_is_stopped_even_if_a_cancellation_gets_lost(bridge: Bridge) -> None:
     stopped = threading.Event()
 
