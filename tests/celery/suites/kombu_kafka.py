@@ -10,10 +10,11 @@ from typing import Any, Final
 import pytest
 
 PORT: Final = "BROKERKIT_SUITE_KAFKA_PORT"
+PREFIX: Final = "BROKERKIT_SUITE_KAFKA_PREFIX"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the functions of the module that make its connections make them to our port; the tests stay as they are."""
+    """Have the functions that make the module's connections use our port, and names of this run; the tests stay as they are."""
     modules = {item.getparent(pytest.Module) for item in items}
     for module in modules:
         assert module is not None
@@ -24,4 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _to_ours(real: Callable[..., Any], hostname: str, port: str) -> Any:
     assert (hostname, port) == ("localhost", "9092")
-    return real("127.0.0.1", os.environ[PORT])
+    connection = real("127.0.0.1", os.environ[PORT])
+    connection.transport_options["prefix"] = os.environ[PREFIX]
+    return connection

@@ -104,11 +104,12 @@ def places(suite: Suite) -> Iterator[dict[str, str]]:
         silent.bind((server.host, 0))  # nobody listens, and nobody else gets the port
         nobody = silent.getsockname()[1]
         results = f"redis://{server.host}:{server.port}/0"
+        prefix = f"suite{os.getpid()}-{server.port}."
         scheme, at = "memory", "memory://localhost:1"
         if suite.broker == "redis":
             scheme, at = "redis", server.url()
         elif suite.broker == "kafka":
-            scheme, at = "kafka", shared_kafka().url(query=f"prefix=suite{os.getpid()}-{server.port}.")
+            scheme, at = "kafka", shared_kafka().url(query=f"prefix={prefix}")
         dead = f"{scheme}://127.0.0.1:{nobody}"
         live = at.partition("?")[0]
         if suite.broker == "memory":
@@ -124,6 +125,7 @@ def places(suite: Suite) -> Iterator[dict[str, str]]:
             "BROKERKIT_SUITE_NOBODY": f"brokerkit+{dead}",
             "BROKERKIT_SUITE_FAILOVER": f"{dead};{live}",
             kombu_kafka.PORT: live.rpartition(":")[2],
+            kombu_kafka.PREFIX: prefix,
         }
 
 
