@@ -136,6 +136,9 @@ class Crew:
                 backend.result_consumer.stop()
                 # A result that outlives its test would unsubscribe from a server that is gone.
                 backend.remove_pending_result = lambda result: None
+            for pool in (self.app.amqp._producer_pool, self.app._pool):
+                if pool is not None:
+                    pool.force_close_all()
             self.app.close()
         finally:
             self._cleanup()
