@@ -143,6 +143,13 @@ _CHANCE: Final = {
     "test_tasks.py::test_task_replacement::test_replaced_task_nesting_level_0": (
         "resets after delay() what the worker sets when it receives the task: it fails where the worker is quick"
     ),
+    **dict.fromkeys(
+        (
+            "test_tasks.py::test_trace_log_arguments::test_task_success",
+            "test_tasks.py::test_trace_log_arguments::test_task_failed",
+        ),
+        "gives what a child of the pool has logged 10 ms to come: it fails on a machine that does other work",
+    ),
     "test_mem_leak_in_exception_handling.py::test_mem_leak_unhandled_exceptions": (
         "allows a tenth of the memory that psutil tells; without psutil, which is not installed, that is too little. "
         "There is no broker in it"
@@ -154,7 +161,7 @@ _CELERY: Final = tuple(
     for broker in REAL
     for suite in (
         Suite("celery canvas", "celery", broker, files("canvas"), 240, known=_CANVAS),
-        Suite("celery tasks", "celery", broker, files(*_TASKS), 154, left_out=_CHANCE, skipped=6),
+        Suite("celery tasks", "celery", broker, files(*_TASKS), 152, left_out=_CHANCE, skipped=6),
         Suite("celery results", "celery", broker, files("redis_backend"), 8),
     )
 )
