@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...servers import Missing
 from ...servers.kafka import Run, prepare, shared_kafka
-from .run import run
+from .run import run, stop
 from .table import SHORT, SUITES
 from .trees import tree
+
+
+@contextmanager
+def ended_with(threads: ThreadPoolExecutor) -> Iterator[None]:
+    """End the suites that run when this is left early: they are in sessions of their own."""
+    try:
+        yield
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        stop()
+        raise
 
 
 def main() -> int:
@@ -30,7 +44,8 @@ def main() -> int:
     for project in {row.project for row in chosen}:
         tree(project)
     wrong = 0
-    with Run(), ThreadPoolExecutor(given.jobs) as threads:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Run(), ThreadPoolExecutor(given.jobs) as threads, ended_with(threads):
         if any(row.broker == "kafka" for row in chosen):
             prepare()
             shared_kafka()  # before several ask for it

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,10 @@ AGAIN: Final = 3
 Many of the tests wait for a while that is too short for a machine that does other work as well.
 """
 ROOT: Final = Path(__file__).parents[3]
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+_stopping = threading.Event()
 
 
 class Outcome(NamedTuple):
@@ -92,7 +97,7 @@ def run(suite: Suite) -> Verdict:
             outcomes |= _pytest(suite, folder, environment, chosen)
             text += (folder / "log").read_text(encoding="utf-8", errors="replace")
         chosen = [test for test, outcome in outcomes.items() if outcome.outcome == "failed" and test not in suite.known]
-        if not chosen or len(outcomes) != suite.tests:
+        if not chosen or len(outcomes) != suite.tests or _stopping.is_set():
             break
     return Verdict(suite, outcomes, judge(suite, outcomes), time.monotonic() - began, text[-20_000:])
 
@@ -168,14 +173,24 @@ def _pytest(suite: Suite, folder: Path, environment: Mapping[str, str], chosen: 
         process = subprocess.Popen(
             [*command, *suite.files], cwd=tree, env=settings, stdout=output, stderr=output, start_new_session=True
         )
+        _running.add(process)
         try:
-            process.wait(DEADLINE)
+            if not _stopping.is_set():
+                process.wait(DEADLINE)
         except subprocess.TimeoutExpired:
             output.write(b"\nthe suite takes too long\n")
         finally:
             _end(process)
+            _running.discard(process)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return {line["test"]: Outcome(line["outcome"], line["why"], line["seconds"]) for line in lines}
+
+
+def stop() -> None:
+    """End all suites that run, from any thread; none begins any more."""
+    _stopping.set()
+    for process in list(_running):
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
