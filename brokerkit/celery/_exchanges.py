@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..address import Queue
 from ..broker import Broker
+from ..errors import BrokerUnavailable
 from ..message import Message
 from ..policy import MAX_DELAY, seconds
 from ._bindings import Binding, Bindings, pattern_of
@@ -211,7 +212,12 @@ class Exchanges:
             else:
                 await self._spread(frame, timeout)
             return
-        await self._bindings.ready()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._bindings.ready()
+        except TimeoutError as error:
+            text = f"the bindings of exchange {exchange!r} could not be read within {timeout:g} s: nothing is published"
+            raise BrokerUnavailable(text) from error
         if is_control(exchange):
             await self.revokes.note(frame.body, timeout)
         queues = self._bindings.route(exchange, key)

@@ -178,9 +178,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ in the thread that drains events
 
-    def _hand_out(self, until: float) -> int:
+    def _hand_out(self, until: float, *, singly: bool = False) -> int:
         """Hand messages to their consumers until then, one at least; return how many.
 
+        With *singly* one of a transient queue is the last: who asks for so many answers drains once for each of them.
         The byte that woke this stays where it is while there is more to do, so that a poll returns again at once.
         """
         inbox = self._inbox
@@ -195,6 +196,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             channel, item = inbox.popleft()
             if channel.hand_over(item):
                 number += 1
+                if singly and item.message is None:
+                    break
             if monotonic() >= until or self._stopping():
                 break
         if self._error is not None:
@@ -221,7 +224,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if connection is not self:
             return connection.drain_events(connection, timeout)
         until = None if timeout is None else monotonic() + timeout
-        while not self._hand_out(monotonic() + SLICE):
+        while not self._hand_out(monotonic() + SLICE, singly=True):
             reader = self._reader
             if reader is None:
                 raise ConnectionError("the connection is closed")

@@ -88,6 +88,16 @@ def test_one_drain_hands_out_all_that_is_there(connection: Any, queue: Queue) ->
     assert len(reader.messages) == 5
 
 
+def test_one_drain_hands_out_one_answer(connection: Any) -> None:
+    replies = Queue("replies", Exchange("replies"), routing_key="replies", exclusive=True, auto_delete=True)
+    reader = Reader(connection, replies)
+    publish(connection, replies, 1, 2)
+    connection.drain_events(timeout=WAIT)
+    assert len(reader.messages) == 1  # who asks two workers drains twice, and would wait for a third answer
+    connection.drain_events(timeout=WAIT)
+    assert len(reader.messages) == 2
+
+
 def test_what_is_consumed_without_acknowledgement_is_gone_when_it_is_handed_out(connection: Any, queue: Queue) -> None:
     publish(connection, queue, *range(3))
     reader = Reader(connection, queue, no_ack=True)
