@@ -51,7 +51,7 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 
 pytest: $(VENV)/.dev
 	@rm -f $(RESULTS) $(FEATURES)
-	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_CELERY_RESULTS=$(FEATURES); $(BIN)/python -m pytest -n 6 --dist loadgroup $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)) \
+	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_CELERY_RESULTS=$(FEATURES); $(BIN)/python -m pytest -n 8 --dist loadgroup $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)) \
 		$(AGAIN) $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG)); }
 	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE); \
 		$(BIN)/python -m pytest $(MANY) $(WAITING) $(AGAIN) $(WAITING); }

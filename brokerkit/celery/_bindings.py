@@ -75,6 +75,8 @@ class Bindings:
         self._follower: Follower | None = None
         self._bound: dict[str, set[Binding]] = defaultdict(set)
         """By exchange."""
+        self._seen: set[Binding] = set()
+        """What the broker has, as far as it was read."""
         self._mine: set[Binding] = set()
         """What this process has bound: it is stored again if it gets lost."""
         self._routes: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -125,7 +127,7 @@ class Bindings:
         """Keep *binding*; return when everybody can know of it."""
         await self._read()
         self._mine.add(binding)
-        if binding not in self._bound.get(binding.exchange, ()):
+        if binding not in self._seen:
             await self._store(binding, bound=True)
 
     async def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
@@ -159,7 +161,8 @@ class Bindings:
     # ------------------------------------------------------------------ following
 
     def _begin(self) -> None:
-        self._bound.clear()
+        """Begin to read all over again: what is known stays meanwhile, as the last record of each binding counts."""
+        self._seen.clear()
         self._routes.clear()
 
     def _take(self, messages: Sequence[Message[bytes]]) -> None:
@@ -174,13 +177,17 @@ class Bindings:
     def _apply(self, note: _Note) -> None:
         bound = self._bound[note.exchange]
         # Whatever type it was bound with before: the last record counts.
-        bound -= {b for b in bound if (b.routing_key, b.queue) == (note.routing_key, note.queue)}
+        before = {b for b in bound if (b.routing_key, b.queue) == (note.routing_key, note.queue)}
+        bound -= before
+        self._seen -= before
         if note.bound:
-            bound.add(Binding(note.exchange, note.type, note.routing_key, note.queue))
+            binding = Binding(note.exchange, note.type, note.routing_key, note.queue)
+            bound.add(binding)
+            self._seen.add(binding)
         elif not bound:
             del self._bound[note.exchange]
         self._routes.clear()
 
     async def _restore(self) -> None:
-        for binding in self._mine - {b for bound in self._bound.values() for b in bound}:
+        for binding in self._mine - self._seen:
             await self._store(binding, bound=True)

@@ -109,6 +109,8 @@ class Bridge:
         self.users = 0
         self._all = all
         self._process = os.getpid()
+        self._thread = 0
+        """The loop's."""
         self._opening = threading.Lock()
         self._open = False
         self._posts: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -135,6 +137,7 @@ class Bridge:
             self._open = True
 
     async def _enter(self) -> None:
+        self._thread = threading.get_ident()
         await self.broker.__aenter__()
         self.exchanges = Exchanges(self.broker, self.system, dict(self.target.own))
 
@@ -195,6 +198,11 @@ class Bridge:
     ) -> Any:
         if frames.get() is not None:
             raise WouldBlock
+        if threading.get_ident() == self._thread:
+            # Such as from a handler of log records; waiting here for the loop would keep all leases from being renewed.
+            raise RuntimeError(
+                f"{self!r} is called from the thread of its own event loop, which cannot wait for itself"
+            )
         call = Call()
         try:
             try:
@@ -223,11 +231,15 @@ class Bridge:
         """
         self._posts.append((function, args))
         if not self._posted:
-            self._posted = True
-            if self._process != os.getpid():
-                return
-            with suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self._run_posts)
+            try:
+                self._posted = True
+                if self._process != os.getpid():
+                    return
+                with suppress(RuntimeError):
+                    self.loop.call_soon_threadsafe(self._run_posts)
+            except BaseException:  # a soft time limit may interrupt anything
+                self._posted = False
+                raise
 
     def trail(self, frame: Frame, timeout: float) -> None:
         """Publish what nobody waits for, such as an event of a worker; what cannot be published is dropped."""

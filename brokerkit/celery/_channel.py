@@ -188,8 +188,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Bind *queue* to *exchange*; a transient queue gets what is published afterwards."""
         exchange = exchange or "amq.direct"
         routing_key = routing_key or ""
-        if self.state.has_binding(queue, exchange, routing_key):
-            return
+        if self.state.has_binding(queue, exchange, routing_key) and self._exchanges.lasting(queue):
+            return  # a transient queue that is declared again is another one, which is bound to nothing
         self.bridge.call(self._exchanges.bind, queue, exchange, self._type(exchange), routing_key)
         self.state.binding_declare(queue, exchange, routing_key, arguments)
 
@@ -278,7 +278,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         allowed = len(qos.items) + bool(qos.can_consume())
         if allowed != self._allowed:
             self._allowed = allowed
-            self.bridge.post(self._prefetch, allowed)
+            self.bridge.post(self._allow)
+
+    def _allow(self) -> None:
+        self.intake.prefetch(self._allowed)  # the newest, whichever thread has set it
 
     def basic_consume(
         self,
@@ -388,10 +391,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def acknowledge(self, item: Item) -> None:
         """Have *item* acknowledged, with all others of the same turn of the loop."""
+        if self._paced:
+            self.pace()  # before it makes room for another one
         self._acks.append(item)
         if not self._ack_posted:
-            self._ack_posted = True
-            self.bridge.post(self._send_acks)
+            try:
+                self._ack_posted = True
+                self.bridge.post(self._send_acks)
+            except BaseException:  # a soft time limit may interrupt anything
+                self._ack_posted = False
+                raise
 
     def _send_acks(self) -> None:
         self._ack_posted = False  # before: what comes from now on posts again

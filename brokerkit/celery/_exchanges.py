@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from ..address import Queue
 from ..broker import Broker
-from ..errors import BrokerUnavailable
+from ..errors import BrokerUnavailable, TooLarge
 from ..message import Message
-from ..policy import MAX_DELAY, seconds
+from ..policy import MAX_BODY, MAX_DELAY, seconds
 from ._bindings import Binding, Bindings, pattern_of
 from ._envelope import Frame, wait
 from ._mailboxes import EXPIRES, PRIORITY, ROUTING_KEY, Mailbox, Mailboxes
@@ -24,6 +24,8 @@ logger = logging.getLogger("brokerkit")
 
 LEASE: Final = 15.0
 ETA_WINDOW: Final = 60.0
+MOST: Final = MAX_BODY - 256
+"""Bytes of a task: its copies, which are marked, must fit as well."""
 KNOWN: Final = 10_000
 """Names of queues of which is kept in mind whether they exist."""
 MISSING: Final = 1.0
@@ -77,9 +79,11 @@ class Exchanges:
     ) -> None:
         """Declare *queue*; a transient one takes what is published from now on, for as long as *owner* keeps it.
 
-        Transient is what is exclusive, and what is deleted with its last reader and expires, or is bound to a fanout exchange.
-        Everything else several processes may read, so it is a queue of the broker and is never deleted by itself.
+        Transient is what is exclusive, and what is deleted with its last reader and is bound to a fanout exchange, or expires
+        and is not durable; and what Celery itself calls so, durable or not.  Everything else several processes may read, so it
+        is a queue of the broker and is never deleted by itself.
         """
+        own = is_control(queue) or queue.startswith(_NAMED_ONLY)
         box = self.boxes.get(queue)
         ttl = _milliseconds((arguments or {}).get("x-message-ttl"))
         if ttl is not None:
@@ -88,9 +92,9 @@ class Exchanges:
             box.owners.add(owner)
         elif queue in self._durable:
             return
-        elif exclusive or (auto_delete and arguments and "x-expires" in arguments):
+        elif exclusive or (auto_delete and arguments and "x-expires" in arguments and (not durable or own)):
             box = self.boxes.declare(queue, owner, auto_delete=auto_delete, ttl=ttl)
-            if not is_control(queue) and not queue.startswith(_NAMED_ONLY):
+            if not own:
                 await self.boxes.bind(box, "", BoxBinding("direct", queue))
         elif auto_delete:
             self._undecided.setdefault(queue, (owner, durable))
@@ -158,6 +162,10 @@ class Exchanges:
             self._durable.add(queue)
 
     # ------------------------------------------------------------------ asking
+
+    def lasting(self, queue: str) -> bool:
+        """Tell whether *queue* was declared here as one of the broker.  Any thread may ask."""
+        return queue in self._durable
 
     async def exists(self, queue: str) -> bool:
         """Return whether *queue* is there."""
@@ -233,6 +241,8 @@ class Exchanges:
     async def _store(self, name: str, frame: Frame, timeout: float) -> None:
         """Publish *frame* to the durable queue *name*."""
         queue = self.names.queue(name)
+        if len(frame.body) > MOST:
+            raise TooLarge(f"a message of {len(frame.body)} bytes for {queue!r}: at most {MOST} are allowed")
         priority, ttl = frame.priority, frame.ttl
         if self._ttls and not frame.task and name in self._ttls:
             ttl = self._ttls[name] if ttl is None else min(ttl, self._ttls[name])

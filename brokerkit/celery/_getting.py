@@ -63,7 +63,7 @@ class Getting:
             while item is None and (messages := await feed.receive(timeout)):
                 item = await self._received(feed, messages[0])
         except BaseException:
-            if self._feeds.get(feed.queue) is feed:
+            if feed.left and self._feeds.get(feed.queue) is feed:
                 del self._feeds[feed.queue]
             raise
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -66,6 +65,7 @@ class Intake:
         self._deliver = deliver
         self._fail = fail
         self._limit = UNLIMITED
+        self._unlimited = True
         self._out: set[Item] = set()
         """Handed over and not settled."""
         self._surplus: deque[Item] = deque()
@@ -82,8 +82,8 @@ class Intake:
         self._outcomes = Outcomes()
         self._wanted: set[str] = set()
         """Queues that were consumed and not cancelled."""
-        self._unacknowledged = False
-        """Whether any consumer does not acknowledge: for those it is done when a message is handed over."""
+        self._passing: set[Item] = set()
+        """Of transient queues, for consumers that do not acknowledge: handed over and not yet taken."""
         self._preparing = asyncio.Lock()
         self._prepared = False
         self._timer: asyncio.TimerHandle | None = None
@@ -107,7 +107,6 @@ class Intake:
             BrokerError: it cannot be read.
         """
         self._wanted.add(queue)
-        self._unacknowledged = self._unacknowledged or no_ack
         found = await self._exchanges.resolve(queue)
         if isinstance(found, Mailbox):
             if queue in self._wanted:
@@ -176,7 +175,8 @@ class Intake:
 
     def prefetch(self, count: int | None) -> None:
         """Have at most *count* messages unsettled; None is without a limit of its own, 0 fetches nothing more."""
-        self._limit = UNLIMITED if count is None else min(count, MAX_PREFETCH)
+        self._unlimited = count is None
+        self._limit = UNLIMITED + self._early if count is None else min(count, MAX_PREFETCH)
         self._adjust()
 
     @property
@@ -195,7 +195,7 @@ class Intake:
         if surplus and len(out) < limit:
             self._hand_over([surplus.popleft() for _ in range(min(len(surplus), limit - len(out)))])
         for box, no_ack in self._boxes.values():
-            if not no_ack and len(out) < limit:
+            if no_ack or len(out) < limit:
                 self._ring(box)
         free = max(0, limit - len(out) + self._ahead - len(surplus)) if limit else 0
         done: list[Feed] = []
@@ -299,14 +299,15 @@ class Intake:
                     return None
                 self._early += 1
                 item.early = True
+                if self._unlimited:  # a prefetch count is raised by Celery itself
+                    self._limit += 1
+                    self._adjust_soon()
         self._known[key] = item
         return item
 
     def _hand_over(self, items: list[Item]) -> None:
         self._out.update(items)
         self._deliver(items)
-        if self._unacknowledged:
-            self.ack([item for item in items if item.no_ack])
 
     def _ring(self, box: Mailbox) -> None:
         """Take what waits in *box*."""
@@ -314,8 +315,10 @@ class Intake:
         if known is None:
             return
         items: list[Item] = []
-        room = max(0, self._limit - len(self._out))
-        while known[1] or room > len(items):
+        no_ack = known[1]
+        held, most = (self._passing, UNLIMITED) if no_ack else (self._out, self._limit)
+        room = max(0, most - len(held))
+        while room > len(items):
             body = box.take()
             if body is None:
                 break
@@ -324,10 +327,9 @@ class Intake:
             except DecodeError as error:
                 logger.warning("queue %s: a message is dropped: %s", box.name, error_text(error))
                 continue
-            items.append(Item(box.name, payload, known[1], None, None, box))
+            items.append(Item(box.name, payload, no_ack, None, None, box))
         if items:
-            if not known[1]:
-                self._out.update(items)
+            held.update(items)
             self._deliver(items)
 
     def _failed(self, feed: Feed, error: BaseException) -> None:
@@ -387,6 +389,7 @@ class Intake:
             elif item.box is None:
                 continue  # it has an outcome
             if item.box is not None:
+                self._passing.discard(item)
                 if kind in ("requeue", "release"):
                     self._put_back(item, item.box, marked=kind == "requeue")
                 continue
@@ -412,6 +415,7 @@ class Intake:
     def _forget(self, item: Item) -> _Key | None:
         if item.early:
             self._early -= 1
+            self._limit -= self._unlimited
         if item.feed is None or item.message is None:
             return None
         item.feed.held -= 1
@@ -470,7 +474,7 @@ class Intake:
         feeds = [*self._feeds.values(), *self._getting.feeds]
         for feed in feeds:
             feed.active = False
-        begun = _begun()
+        begun = self._exchanges.revokes.begun()
         for item in list(self._out):
             seen = begun is None or item.payload["headers"].get("id") in begun
             self._end("requeue" if seen and item.box is None else "release", (item,))
@@ -478,16 +482,12 @@ class Intake:
         try:
             async with asyncio.timeout(LEAVE):
                 await self._outcomes.settled()
-                await asyncio.gather(*map(self._close_feed, feeds), *self._leaving)
         except TimeoutError:
             logger.warning("%r: what it did last is not stored after %g s: it comes again", self, LEAVE)
+        try:
+            async with asyncio.timeout(LEAVE / 3):
+                await asyncio.gather(*(feed.close() for feed in feeds), *self._leaving, return_exceptions=True)
+        except TimeoutError:
+            logger.warning("%r: its queues are not left after %g s", self, LEAVE / 3)
         finally:
             await self._outcomes.close()
-
-
-def _begun() -> set[str] | None:
-    """Return the ids of the tasks that Celery's worker in this process has begun; None if there is no worker."""
-    state = sys.modules.get("celery.worker.state")
-    if state is None or not (state.reserved_requests or state.active_requests):
-        return None
-    return {request.id for request in state.active_requests}

@@ -13,6 +13,9 @@ QUEUE_PREFIX: Final = "celery."
 """Before each queue's name: queues of these names are not those of a plain program, nor the topics of Celery's own Kafka transport."""
 LONGEST: Final = MAX_NAME - len(QUEUE_PREFIX)
 EXCHANGE_RETENTION: Final = 3600.0
+EVENTS: Final = "celeryev"
+EVENTS_RETENTION: Final = 300.0
+"""Seconds that events of workers are kept for readers that were cut off: there are several for each task."""
 REVOKED_RETENTION: Final = 30 * 86400.0
 MANY: Final = 10_000
 """Addresses that are kept at hand."""
@@ -101,7 +104,9 @@ class Names:
             if len(self._exchanges) >= MANY:
                 self._exchanges.clear()
             parts = ("exchange", encode(name)) if name else ("exchange",)
-            topic = self._exchanges[name] = _topic(*parts, retention=EXCHANGE_RETENTION)
+            topic = self._exchanges[name] = _topic(
+                *parts, retention=EVENTS_RETENTION if name == EVENTS else EXCHANGE_RETENTION
+            )
         return topic
 
 

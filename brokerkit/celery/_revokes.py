@@ -109,6 +109,13 @@ class Revokes:
         """Whether this process is a worker with a remote control."""
         return bool(self._nodes)
 
+    def begun(self) -> set[str] | None:
+        """Return the ids of the tasks that Celery's worker in this process has begun; None if there is no worker."""
+        state = sys.modules.get("celery.worker.state")
+        if state is None or not (self.serving or state.reserved_requests or state.active_requests):
+            return None
+        return {request.id for request in state.active_requests}
+
     async def note(self, body: bytes, timeout: float) -> None:
         """Keep what the command *body* revokes, if it does, before the workers get it."""
         revoked = revoked_by(body, time.time())

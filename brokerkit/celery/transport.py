@@ -10,7 +10,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from time import monotonic
 from typing import Any, ClassVar, Protocol
 
@@ -103,8 +103,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def close_connection(self, connection: object) -> None:
         """Close all channels and let go of the bridge."""
         try:
-            super().close_connection(connection)
+            with ExitStack() as stack:
+                for channel in self.channels:  # all of them, if one of them fails too
+                    stack.callback(channel.close)
         finally:
+            super().close_connection(connection)
             self._unhook()
             reader, writer = self._reader, self._writer
             self._reader = self._writer = None
@@ -181,7 +184,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def _hand_out(self, until: float, *, singly: bool = False) -> int:
         """Hand messages to their consumers until then, one at least; return how many.
 
-        With *singly* one of a transient queue is the last: who asks for so many answers drains once for each of them.
+        With *singly* one of a transient queue is the last, as who asks for so many answers drains once for each of them, and
+        one that is not acknowledged, as it is gone when its consumer has it.
         The byte that woke this stays where it is while there is more to do, so that a poll returns again at once.
         """
         inbox = self._inbox
@@ -196,7 +200,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             channel, item = inbox.popleft()
             if channel.hand_over(item):
                 number += 1
-                if singly and item.message is None:
+                if singly and (item.no_ack or item.message is None):
                     break
             if monotonic() >= until or self._stopping():
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -15,6 +16,15 @@ from celery.contrib.testing.worker import start_worker
 from brokerkit.celery import Celery, _url
 
 CANARY = "canary-9f3b"
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    """Let the root logger be as it was: a worker of Celery's for tests sets it."""
+    root = logging.getLogger()
+    before = root.level
+    yield
+    root.setLevel(before)
 
 
 @pytest.fixture

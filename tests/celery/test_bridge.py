@@ -81,6 +81,14 @@ def test_a_call_that_gets_no_answer_in_time_is_stopped(bridge: Bridge) -> None:
     assert stopped.wait(WAIT)
 
 
+def test_a_call_from_the_loop_itself_is_refused_at_once(bridge: Bridge) -> None:
+    async def inside() -> None:
+        with pytest.raises(RuntimeError, match="thread of its own event loop"):
+            bridge.call(twice, 1)
+
+    bridge.call(inside)
+
+
 def test_no_call_waits_for_ever(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bridge, "CALL", 0.05)
     with pytest.raises(BrokerUnavailable):

@@ -183,6 +183,7 @@ async def test_what_is_no_task_goes_to_a_queue_that_is_there(place: Place) -> No
         ({"durable": False}, None, False),
         ({"auto_delete": True}, None, False),
         ({"arguments": {"x-expires": 1000}}, None, False),
+        ({"auto_delete": True, "arguments": {"x-expires": 1000}}, None, False),
         ({"durable": False, "auto_delete": True}, ("tasks", "direct"), False),
         ({"auto_delete": True}, ("tasks", "topic"), False),
         ({"durable": False}, ("news", "fanout"), False),
@@ -299,7 +300,10 @@ async def test_priorities_are_served_where_there_are_any(place: Place, caplog: p
         await process.put("q", "low")
         await process.put("q", "high", "high 2", priority=9)
         got = await bodies(await process.channel("q"), 3)
-    assert got == (["low", "high", "high 2"] if place.name == "kafka" else ["high", "high 2", "low"])
+    if place.name == "kafka":
+        assert sorted(got) == ["high", "high 2", "low"]
+    else:
+        assert got == ["high", "high 2", "low"]
     warned = sum("priorities" in record.getMessage() for record in caplog.records)
     assert warned == (1 if place.name == "kafka" else 0)
 

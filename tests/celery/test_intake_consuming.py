@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from brokerkit.celery import _intake
+from brokerkit.celery import _intake, _revokes
 from brokerkit.celery._item import Item
 from brokerkit.errors import NotFound
 
@@ -111,7 +111,7 @@ async def test_a_closed_channel_gives_back_what_it_had_marked(place: Place) -> N
 
 
 async def test_closing_marks_only_what_a_worker_has_begun(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_intake, "_begun", lambda: {"a"})
+    monkeypatch.setattr(_revokes.Revokes, "begun", lambda _: {"a"})
     async with here.process() as process, here.process() as other:
         channel = await process.channel("q")
         await process.put("q", "a", "b")
@@ -127,11 +127,26 @@ async def test_who_does_not_acknowledge_gets_each_message_once(place: Place) -> 
         channel.intake.prefetch(2)
         await channel.intake.consume("q", no_ack=True)
         await process.put("q", "a", "b", "c")
-        items = await channel.take(3)
-        assert all(item.no_ack for item in items)
-        assert bodies(items) == ["a", "b", "c"]
+        items = await channel.take(2)
+        channel.intake.ack(items)  # as Kombu's side does when its consumer has them
+        more = await channel.take(1)
+        channel.intake.ack(more)
+        assert all(item.no_ack for item in (*items, *more))
+        assert bodies([*items, *more]) == ["a", "b", "c"]
         await channel.intake.close()
         assert await left(other, "q") == []
+
+
+async def test_what_comes_for_who_does_not_acknowledge_is_kept_until_it_is_taken(place: Place) -> None:
+    async with place.process() as process, place.process() as other:
+        channel = await process.channel()
+        await channel.intake.consume("q", no_ack=True)
+        await process.put("q", "a", "b", "c")
+        first, *rest = await channel.take(3)
+        channel.intake.ack([first])
+        channel.intake.release(rest)
+        await channel.intake.close()
+        assert len(await left(other, "q")) == 2
 
 
 async def test_one_message_at_a_time(place: Place) -> None:
@@ -194,3 +209,16 @@ async def test_messages_of_many_queues_all_come(place: Place) -> None:
 async def test_a_channel_says_what_it_reads(here: Place) -> None:
     async with here.process() as process:
         assert repr((await process.channel("q", prefetch=3)).intake) == "<Intake ['q'] out=0 of 3>"
+
+
+async def test_tasks_that_are_not_due_use_up_no_credit_where_there_is_no_limit(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_intake, "UNLIMITED", 2)
+    async with here.process() as process:
+        channel = await process.channel("q")
+        await process.put("q", "a", "b", "c", eta=at(30))
+        await process.put("q", "now")
+        got = await channel.take(4)
+        assert sorted(bodies(got)) == ["a", "b", "c", "now"]
+        channel.intake.ack(got)

@@ -88,6 +88,18 @@ def test_one_drain_hands_out_all_that_is_there(connection: Any, queue: Queue) ->
     assert len(reader.messages) == 5
 
 
+def test_a_transient_queue_that_is_declared_again_on_its_connection_is_bound_again(connection: Any) -> None:
+    commands = Queue("commands", Exchange("commands", "fanout"), durable=False, auto_delete=True, expires=10)
+    first = Reader(connection, commands, no_ack=True)
+    publish(connection, commands, 1)
+    first.read(1)
+    first.consumer.cancel()
+    first.channel.close()
+    second = Reader(connection, commands, no_ack=True)
+    publish(connection, commands, 2)
+    assert [message.payload for message in second.read(1)] == [2]
+
+
 def test_one_drain_hands_out_one_answer(connection: Any) -> None:
     replies = Queue("replies", Exchange("replies"), routing_key="replies", exclusive=True, auto_delete=True)
     reader = Reader(connection, replies)
