@@ -218,7 +218,7 @@ def test_bindings_are_listed(connection: Any, queue: Queue) -> None:
 
 
 def test_what_is_too_large_is_refused_by_name(connection: Any, queue: Queue) -> None:
-    with pytest.raises(TooLarge, match=r"1048576|1,048,576|1 MiB"):
+    with pytest.raises(TooLarge, match=r"1048320"):
         publish(connection, queue, "x" * 2_000_000)
 
 
