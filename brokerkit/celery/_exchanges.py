@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
@@ -31,6 +32,8 @@ KNOWN: Final = 10_000
 MISSING: Final = 1.0
 THERE: Final = 60.0
 """Seconds for which that is believed."""
+_OID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Names of the queues of ``rpc://``: the id of who waits for results."""
 _NAMED_ONLY: Final = ("celeryev.", "bcast.")
 
 
@@ -80,10 +83,11 @@ class Exchanges:
         """Declare *queue*; a transient one takes what is published from now on, for as long as *owner* keeps it.
 
         Transient is what is exclusive, and what is deleted with its last reader and is bound to a fanout exchange, or expires
-        and is not durable; and what Celery itself calls so, durable or not.  Everything else several processes may read, so it
+        and is not durable; and what Celery itself declares for one process, durable or not.  Everything else several processes may read, so it
         is a queue of the broker and is never deleted by itself.
         """
         own = is_control(queue) or queue.startswith(_NAMED_ONLY)
+        alone = not durable or own or _OID.fullmatch(queue) is not None
         box = self.boxes.get(queue)
         ttl = _milliseconds((arguments or {}).get("x-message-ttl"))
         if ttl is not None:
@@ -92,7 +96,7 @@ class Exchanges:
             box.owners.add(owner)
         elif queue in self._durable:
             return
-        elif exclusive or (auto_delete and arguments and "x-expires" in arguments and (not durable or own)):
+        elif exclusive or (auto_delete and arguments and "x-expires" in arguments and alone):
             box = self.boxes.declare(queue, owner, auto_delete=auto_delete, ttl=ttl)
             if not own:
                 await self.boxes.bind(box, "", BoxBinding("direct", queue))

@@ -184,6 +184,7 @@ async def test_what_is_no_task_goes_to_a_queue_that_is_there(place: Place) -> No
         ({"auto_delete": True}, None, False),
         ({"arguments": {"x-expires": 1000}}, None, False),
         ({"auto_delete": True, "arguments": {"x-expires": 1000}}, None, False),
+        ({"durable": False, "auto_delete": True, "arguments": {"x-expires": 1000}}, None, True),
         ({"durable": False, "auto_delete": True}, ("tasks", "direct"), False),
         ({"auto_delete": True}, ("tasks", "topic"), False),
         ({"durable": False}, ("news", "fanout"), False),
@@ -204,6 +205,13 @@ async def test_only_what_nobody_shares_is_transient(
         found = await process.exchanges.resolve("q")
         assert isinstance(found, _mailboxes.Mailbox) == transient
         assert await process.broker.exists(process.exchanges.names.queue("q")) != transient
+
+
+async def test_results_over_the_broker_leave_no_queue_behind(here: Place) -> None:
+    async with here.process() as process:
+        oid = "0b6f3a52-95c5-3e0c-9d9f-3f3f2f1c6d11"  # as Celery's rpc:// calls its queue, which is durable
+        await process.exchanges.declare(oid, process, auto_delete=True, arguments={"x-expires": 86_400_000})
+        assert isinstance(await process.exchanges.resolve(oid), _mailboxes.Mailbox)
 
 
 async def test_an_undecided_queue_keeps_what_is_published_to_it(here: Place) -> None:
