@@ -8,8 +8,11 @@ URL :=
 ROUNDS := 1
 CONSTRAINTS := tests/constraints.txt
 # By name, since a comma in a call of make's own would part its arguments.
-BACKENDS := redis,kafka
+BACKENDS := redis,kafka,celery
+# What the installation copies or reads; the rest of the package is used where it is.
+SETUP := pyproject.toml $(CONSTRAINTS) brokerkit/_kombu.py
 RESULTS := $(abspath $(VENV))/results.jsonl
+FEATURES := $(abspath $(VENV))/features.jsonl
 # On real servers tests mostly wait: many at a time, whatever the number of cores is.
 WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
 # Brokers that differ little from newer ones.
@@ -24,7 +27,7 @@ APART := $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG))
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all test-faults check bench mutants promises servers clean lock pytest sample
+.PHONY: help demo test test-all test-celery test-faults check bench mutants promises features servers clean lock pytest sample
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,20 +54,30 @@ twice = $(BIN)/python -m pytest $(1) $(2) || { echo "once more, by itself, what 
 	$(BIN)/python -m pytest -n 1 --last-failed --last-failed-no-failures none $(2); }
 
 pytest: $(VENV)/.dev
-	@rm -f $(RESULTS)
-	@export BROKERKIT_RESULTS=$(RESULTS); $(call twice,-n 6 --dist loadgroup,$(APART))
+	@rm -f $(RESULTS) $(FEATURES)
+	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_CELERY_RESULTS=$(FEATURES); $(call twice,-n 8 --dist loadgroup,$(APART))
 	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE); $(call twice,$(MANY),$(WAITING))
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
+	@$(BIN)/python -m tests.celery.features --check $(FEATURES) docs/celery.md
+	@$(BIN)/python -m tests.celery.suites --short --jobs 6
 
 test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
 	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults $(LONG)
 	@BROKERKIT_PATIENCE=$(PATIENCE) $(BIN)/python -m pytest $(MANY) $(MORE)
+
+test-celery: $(VENV)/.dev ## Run the suites of Kombu and Celery themselves, unmodified, on Redis and Kafka: this takes an hour
+	@$(BIN)/python -m tests.celery.suites
 
 promises: $(VENV)/.dev ## Write README's table of promises from a run of the conformance suite on all systems
 	@rm -f $(RESULTS)
 	@BROKERKIT_RESULTS=$(RESULTS) $(BIN)/python -m pytest -n 2 tests/conformance $(addprefix --ignore=,$(WAITING) $(MORE))
 	@BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE) $(BIN)/python -m pytest $(MANY) $(WAITING)
 	@$(BIN)/python -m brokerkit.testing.conformance.promises $(RESULTS) README.md
+
+features: $(VENV)/.dev ## Write the tables of docs/celery.md from a run of the tests of Celery
+	@rm -f $(FEATURES)
+	@BROKERKIT_CELERY_RESULTS=$(FEATURES) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/celery
+	@$(BIN)/python -m tests.celery.features $(FEATURES) docs/celery.md
 
 # All of them take minutes: this is the same part of them each time.
 sample: $(VENV)/.dev
@@ -79,7 +92,7 @@ check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 
-bench: $(VENV)/.bench ## Measure the speed on memory://, Redis and Kafka, beside other libraries
+bench: $(VENV)/.bench ## Measure the speed on memory://, Redis and Kafka and of Celery, beside other libraries
 	@$(BIN)/python -m tests.benchmarks
 
 servers: $(VENV)/.dev ## Run a development Redis and a development Kafka and print their URLs; Ctrl-C ends them
@@ -111,19 +124,19 @@ install = echo "installing $(1) into $(VENV) ..."; \
 		echo "cannot install $(1): see above; is a package index reachable?" >&2; exit 1; }; \
 	touch $@
 
-$(VENV)/.run: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.run: $(SETUP) | $(VENV)/bin/activate
 	@$(call install,brokerkit,--editable .)
 
-$(VENV)/.redis: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.redis: $(SETUP) | $(VENV)/bin/activate
 	@$(call install,brokerkit for Redis,--editable '.[redis]')
 	@touch $(VENV)/.run
 
-$(VENV)/.kafka: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.kafka: $(SETUP) | $(VENV)/bin/activate
 	@$(call install,brokerkit for Kafka,--editable '.[kafka]')
 	@touch $(VENV)/.run
 
 # A pip older than 25.1 knows no dependency groups.
-$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/activate
+$(VENV)/.dev: $(SETUP) | $(VENV)/bin/activate
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	@$(call install,brokerkit and its tools,--editable '.[$(BACKENDS)]' --group dev)
 	@touch $(VENV)/.run $(VENV)/.redis $(VENV)/.kafka

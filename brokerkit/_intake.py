@@ -299,7 +299,7 @@ class Feed:
                     continue
                 quiet = quiet + wait if session.settled == settled else 0.0
                 settled = session.settled
-                if session.held >= consumer.prefetch and quiet >= self.plan.lease:
+                if 0 < session.held >= consumer.prefetch and quiet >= self.plan.lease and not self.plan.patient:
                     self._nothing_settled(session.held)
                     quiet = 0.0
         return None

@@ -51,6 +51,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     by_key: bool
     """At most one message of a key is out."""
     by_hand: bool = False
+    patient: bool = False
+    """Say nothing of messages that are in hand for long."""
     max_deliveries: int = 10
     lease: float = 60.0
 

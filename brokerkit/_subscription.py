@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 
 from ._intake import Intake
 from ._plan import Env, Plan
+from ._plans import AGAIN_PREFETCH
 from ._session import Session
 from ._tasks import Hosted
 from .clock import Clock
@@ -62,12 +63,15 @@ class Subscription(Generic[T_co]):
 
     @property
     def prefetch(self) -> int:
-        """How many messages are owned at once.  It may be changed."""
+        """How many messages are owned at once.  It may be changed; with 0 nothing more is fetched until it is raised."""
         return self.intake.feeds[0].prefetch
 
     @prefetch.setter
     def prefetch(self, value: int) -> None:
-        self.intake.feeds[0].prefetch = whole("prefetch", value, low=1, high=MAX_PREFETCH)
+        main, *beside = self.intake.feeds
+        main.prefetch = whole("prefetch", value, low=0, high=MAX_PREFETCH)
+        for feed in beside:
+            feed.prefetch = min(value, AGAIN_PREFETCH)
 
     def __aiter__(self) -> AsyncIterator[Message[T_co]]:
         return _Messages(self)

@@ -5,7 +5,7 @@
     with brokerkit.blocking.connect("redis://localhost") as broker:
         broker.publish(ORDERS, Order("o1", 10.0))
 
-One event loop in a thread of its own does the work for all threads and all brokers of this module.
+One event loop in a thread of its own does the work for all threads and all brokers of a process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Self, overload
 
-import anyio
-from anyio.from_thread import BlockingPortal
 from typing_extensions import TypeVar
 
 from . import broker as _async
 from ._binding import Declare
+from ._thread import LOOP, Portal, result
 from .address import Outgoing, Queue, Reply, Topic
 from .driver import Receipt
 from .errors import BrokerError, Closed, ConfigError
@@ -67,7 +66,7 @@ class Broker:
         self._broker = make()  # what is wrong with the options is raised here
         self._state: Literal["new", "open", "closed"] = "new"
         self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
+        self._portal: Portal | None = None
         self._calls: set[Future[Any]] = set()
         self._process = os.getpid()
 
@@ -97,11 +96,11 @@ class Broker:
             if self._state != "new":
                 raise Closed(f"{self!r} cannot be opened again: make a new one with connect()")
             self._process = os.getpid()
-            portal = _loop.enter()
+            portal = LOOP.enter()
             try:
-                portal.call(self._broker.__aenter__)
+                result(portal.start_task_soon(self._broker.__aenter__))
             except BaseException:
-                _loop.leave()
+                LOOP.leave()
                 self._broker = self._make()  # a broker is entered once
                 raise
             self._portal = portal
@@ -122,9 +121,9 @@ class Broker:
         atexit.unregister(self.close)
         try:
             wait(tuple(self._calls))
-            portal.call(self._broker.__aexit__, None, None, None)
+            result(portal.start_task_soon(self._broker.__aexit__, None, None, None))
         finally:
-            _loop.leave()
+            LOOP.leave()
 
     @overload
     def publish(
@@ -190,7 +189,7 @@ class Broker:
                 future = self._portal.start_task_soon(partial(function, *arguments, **options))
                 self._calls.add(future)
             future.add_done_callback(self._calls.discard)
-            return future.result()
+            return result(future)
         except BaseException:
             if future is not None:
                 future.cancel()  # the caller was interrupted; a call that failed is done already
@@ -208,51 +207,3 @@ class Broker:
         raise ConfigError(
             f"{self!r} would block the event loop of this thread: use 'async with brokerkit.connect(...)' here"
         )
-
-
-class _Loop:
-    """The event loop of all brokers here, in a thread that does not keep the process from ending."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew: in the child of a fork the thread is the parent's."""
-        self._lock = threading.Lock()
-        self._users = 0
-        self._portal: BlockingPortal | None = None
-        self._thread: threading.Thread | None = None
-
-    def enter(self) -> BlockingPortal:
-        """Return the way into the loop, which runs until the last user left."""
-        with self._lock:
-            if self._portal is None:
-                started: Future[BlockingPortal] = Future()
-                self._thread = threading.Thread(target=_run, args=(started,), name="brokerkit blocking", daemon=True)
-                self._thread.start()
-                self._portal = started.result()
-            self._users += 1
-            return self._portal
-
-    def leave(self) -> None:
-        """End the loop if this was its last user."""
-        with self._lock:
-            self._users -= 1
-            if self._users or self._portal is None or self._thread is None:
-                return
-            self._portal.start_task_soon(self._portal.stop, True)
-            self._thread.join()
-            self._portal = self._thread = None
-
-
-def _run(started: Future[BlockingPortal]) -> None:
-    async def main() -> None:
-        async with BlockingPortal() as portal:
-            started.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    anyio.run(main, backend="asyncio")
-
-
-_loop = _Loop()
-os.register_at_fork(after_in_child=_loop.forget)

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Literal, overload
 
+from msgspec import structs
 from typing_extensions import TypeVar
 
 from ._binding import Bound, Declare
@@ -67,10 +68,11 @@ class Broker(Publisher):
         prefetch: int = 100,
         until_end: bool = False,
         on_invalid: Literal["raise", "skip"] = "raise",
+        patient: bool = False,
     ) -> AbstractAsyncContextManager[Subscription[T]]: ...
     @overload
     def subscribe(
-        self, address: Queue[T, Any], *, prefetch: int = 100
+        self, address: Queue[T, Any], *, prefetch: int = 100, patient: bool = False
     ) -> AbstractAsyncContextManager[Subscription[T]]: ...
     def subscribe(
         self,
@@ -81,6 +83,7 @@ class Broker(Publisher):
         prefetch: int = 100,
         until_end: bool = False,
         on_invalid: Literal["raise", "skip"] = "raise",
+        patient: bool = False,
     ) -> AbstractAsyncContextManager[Subscription[Any]]:
         """Read *address* by hand: ``async with broker.subscribe(...) as messages``.
 
@@ -90,7 +93,8 @@ class Broker(Publisher):
         ends behind the messages that were there on entering.  At most *prefetch* messages are owned at once.
 
         *on_invalid*: an ephemeral reader raises `DecodeError` for what it cannot read, or skips it; of queues and groups such
-        messages go to the dead letters.
+        messages go to the dead letters.  A *patient* subscription is not warned about when it settles nothing for long while it
+        has all that *prefetch* allows.
         """
         if isinstance(address, Queue) and (
             group is not None or start is not None or until_end or on_invalid != "raise"
@@ -100,7 +104,7 @@ class Broker(Publisher):
             raise ConfigError(f"on_invalid must be 'raise' or 'skip', not {on_invalid!r}")
         if group is not None and on_invalid != "raise":
             raise ConfigError(f"on_invalid is for readers without a group: what {group!r} cannot read is dead-lettered")
-        return self._subscribe(address, group, start, prefetch, until_end, on_invalid)
+        return self._subscribe(address, group, start, prefetch, until_end, on_invalid, patient)
 
     @asynccontextmanager
     async def _subscribe(
@@ -111,6 +115,7 @@ class Broker(Publisher):
         prefetch: int,
         until_end: bool,
         on_invalid: Literal["raise", "skip"],
+        patient: bool,
     ) -> AsyncGenerator[Subscription[Any]]:
         bound = await self._readable(address)
         if isinstance(address, Queue):
@@ -125,6 +130,8 @@ class Broker(Publisher):
                 until_end=until_end,
                 by_hand=True,
             )
+        if patient:
+            plans = [structs.replace(plan, patient=True) for plan in plans]
         subscription: Subscription[Any] = Subscription(plans, self.env(), on_invalid)
         await subscription.open()
         self.attach(subscription, (subscription.intake,), subscription.close)
@@ -264,6 +271,11 @@ class Broker(Publisher):
         self._check()
         for address in addresses:
             await self._bindings.declare(address)
+
+    async def exists(self, address: Topic[Any] | Queue[Any, Any]) -> bool:
+        """Tell whether *address* exists.  It is not created."""
+        self._check()
+        return await self._driver.describe(self._bindings.real(address)) is not None
 
     @overload
     async def delete(self, address: Topic[Any], group: str | None = None) -> None: ...

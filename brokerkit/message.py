@@ -38,6 +38,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 _ACK: Final = Outcome("ack")
+_RELEASE: Final = Outcome("release")
 
 
 class Reader(Protocol):
@@ -227,6 +228,16 @@ class Message(Stored[T_co]):
         """
         await self._settle(Outcome("reject", reason=reason), False)
 
+    async def release(self) -> None:
+        """Hand the message back at once, for any consumer to run.  It counts neither as an attempt nor as a delivery.
+
+        Of a topic, what waits behind its key goes back too.  Of an ephemeral reader nothing is owned, so nothing happens.
+
+        Raises:
+            AlreadySettled: it has another outcome.
+        """
+        await self._settle(_RELEASE, False)
+
     async def _settle(self, outcome: Outcome, confirm: bool) -> None:
         before = self._outcome
         if before is None:
@@ -255,7 +266,7 @@ class Message(Stored[T_co]):
                 await self._settler.failed(self, error, retry)
         except BaseException:
             if self._outcome is None:
-                await self._settle(Outcome("release"), False)
+                await self._settle(_RELEASE, False)
             raise
         else:
             if self._outcome is None:

@@ -13,18 +13,22 @@ from . import servers
 from .servers import kafka
 
 HERE = Path(__file__).parent
-SERVED = ("benchmarks", "conformance", "faults", "processes", "redis", "servers")
+SERVED = ("benchmarks", "celery", "conformance", "faults", "processes", "redis", "servers")
 """The folders whose tests need servers."""
-KAFKA = ("benchmarks", "conformance", "faults", "kafka", "processes", "servers")
+KAFKA = ("benchmarks", "celery", "conformance", "faults", "kafka", "processes", "servers")
 """The folders whose tests need Kafka."""
 TOGETHER = ("tests/faults/test_kafka_plays.py", "tests/typing/test_typing.py")
 """Files whose tests share what takes long to make, or what is too heavy to be there twice: one process runs them all."""
+CREW = "tests/celery/test_crew_"
+"""Files whose tests share three workers of Celery on each system."""
 RUN = pytest.StashKey[kafka.Run]()
 
 
 def scope(nodeid: str) -> str:
     """Return what tests with the same one are run by the same process for."""
     path = nodeid.partition("::")[0]
+    if path.startswith(CREW):
+        return f"{CREW} {'kafka' if '[kafka' in nodeid else 'redis'}"
     return path if path in TOGETHER else nodeid
 
 

@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "brokerkit"
 
 LAYERS = (
+    ("_kombu",),
     ("errors",),
     ("clock",),
     ("policy",),
     ("address",),
     ("events",),
     ("driver",),
-    ("_redact", "_tasks", "_heartbeat"),
+    ("_redact", "_tasks", "_thread", "_heartbeat"),
     ("_json",),
     ("_lossless",),
     ("_unions",),
@@ -45,6 +46,7 @@ LAYERS = (
     ("_run",),
     ("__init__",),
     ("blocking",),
+    ("celery",),
     ("testing",),
 )
 """Each row imports only from rows above it, and from its own."""
@@ -92,6 +94,7 @@ KAFKA = (
     ("_cluster", "_commit", "_part"),
     (
         "_calls",
+        "_configs",
         "_coordinator",
         "_copies",
         "_create",
@@ -106,7 +109,7 @@ KAFKA = (
     ),
     ("_fetch", "_group", "_look", "_publish", "_sender", "_share_member", "_share_session", "_silence"),
     ("_rescue", "_share"),
-    ("_browse", "_context", "_engine"),
+    ("_browse", "_context", "_engine", "_life"),
     ("_janitor", "_letters", "_reader", "_share_reader"),
     ("_owner", "_share_settle"),
     ("_consumer", "_share_consumer"),
@@ -118,9 +121,31 @@ KAFKA = (
     ("_driver",),
     ("kafka",),
 )
-DRIVERS = {"redis": REDIS, "kafka": KAFKA}
-CLIENTS = {"redis": {"redis", "hiredis"}, "kafka": {"aiokafka", "kio", "cramjam"}}
-"""Which driver's folder imports which client libraries; nobody else does."""
+CELERY = (
+    ("_collect", "_envelope", "_errors", "_feed", "_follower", "_hide", "_options"),
+    ("_names", "_running", "_url"),
+    ("_bindings", "_tasks"),
+    ("_mailboxes", "_revokes"),
+    ("_exchanges", "_item"),
+    ("_bridge", "_getting", "_outcomes"),
+    ("_intake", "_stock"),
+    ("_qos",),
+    ("_channel",),
+    ("transport",),
+    ("_results", "pool"),
+    ("_publish",),
+    ("app",),
+    ("worker",),
+    ("celery",),
+)
+"""The same for what connects Celery; the last one is the package."""
+TABLES = {"drivers/redis": REDIS, "drivers/kafka": KAFKA, "celery": CELERY}
+CLIENTS = {
+    "redis": {"redis", "hiredis"},
+    "kafka": {"aiokafka", "kio", "cramjam"},
+    "celery": {"celery", "kombu", "billiard", "vine"},
+}
+"""Which folder imports which client libraries; nobody else does, but for the entry point of Kombu."""
 LONGEST = 500
 
 
@@ -181,17 +206,17 @@ def test_a_row_imports_only_from_rows_above_it(path: Path) -> None:
         assert {room(name) for name in imports(path)} <= DRIVERS_MAY
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_every_module_of_a_driver_has_a_row_and_every_row_a_module(driver: str) -> None:
-    found = {module(path).rpartition(".")[2] for path in sources(f"brokerkit/drivers/{driver}")}
-    assert found == {name for row in DRIVERS[driver] for name in row}
+@pytest.mark.parametrize("folder", TABLES)
+def test_every_module_of_a_folder_has_a_row_and_every_row_a_module(folder: str) -> None:
+    found = {module(path).rpartition(".")[2] for path in sources(f"brokerkit/{folder}")}
+    assert found == {name for row in TABLES[folder] for name in row}
 
 
-@pytest.mark.parametrize("path", sources(*(f"brokerkit/drivers/{driver}" for driver in DRIVERS)), ids=module)
-def test_a_module_of_a_driver_imports_only_from_rows_above_it(path: Path) -> None:
-    driver = path.parent.name
-    places = {name: number for number, row in enumerate(DRIVERS[driver]) for name in row}
-    here, package = module(path).rpartition(".")[2], f"brokerkit.drivers.{driver}."
+@pytest.mark.parametrize("path", sources(*(f"brokerkit/{folder}" for folder in TABLES)), ids=module)
+def test_a_module_of_a_folder_imports_only_from_rows_above_it(path: Path) -> None:
+    folder = path.parent.relative_to(PACKAGE).as_posix()
+    places = {name: number for number, row in enumerate(TABLES[folder]) for name in row}
+    here, package = module(path).rpartition(".")[2], f"brokerkit.{folder.replace('/', '.')}."
     used = {name.removeprefix(package) for name in imports(path) if name.startswith(package)}
     below = {name for name in used if places[name] > places[here]}
     assert not below, f"{here} imports {below} from rows below its own"
@@ -205,7 +230,7 @@ def test_a_client_library_is_imported_by_its_driver_only(path: Path) -> None:
             used |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             used.add((node.module or "").partition(".")[0])
-    own = CLIENTS.get(path.parent.name, set()) if "drivers" in path.parts else set()
+    own = CLIENTS.get("celery" if path == PACKAGE / "_kombu.py" else path.parent.name, set())
     assert not used & set().union(*CLIENTS.values()) - own
 
 

@@ -40,9 +40,12 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Path) -> None:
     with zipfile.ZipFile(path) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         metadata = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
-    assert names == wanted()
+        points = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert names == wanted() - {"brokerkit/_kombu.py"} | {"_brokerkit_kombu.py"}  # Kombu imports it without the package
+    assert "orjson = _brokerkit_kombu:serializer" in points
     assert "Provides-Extra: redis" in metadata
     assert "Provides-Extra: kafka" in metadata
+    assert "Provides-Extra: celery" in metadata
 
 
 def test_the_archive_of_sources_has_all_to_build_and_to_test(built: Path) -> None:

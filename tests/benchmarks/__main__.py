@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("on", nargs="*", help="memory, redis, kafka; all if none is named")
+    parser.add_argument("on", nargs="*", help="memory, redis, kafka, celery; all if none is named")
     parser.add_argument("--only", action="append", help="only works and probes whose name contains this; repeatable")
     parser.add_argument(
         "--rows", action="append", help="only rows whose name contains this, and their yardstick; repeatable"

@@ -69,6 +69,8 @@ class Work:
     goals: tuple[Goal, ...] = ()
     most: int = 60_000
     """Largest number of messages in one measurement."""
+    exactly: int | None = None
+    """The number of messages, where it is not to be calibrated."""
     longer: float = 1.0
     """How many times the usual length, for a latency whose tail is to be seen."""
 
@@ -323,7 +325,7 @@ def run_plan(
             if fixed:
                 n = min(fixed, row.least, RATE // 2 if work.metric == "latency" else fixed)
             else:
-                n = row.exactly or _calibrate(partial(once, row, work), row, work, seconds)
+                n = row.exactly or work.exactly or _calibrate(partial(once, row, work), row, work, seconds)
             counts[work.name, row.name] = n
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")

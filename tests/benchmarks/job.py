@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -206,6 +206,14 @@ class Job:
         self._cpu = time.process_time() - self._began[1]
         self._running = False
         gc.unfreeze()
+
+    def took(self, wall: float, cpu: float) -> None:
+        """Set the seconds that other processes have taken, where those are what is measured."""
+        self._wall, self._cpu = wall, cpu
+
+    def delays(self, nanoseconds: Iterable[int]) -> None:
+        """Take latencies that others have measured."""
+        self._delays += nanoseconds
 
     def _pass(self) -> None:
         if not self._drains:

@@ -66,7 +66,25 @@ def kafka() -> Bench:
     )
 
 
-BENCHES = {"memory": memory, "redis": redis, "kafka": kafka}
+def celery() -> Bench:
+    """Return the part on Celery, which is the same for all that carries its messages."""
+    from .on_celery import server
+    from .on_celery.plan import plan
+    from .on_celery.probes import ALL
+    from .on_kafka import server as on_kafka
+    from .on_redis import server as on_redis
+
+    return Bench(
+        name="celery",
+        backend=server.BOTH,
+        plan=plan,
+        probes=ALL,
+        libraries=("celery", "kombu", "redis", "hiredis", "confluent-kafka", "aiokafka", "kio"),
+        others=lambda: (on_redis.version(), on_kafka.version()),
+    )
+
+
+BENCHES = {"memory": memory, "redis": redis, "kafka": kafka, "celery": celery}
 
 
 def chosen(

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from brokerkit.driver import Delivery, Settlement, Source
+from brokerkit.driver import Delivery, Settlement
 from brokerkit.drivers.kafka._engine import Terms
 from brokerkit.drivers.kafka._share_consumer import ShareConsumer
 from brokerkit.testing import VirtualLoop
@@ -81,7 +81,7 @@ async def reading(world: World, *, prefetch: int = 100, terms: Terms = TERMS) ->
     async def told(deliveries: Sequence[Delivery]) -> None:
         revoked.extend(ids(deliveries))
 
-    async with ShareConsumer(world.context(), world.queue, Source(world.queue), prefetch, told, terms) as consumer:
+    async with ShareConsumer(world.context(), world.queue, prefetch, told, terms) as consumer:
         yield Reader(consumer, revoked)
 
 

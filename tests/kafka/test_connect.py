@@ -18,7 +18,7 @@ from brokerkit import Topic
 from brokerkit import connect as connect_to
 from brokerkit.drivers.kafka._api import SPOKEN
 from brokerkit.drivers.kafka._connect import connect
-from brokerkit.drivers.kafka._errors import code_of
+from brokerkit.drivers.kafka._errors import Refused
 from brokerkit.errors import (
     AuthenticationError,
     BrokerError,
@@ -152,7 +152,8 @@ async def test_a_wrong_password_is_said_at_once(
         )
     assert time.monotonic() - begun < 4.5
     assert not caught.value.retryable
-    assert code_of(caught.value) == ErrorCode.sasl_authentication_failed
+    assert isinstance(caught.value.__cause__, Refused)
+    assert caught.value.__cause__.code == ErrorCode.sasl_authentication_failed
     assert ("name it in sasl=" in str(caught.value)) is (not mechanism)
     assert CANARY not in "".join(traceback.format_exception(caught.value)) + caplog.text
 

@@ -10,7 +10,7 @@ import pytest
 from kio.schema.errors import ErrorCode
 
 from brokerkit.drivers.kafka import _errors as errors
-from brokerkit.drivers.kafka._errors import Refused, Unanswered, code_of, of_code, one_line, translate
+from brokerkit.drivers.kafka._errors import Refused, Unanswered, of_code, one_line, translate
 from brokerkit.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -35,8 +35,6 @@ def test_every_code_is_an_error_of_ours(code: ErrorCode) -> None:
     assert isinstance(error.__cause__, Refused)
     assert error.__cause__.code == code
     assert code.name.upper() in str(error.__cause__)
-    assert code_of(error) == code
-    assert code_of(BrokerError("another")) is None
 
 
 def test_a_code_of_a_later_kafka_is_an_error_too() -> None:

@@ -184,13 +184,23 @@ async def test_one_request_waits_for_all_partitions_of_a_broker() -> None:
     async with follow(script, 0, 1, 2):
         await rest(0.2)
         assert {asked.node: list(asked.parts) for asked in script.asked} == {1: [0, 2], 2: [1]}
+        assert [asked.wait for asked in script.asked] == [0.0, 0.0, 0.5, 0.5], "where all ends is said at once"
         for asked in script.asked:
-            assert asked.wait == 0.5
-            assert asked.timeout == 0.5 + _fetch.MARGIN
+            assert asked.timeout == asked.wait + _fetch.MARGIN
             assert asked.most == ANSWER
             assert all(one.partition_max_bytes == PARTITION for one in asked.parts.values())
             assert all(one.current_leader_epoch == 1 for one in asked.parts.values())
     assert len(script.dropped) == 4
+
+
+async def test_the_first_answer_does_not_wait_for_records() -> None:
+    script = Script((1,))
+    async with follow(script, 0, wait=30.0) as reader:
+        await reader.until(lambda: reader.fetcher.end(0) == 100, within=5)
+        await rest(0.02)
+        assert [asked.wait for asked in script.asked] == [0.0, 30.0]
+        script.put(0, batch(0))
+        assert await taken(reader, 0, 1) == [0]
 
 
 async def test_the_next_request_goes_on_behind_the_last_batch() -> None:
@@ -263,14 +273,14 @@ async def test_a_partition_follows_its_leader_and_what_the_old_one_says_is_dropp
         script.leaders = (2,)
         script.look()
         await rest(0.01)
-        assert [asked.node for asked in script.asked] == [1, 2]
+        assert [asked.node for asked in script.asked] == [1, 2, 2]
         late.set_result(said(part(0, batch(0))))
         await rest(0.05)
         assert reader.fetcher.ready() == []
         script.put(0, batch(0, 1))
         assert await taken(reader, 0, 2) == [0, 1]
         await rest(0.05)
-        assert [asked.node for asked in script.asked] == [1, 2, 2]
+        assert [asked.node for asked in script.asked] == [1, 2, 2, 2]
 
 
 async def test_what_comes_for_a_place_that_was_left_is_dropped() -> None:
@@ -376,7 +386,7 @@ async def test_answers_that_do_not_come_in_time_become_smaller_and_may_take_long
                 await rest(0.01)
         sizes, times = [asked.most for asked in script.asked], [asked.timeout for asked in script.asked]
         assert sizes[:4] == [ANSWER, ANSWER // 4, ANSWER // 16, ANSWER // 64]
-        assert times[:4] == [3.5, 6.5, 12.5, 24.5]
+        assert times[:4] == [3.0, 6.0, 12.0, 24.0]
         script.answer = lambda asked: None
         for number in range(8):
             script.put(0, batch(number))

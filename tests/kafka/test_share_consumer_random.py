@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from brokerkit.address import Queue
-from brokerkit.driver import Delivery, Settlement, Source
+from brokerkit.driver import Delivery, Settlement
 from brokerkit.drivers.kafka._engine import Terms
 from brokerkit.drivers.kafka._share_consumer import ShareConsumer
 from brokerkit.errors import DeliveryLost
@@ -45,8 +45,7 @@ class Program:
             await world.pause()
 
         prefetch = self.random.randint(1, 20)
-        source = Source(world.queue)
-        async with ShareConsumer(world.context(), world.queue, source, prefetch, revoked, self.terms) as consumer:
+        async with ShareConsumer(world.context(), world.queue, prefetch, revoked, self.terms) as consumer:
             for _ in range(rounds):
                 await self.receive(consumer, me, hand)
                 await self.act(consumer, me, hand)

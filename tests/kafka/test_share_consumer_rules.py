@@ -8,7 +8,7 @@ import pytest
 
 from brokerkit import clock
 from brokerkit.driver import Delivery, Settlement, Source
-from brokerkit.drivers.kafka._share_consumer import ShareConsumer
+from brokerkit.drivers.kafka._queue import QueueConsumer
 from brokerkit.errors import (
     BrokerError,
     CapabilityError,
@@ -18,7 +18,7 @@ from brokerkit.errors import (
 )
 from brokerkit.events import Expired, PartitionPaused, PartitionResumed
 
-from .share_playground import TERMS, World, copied
+from .share_playground import World, copied
 from .share_rules import SOON, held, ids, names, play, reading
 
 # ---------------------------------------------------------------------- receiving
@@ -105,7 +105,7 @@ def test_one_task_receives_at_a_time() -> None:
 
 def test_until_the_end_is_refused() -> None:
     async def main(world: World) -> None:
-        consumer = ShareConsumer(world.context(), world.queue, Source(world.queue, until_end=True), 1, None, TERMS)  # type: ignore[arg-type]
+        consumer = QueueConsumer(world.context(), None, world.queue, Source(world.queue, until_end=True), 1, None)  # type: ignore[arg-type]
         with pytest.raises(CapabilityError):
             await consumer.__aenter__()
 

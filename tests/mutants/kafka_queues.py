@@ -185,8 +185,8 @@ WAITED: tuple[Mutant, ...] = (
         name="what was true before a pause is believed",
         breaks="nobody sets the position of a queue back that is read",
         file=HOME + "_engine.py",
-        old="if await describe(cluster, group, timeout=_left(end)) is not None or _now() - looked > _FRESH:",
-        new="if await describe(cluster, group, timeout=_left(end)) is not None:",
+        old="if await describe(cluster, group, timeout=time_left(end)) is not None or loop_time() - looked > _FRESH:",
+        new="if await describe(cluster, group, timeout=time_left(end)) is not None:",
         tests=broker("test_engine", "test_who_was_held_up_after_looking_looks_again"),
     ),
 )

@@ -14,7 +14,7 @@ from ...driver import Backlog, Source, StoredRecord
 from ...errors import AuthorizationError, BrokerError, CapabilityError, ConfigError, NotFound
 from ...policy import Start
 from ._browse import Places, browse_topic
-from ._cluster import PAUSE
+from ._cluster import loop_time, time_left
 from ._consumer import group_of
 from ._context import Context
 from ._coordinator import members, store_start
@@ -55,13 +55,13 @@ class Admin:
     async def declare(self, address: Address) -> None:
         """Create *address* with its settings if it is missing."""
         if isinstance(address, Queue):
-            await self._queues.declare(address, _clock() + TIMEOUT)
+            await self._queues.declare(address, loop_time() + TIMEOUT)
         else:
             await create(self._cluster, address, timeout=TIMEOUT)
 
     async def describe(self, address: Address) -> Mapping[str, object] | None:
         """Return the settings that exist, None if *address* is missing."""
-        until = _clock() + TIMEOUT
+        until = loop_time() + TIMEOUT
         try:
             info = await self._cluster.topic(address.name, timeout=TIMEOUT, fresh=True)
         except NotFound:
@@ -74,7 +74,7 @@ class Admin:
         found: dict[str, object] = {"partitions": len(info.partitions)}
         if topic.owned:
             shown = self._context.settings.shown
-            kept = await retention_of(self._cluster, topic, shown, timeout=_left(until))
+            kept = await retention_of(self._cluster, topic, shown, timeout=time_left(until))
             found["retention"] = _retention(topic, kept)
         return found
 
@@ -82,7 +82,7 @@ class Admin:
         """Remove *address* with all that is derived from it, or only what belongs to *group*."""
         if group is not None and not isinstance(address, Topic):
             raise ConfigError(f"{address!r} has no groups; only topics do")
-        until = _clock() + TIMEOUT
+        until = loop_time() + TIMEOUT
         if isinstance(address, DeadLetters):
             await delete_topics(self._cluster, [address.name, gone_log(address)], timeout=TIMEOUT)
             return
@@ -90,29 +90,29 @@ class Admin:
             await self._delete_group(address, group, until)
             return
         beginning = address.name + ".."
-        names = await topics_like(self._cluster, beginning, timeout=_left(until))
-        groups = await groups_like(self._cluster, beginning, timeout=_left(until))
-        await delete_topics(self._cluster, [address.name, *names], timeout=_left(until))
+        names = await topics_like(self._cluster, beginning, timeout=time_left(until))
+        groups = await groups_like(self._cluster, beginning, timeout=time_left(until))
+        await delete_topics(self._cluster, [address.name, *names], timeout=time_left(until))
         # What a group keeps of a topic goes with the topic; what is left of it is its name, while members live.
         if isinstance(address, Queue):
             groups = [address.name, *groups]
-        failed = await delete_groups(self._cluster, groups, timeout=_left(until))
+        failed = await delete_groups(self._cluster, groups, timeout=time_left(until))
         if isinstance(error := failed.get(address.name), AuthorizationError):
             raise error
         if isinstance(address, Queue) and error is None:
-            await forget(self._cluster, address.name, timeout=_left(until))
+            await forget(self._cluster, address.name, timeout=time_left(until))
 
     async def _delete_group(self, address: Address, group: str, until: float) -> None:
         own = internal(address.name, group)
         again = internal(own, "again")
         # A group with members is refused before anything is gone.
         for name in (own, again):
-            failed = await delete_groups(self._cluster, [name], timeout=_left(until))
+            failed = await delete_groups(self._cluster, [name], timeout=time_left(until))
             if name in failed:
                 raise failed[name]
-        names = await topics_like(self._cluster, own + "..", timeout=_left(until))
+        names = await topics_like(self._cluster, own + "..", timeout=time_left(until))
         if names:
-            await delete_topics(self._cluster, names, timeout=_left(until))
+            await delete_topics(self._cluster, names, timeout=time_left(until))
 
     # ------------------------------------------------------------------ what is in it
 
@@ -122,7 +122,7 @@ class Admin:
         """Return up to *limit* stored records behind position *after*, the oldest first."""
         if not isinstance(address, Topic) and start not in {None, Start.EARLIEST}:
             raise CapabilityError(f"start is for topics; {address!r} on kafka is browsed from its oldest message")
-        until = _clock() + TIMEOUT
+        until = loop_time() + TIMEOUT
         try:
             if isinstance(address, Topic):
                 return await browse_topic(self._cluster, address, limit, start, after, self._places, until)
@@ -147,7 +147,7 @@ class Admin:
     async def backlog(self, source: Source) -> Backlog:
         """Return what is left to do."""
         address = source.address
-        until = _clock() + TIMEOUT
+        until = loop_time() + TIMEOUT
         try:
             if isinstance(address, DeadLetters):
                 return await self._backlog_of_letters(address, until)
@@ -205,7 +205,7 @@ class Admin:
             if isinstance(address, DeadLetters):
                 return await self._of(address).purge()
             if isinstance(address, Queue) and tiered(address):
-                return await self._queues.purge(address, _clock() + TIMEOUT)
+                return await self._queues.purge(address, loop_time() + TIMEOUT)
         except NotFound as error:
             if isinstance(address, DeadLetters) and await self._exists(address.of):
                 return 0
@@ -242,17 +242,17 @@ class Admin:
             raise ConfigError(f"{topic!r} has no groups; only topics do")
         if group is None:
             raise ConfigError("only a group has a position")
-        until = _clock() + TIMEOUT
+        until = loop_time() + TIMEOUT
         id = internal(topic.name, group)
         try:
             await self._cluster.topic(topic.name, timeout=TIMEOUT, fresh=True)
         except NotFound as error:
             raise self._named(error, topic) from error.__cause__
-        offsets = await resolve(self._cluster, topic, source.start, timeout=_left(until))
+        offsets = await resolve(self._cluster, topic, source.start, timeout=time_left(until))
         places = {number: (offset, "") for number, offset in enumerate(offsets)}
-        if not await store_start(self._cluster, id, topic.name, places, _left(until)):
+        if not await store_start(self._cluster, id, topic.name, places, time_left(until)):
             try:
-                count = len(await members(self._cluster, id, _left(until)))
+                count = len(await members(self._cluster, id, time_left(until)))
             except AuthorizationError:
                 count = 0
             raise ConfigError(
@@ -267,11 +267,3 @@ def _retention(topic: AnyTopic, kept: int) -> float | None:
     if kept < 0:
         return wanted if wanted == math.inf else None
     return wanted if wanted is not None and wanted < math.inf and round(wanted * 1000) == kept else kept / 1000
-
-
-def _clock() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _left(until: float) -> float:
-    return max(PAUSE, until - _clock())

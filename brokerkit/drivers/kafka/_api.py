@@ -135,15 +135,15 @@ def answer_at(frame: bytes) -> int:
 
 def _past_tags(frame: bytes, at: int) -> int:
     """Return where tagged fields end, of which none means anything to us."""
-    count, at = _varint(frame, at)
+    count, at = _number(frame, at)
     for _ in range(count):
-        _, at = _varint(frame, at)
-        size, at = _varint(frame, at)
+        _, at = _number(frame, at)
+        size, at = _number(frame, at)
         at += size
     return at
 
 
-def _varint(frame: bytes, at: int) -> tuple[int, int]:
+def _number(frame: bytes, at: int) -> tuple[int, int]:
     """Return a number, and where it ends."""
     number = shift = 0
     while True:
@@ -153,6 +153,21 @@ def _varint(frame: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return number, at
         shift += 7
+
+
+def varint(number: int) -> bytes:
+    """Return *number* as what says how long something is."""
+    if number < 128:
+        return _SMALL[number]
+    packed = bytearray()
+    while number > 127:
+        packed.append(number & 127 | 128)
+        number >>= 7
+    packed.append(number)
+    return bytes(packed)
+
+
+_SMALL: Final = tuple(bytes([number]) for number in range(128))
 
 
 class Request:
@@ -208,7 +223,7 @@ class Hello:
         (code,) = _CODE.unpack_from(frame, 4)
         versions: dict[int, tuple[int, int]] = {}
         if not code:
-            count, at = _varint(frame, 6)
+            count, at = _number(frame, 6)
             for _ in range(count - 1):
                 key, low, high = _RANGE.unpack_from(frame, at)
                 versions[key] = (low, high)

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from kio.schema.fetch.v13.response import FetchResponse
 from kio.serial import entity_reader
 
-from ._api import answer_at, framed
+from ._api import answer_at, framed, varint
 
 _KEY, _VERSION = 1, 13
 _HEAD: Final = struct.Struct(">iiiibii")
@@ -45,7 +45,7 @@ class Fetch:
             _HEAD.pack(_NOBODY, round(wait * 1000), 1, most, _COMMITTED, 0, -1),
             _ONE_TOPIC,
             id.bytes,
-            _varint(len(packed) + 1),
+            varint(len(packed) + 1),
             *packed,
             _REST,
         ))  # fmt: skip
@@ -65,12 +65,3 @@ class Fetch:
 @cache
 def _reader() -> Any:
     return cast("Any", entity_reader(FetchResponse))
-
-
-def _varint(number: int) -> bytes:
-    packed = bytearray()
-    while number > 127:
-        packed.append(number & 127 | 128)
-        number >>= 7
-    packed.append(number)
-    return bytes(packed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
@@ -13,7 +12,7 @@ from ...address import Address, AnyTopic
 from ...driver import StoredRecord
 from ...errors import ConfigError
 from ...policy import Start
-from ._cluster import PAUSE, Cluster
+from ._cluster import Cluster, time_left
 from ._look import Look, bounds
 from ._offsets import LATEST, offsets_at, resolve
 from ._records import Native, is_tick, parse_position, position, record_of
@@ -65,18 +64,18 @@ async def browse_topic(
     """Return *limit* records of *topic* from *start* on, behind position *after*, in the order of their times."""
     if after is not None and parse_position(after, topic.name) is None:
         raise ConfigError(f"{after[:100]!r} is no position in {topic.name}")
-    info = await cluster.topic(topic.name, timeout=_left(until), fresh=after is None)
+    info = await cluster.topic(topic.name, timeout=time_left(until), fresh=after is None)
     count = len(info.partitions)
     begin = [0] * count
     if after is not None:
         kept = places.get(after, info) or await _behind(cluster, info, after, until)
         begin = [*kept.offsets, *begin][:count]  # partitions may have been added since
     if start is not None and start.kind != "earliest":
-        wanted = await resolve(cluster, topic, start, timeout=_left(until))
+        wanted = await resolve(cluster, topic, start, timeout=time_left(until))
         begin = [max(*pair) for pair in zip(begin, wanted, strict=False)]
         count = len(begin)
     look = Look(cluster, info, until, records=limit)
-    for number, (first, end) in (await bounds(cluster, info, range(count), timeout=_left(until))).items():
+    for number, (first, end) in (await bounds(cluster, info, range(count), timeout=time_left(until))).items():
         look.begin(number, max(begin[number], first), end)
     found = await _merge(look, range(count), limit)
     stored = [_stored(topic, number, native) for number, native in found]
@@ -120,8 +119,8 @@ async def _behind(cluster: Cluster, info: TopicInfo, after: str, until: float) -
     partition, when, offset = parsed
     # Among equal times the lower partition comes first.
     wanted = {place.index: when + (place.index < partition) for place in info.partitions}
-    ends = await offsets_at(cluster, info, dict.fromkeys(wanted, LATEST), timeout=_left(until))
-    found = await offsets_at(cluster, info, wanted, timeout=_left(until))
+    ends = await offsets_at(cluster, info, dict.fromkeys(wanted, LATEST), timeout=time_left(until))
+    found = await offsets_at(cluster, info, wanted, timeout=time_left(until))
     offsets = [found[number][0] if found[number][0] >= 0 else ends[number][0] for number in sorted(wanted)]
     if partition < len(offsets):
         offsets[partition] = offset + 1
@@ -171,7 +170,3 @@ def _stored(address: Address, number: int, native: Native, shown: Address | None
     record = record_of(shown or address, number, native)
     place = position(address.name, number, native.timestamp or 0, native.offset)
     return StoredRecord(record, place, record.deliveries)
-
-
-def _left(until: float) -> float:
-    return max(PAUSE, until - asyncio.get_running_loop().time())

@@ -471,6 +471,16 @@ def _tell(waiting: list[asyncio.Future[None]], error: BrokerError | None) -> Non
                 future.set_exception(again(error))
 
 
+def loop_time() -> float:
+    """Return the time by which deadlines go: the loop's."""
+    return asyncio.get_running_loop().time()
+
+
+def time_left(end: float) -> float:
+    """Return for how long something may be waited for until *end*: never for nothing, so that each step says what is wrong."""
+    return max(PAUSE, end - loop_time())
+
+
 def again(error: BrokerError) -> BrokerError:
     """Return *error* as one that may be raised beside others: an exception keeps the traceback of where it was raised."""
     copy = type(error)(*error.args)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from types import TracebackType
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 import anyio
-from anyio.abc import TaskGroup
 
-from ..._tasks import Hosted
 from ...address import AnyQueue, AnyTopic, Queue, internal
 from ...driver import Revoked, Source
 from ...errors import AuthorizationError, BrokerError, CapabilityError, NotFound
@@ -32,7 +29,6 @@ from ._group import Group
 from ._offsets import LATEST, cursor, offsets_at, resolve
 from ._owner import Owner
 from ._reader import END_LOOKS
-from ._silence import watch
 from ._tiers import tiered
 from ._view import TopicInfo
 
@@ -56,10 +52,6 @@ class TopicConsumer(Owner):
     ) -> None:
         super().__init__(context, address, source, prefetch, revoked)
         self._group_id = group_of(source)
-        self._hosted: Hosted | None = None
-        self._entering: anyio.CancelScope | None = None
-        self._io: TaskGroup | None = None
-        """What talks to the cluster, until everything is stored."""
 
     @property
     def group_id(self) -> str | None:
@@ -80,67 +72,10 @@ class TopicConsumer(Owner):
                 places[number] = min(places[number], claim.order[0])
         return cursor(self._name, places, max(claim.ms for claim in self._claims.values()))
 
-    # ------------------------------------------------------------------ life
-
-    async def __aenter__(self) -> Self:
-        """Return when ready, with the start stored."""
-        self._hosted = Hosted(f"brokerkit {self!r}", self._host)
-        ready = False
-        try:
-            await self._hosted.__aenter__()
-            with anyio.CancelScope() as self._entering:
-                await self._enter()
-                ready = True
-            self._entering = None
-            if not ready and self._error is not None:
-                raise self._error
-        except BaseException:
-            self._entered = False
-            await self._hosted.__aexit__(None, None, None)
-            raise
-        self._context.readers[self] = None
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Hand back what is unsettled and leave the group."""
-        self._entered = False
-        self._wake()
-        self._context.readers.pop(self, None)
-        if self._hosted is not None:
-            await self._hosted.__aexit__(None, None, None)
-
-    def fail(self, error: BrokerError) -> None:
-        """Let `receive`, or entering, raise *error*."""
-        super().fail(error)
-        if self._entering is not None:
-            self._entering.cancel()
-
-    async def _host(self, started: asyncio.Future[None]) -> None:
-        """Run what belongs to it."""
-        assert self._hosted is not None
-        try:
-            async with anyio.create_task_group() as self._io:
-                async with anyio.create_task_group() as self._telling:
-                    self._telling.start_soon(watch, self._cluster, self._session, self.fail)
-                    started.set_result(None)
-                    await self._hosted.stopping.wait()
-                    self._telling.cancel_scope.cancel()
-                self._telling = None
-                await self._leave()
-                self._io.cancel_scope.cancel()
-        finally:
-            self._io = self._telling = None
-            self._close()
-
-    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self._io is not None:
-            self._io.start_soon(work)
-
     # ------------------------------------------------------------------ entering
 
     async def _enter(self) -> None:
+        """Begin, with the start stored."""
         self._entered = True
         timeout = self._context.settings.timeout
         try:
@@ -227,7 +162,7 @@ class TopicConsumer(Owner):
         for number, offset in enumerate(offsets):
             self._claim(number, offset, "")
         self._cluster.watchers.add(self._widened)
-        self._spawn(self._fetch)
+        self._spawn(self._fetcher.run)
 
     def _widened(self) -> None:
         """Read partitions that were added since, from their beginning."""
@@ -240,10 +175,6 @@ class TopicConsumer(Owner):
         address: Any = self._address  # only its name counts
         topic: AnyTopic = address
         return topic
-
-    async def _fetch(self) -> None:
-        assert self._fetcher is not None
-        await self._run(self._fetcher.run)
 
     async def _store_start(self, group: str, info: TopicInfo, start: Start) -> None:
         """See to it that the group has a position: a new one's start is stored before it joins."""
@@ -266,13 +197,9 @@ class TopicConsumer(Owner):
         timeout = context.settings.timeout
         self._commits = Commits(group_id, group, timeout, self._spawn, self._refused)
         self._copies = Copies(context.outboxes, self._sure, self._held, timeout, self._spawn, self._copied)
-        self._spawn(self._fetch)
-        self._spawn(self._take_part)
+        self._spawn(fetcher.run)
+        self._spawn(group.run)
         await group.join()
-
-    async def _take_part(self) -> None:
-        assert self._group is not None
-        await self._run(self._group.run)
 
     # ------------------------------------------------------------------ leaving
 

@@ -11,7 +11,7 @@ from kio.schema.delete_records.v2 import request as requests
 from kio.schema.errors import ErrorCode
 
 from ...errors import BrokerError, BrokerUnavailable, NotFound
-from ._cluster import PAUSE, Cluster
+from ._cluster import PAUSE, Cluster, time_left
 from ._errors import RETRY, STALE_LEADER, of_code
 from ._view import TopicInfo
 
@@ -62,7 +62,7 @@ async def cut(cluster: Cluster, info: TopicInfo, below: Mapping[int, int], *, ti
             if loop.time() + PAUSE >= end:
                 raise BrokerUnavailable(f"{info.name}[{min(left)}] has no leader that answers") from problem
             await asyncio.sleep(PAUSE)
-            info = await cluster.topic(info.name, timeout=max(PAUSE, end - loop.time()), fresh=True)
+            info = await cluster.topic(info.name, timeout=time_left(end), fresh=True)
             if info.id != id:
                 raise NotFound(f"topic {info.name} was deleted and made again")
     return starts

@@ -17,7 +17,7 @@ import msgspec
 
 from ...address import AnyQueue
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError
-from ._cluster import PAUSE, Cluster
+from ._cluster import PAUSE, Cluster, loop_time, time_left
 from ._coordinator import committed, store_start
 from ._look import bounds
 from ._share_group import (
@@ -74,13 +74,13 @@ class _Known:
 
     def note(self, group: str, values: dict[str, str]) -> None:
         """Note what was set."""
-        self._set = {name: entry for name, entry in self._set.items() if _now() - entry[0] < _HEARD}
-        self._set[group] = _now(), values
+        self._set = {name: entry for name, entry in self._set.items() if loop_time() - entry[0] < _HEARD}
+        self._set[group] = loop_time(), values
 
     def latest(self, group: str) -> dict[str, str]:
         """Return what was set a moment ago."""
         at, values = self._set.get(group, (-_HEARD, {}))
-        return values if _now() - at < _HEARD else {}
+        return values if loop_time() - at < _HEARD else {}
 
 
 _all_known: WeakKeyDictionary[Cluster, _Known] = WeakKeyDictionary()
@@ -125,18 +125,18 @@ async def reserve(cluster: Cluster, queue: AnyQueue, info: TopicInfo, *, timeout
         ConfigError: a group of the queue's name is used by others.
         BrokerUnavailable: it was not done within *timeout* seconds.
     """
-    end = _now() + timeout
+    end = loop_time() + timeout
     engine = await decide(cluster, queue, info, timeout=timeout)
-    return await terms_of(cluster, queue.name, timeout=_left(end)) if engine == "share" else Terms(engine)
+    return await terms_of(cluster, queue.name, timeout=time_left(end)) if engine == "share" else Terms(engine)
 
 
 async def decide(cluster: Cluster, queue: AnyQueue, info: TopicInfo, *, timeout: float) -> Engine:
     """Return what serves *queue* as `reserve` does, and raise the same."""
-    end = _now() + timeout
+    end = loop_time() + timeout
     group = queue.name
     problem: BrokerError = BrokerUnavailable(f"group {group} could not be reserved in time")
     while True:
-        found, offers = await look_up(cluster, group, timeout=_left(end))
+        found, offers = await look_up(cluster, group, timeout=time_left(end))
         try:
             if found is not None:
                 if found.engine == "share":
@@ -151,7 +151,7 @@ async def decide(cluster: Cluster, queue: AnyQueue, info: TopicInfo, *, timeout:
         except BrokerUnavailable as error:
             problem = error
             await asyncio.sleep(PAUSE)
-        if _now() > end:
+        if loop_time() > end:
             raise problem
 
 
@@ -163,14 +163,14 @@ async def terms_of(cluster: Cluster, group: str, *, timeout: float) -> Terms:
     Raises:
         BrokerUnavailable: no answer within *timeout* seconds.
     """
-    end = _now() + timeout
+    end = loop_time() + timeout
     try:
-        found = {**await settings(cluster, group, timeout=_left(end)), **_known_of(cluster).latest(group)}
+        found = {**await settings(cluster, group, timeout=time_left(end)), **_known_of(cluster).latest(group)}
     except AuthorizationError:
         return Terms("share", limit=LEAST, widens=False)
     if LIMIT not in found:  # 4.2: not a group's own, but the brokers'
         try:
-            found |= await settings_of_broker(cluster, (f"group.{LIMIT}", f"group.{WINDOW}"), timeout=_left(end))
+            found |= await settings_of_broker(cluster, (f"group.{LIMIT}", f"group.{WINDOW}"), timeout=time_left(end))
         except AuthorizationError:
             logger.debug("group %s: how often its records may be delivered may not be read", group)
     return Terms(
@@ -188,10 +188,10 @@ async def terms_of(cluster: Cluster, group: str, *, timeout: float) -> Terms:
 async def _begin_classic(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: float) -> bool:
     """Make the group a classic one that begins where the topic does; return whether it was us."""
     group = queue.name
-    begins = await bounds(cluster, info, timeout=_left(end))
-    looked = _now()
-    stored = await committed(cluster, group, info.name, range(len(info.partitions)), _left(end))
-    if any(note is not None for note in stored.values()) or _now() - looked > _FRESH:
+    begins = await bounds(cluster, info, timeout=time_left(end))
+    looked = loop_time()
+    stored = await committed(cluster, group, info.name, range(len(info.partitions)), time_left(end))
+    if any(note is not None for note in stored.values()) or loop_time() - looked > _FRESH:
         return False
     starts = {number: (start, "") for number, (start, _) in begins.items()}
     try:
@@ -199,7 +199,7 @@ async def _begin_classic(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end
     except (AuthorizationError, BrokerUnavailable):
         raise
     except BrokerError as error:
-        if await engine_of(cluster, group, timeout=_left(end)) is None:
+        if await engine_of(cluster, group, timeout=time_left(end)) is None:
             raise other_kind(group) from error
         return False  # somebody else was first
 
@@ -215,15 +215,15 @@ async def _begin_share(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: 
     group = queue.name
     # Its settings first: whoever finds the group finds them complete.
     await _configure(cluster, queue, end)
-    begins = await bounds(cluster, info, timeout=_left(end))
-    looked = _now()
-    if await describe(cluster, group, timeout=_left(end)) is not None or _now() - looked > _FRESH:
+    begins = await bounds(cluster, info, timeout=time_left(end))
+    looked = loop_time()
+    if await describe(cluster, group, timeout=time_left(end)) is not None or loop_time() - looked > _FRESH:
         return False
     starts = {number: start for number, (start, _) in begins.items()}
     try:
         return await begin(cluster, group, info.name, starts, timeout=_soon(end))
     except ConfigError as error:
-        if isinstance(error, NotOffered) or await engine_of(cluster, group, timeout=_left(end)) is None:
+        if isinstance(error, NotOffered) or await engine_of(cluster, group, timeout=time_left(end)) is None:
             raise
         return False  # somebody else was first, with the other engine
 
@@ -235,18 +235,18 @@ async def _begin_rest(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: f
     group.
     """
     group, numbers = queue.name, range(len(info.partitions))
-    found = await places(cluster, group, info.name, numbers, timeout=_left(end))
+    found = await places(cluster, group, info.name, numbers, timeout=time_left(end))
     unread = [number for number in numbers if found.get(number, Place(-1, -1)).start < 0]
     if not unread:
         return
     denied = await _from_the_start(cluster, group, end)
-    begins = await bounds(cluster, info, unread, timeout=_left(end))
+    begins = await bounds(cluster, info, unread, timeout=time_left(end))
     starts = {number: start for number, (start, _) in begins.items()}
     if await begin(cluster, group, info.name, starts, timeout=_soon(end)) or denied is None:
         return
     # Live members begin by the group's settings.
     try:
-        wrong = (await settings(cluster, group, timeout=_left(end))).get(RESET) != "earliest"
+        wrong = (await settings(cluster, group, timeout=time_left(end))).get(RESET) != "earliest"
     except AuthorizationError:
         return  # whoever has made the group was asked the same
     if wrong:
@@ -256,7 +256,7 @@ async def _begin_rest(cluster: Cluster, queue: AnyQueue, info: TopicInfo, end: f
 async def _from_the_start(cluster: Cluster, group: str, end: float) -> AuthorizationError | None:
     """Let members of *group* begin with the first record of what they have not read; return why that may not be said."""
     try:
-        refused = await set_one(cluster, group, RESET, "earliest", timeout=_left(end))
+        refused = await set_one(cluster, group, RESET, "earliest", timeout=time_left(end))
     except AuthorizationError as error:
         return error
     if refused is not None:
@@ -272,16 +272,16 @@ async def _configure(cluster: Cluster, queue: AnyQueue, end: float) -> None:
     group = queue.name
     known: Mapping[str, str] = {}
     try:
-        known = await settings(cluster, group, timeout=_left(end))
+        known = await settings(cluster, group, timeout=time_left(end))
         lock = round(await _lease(cluster, queue, end) * _SECOND)
         # What others have written in a transaction that was given up was never sent.
         wanted = {RESET: "earliest", LOCK: str(lock), RENEW: "true", ISOLATION: "read_committed"}
         wanted |= await _bounds_of(cluster, group, known, end)
         wanted = {name: value for name, value in wanted.items() if name in known}
-        if await set_all(cluster, group, wanted, timeout=_left(end)) is not None:
+        if await set_all(cluster, group, wanted, timeout=time_left(end)) is not None:
             wanted[LOCK] = str(await _lock_for(cluster, group, lock, end))
             for name, value in tuple(wanted.items()):
-                if await set_one(cluster, group, name, value, timeout=_left(end)) is not None:
+                if await set_one(cluster, group, name, value, timeout=time_left(end)) is not None:
                     del wanted[name]
         _known_of(cluster).note(group, wanted)
     except AuthorizationError as error:
@@ -306,7 +306,7 @@ async def _bounds_of(cluster: Cluster, group: str, known: Collection[str], end: 
 async def _lease(cluster: Cluster, queue: AnyQueue, end: float) -> float:
     """Return the lease that *queue* was made with: who declares it later alters nothing."""
     try:
-        found = await lease_at_birth(cluster, queue, cluster.settings.shown, timeout=_left(end))
+        found = await lease_at_birth(cluster, queue, cluster.settings.shown, timeout=time_left(end))
     except AuthorizationError:
         found = None
     return queue.lease if found is None else found
@@ -314,19 +314,19 @@ async def _lease(cluster: Cluster, queue: AnyQueue, end: float) -> float:
 
 async def _lock_for(cluster: Cluster, group: str, wanted: int, end: float) -> int:
     """Return how long brokers let a record stay with a silent member: as long as *wanted*, or what they take next to it."""
-    if await takes(cluster, group, LOCK, wanted, timeout=_left(end)):
+    if await takes(cluster, group, LOCK, wanted, timeout=time_left(end)):
         return wanted
     for anchor in _ANCHORS:
-        if await takes(cluster, group, LOCK, anchor, timeout=_left(end)):
+        if await takes(cluster, group, LOCK, anchor, timeout=time_left(end)):
             return await _nearest(cluster, group, LOCK, anchor, wanted, end)
     return wanted
 
 
 async def _most(cluster: Cluster, group: str, name: str, most: int, usual: int, end: float) -> int:
     """Return how high brokers take a number, up to *most*; *usual* where they take neither."""
-    if await takes(cluster, group, name, most, timeout=_left(end)):
+    if await takes(cluster, group, name, most, timeout=time_left(end)):
         return most
-    if not await takes(cluster, group, name, usual, timeout=_left(end)):
+    if not await takes(cluster, group, name, usual, timeout=time_left(end)):
         return usual
     return await _nearest(cluster, group, name, usual, most, end)
 
@@ -335,7 +335,7 @@ async def _nearest(cluster: Cluster, group: str, name: str, taken: int, refused:
     """Return the value next to *refused* that brokers take, as they take *taken*."""
     while abs(taken - refused) > 1:
         between = (taken + refused) // 2
-        if await takes(cluster, group, name, between, timeout=_left(end)):
+        if await takes(cluster, group, name, between, timeout=time_left(end)):
             taken = between
         else:
             refused = between
@@ -361,17 +361,17 @@ async def lease_of(cluster: Cluster, group: str, wanted: float, *, timeout: floa
         AuthorizationError: its settings may not be read.
         BrokerUnavailable: no answer within *timeout* seconds.
     """
-    end = _now() + timeout
-    found = {**await settings(cluster, group, timeout=_left(end)), **_known_of(cluster).latest(group)}
+    end = loop_time() + timeout
+    found = {**await settings(cluster, group, timeout=time_left(end)), **_known_of(cluster).latest(group)}
     if LOCK not in found:
         return None
     lock, asked = int(found[LOCK]), round(wanted * _SECOND)
     if lock == asked:
         return wanted
     try:
-        refused = not await takes(cluster, group, LOCK, asked, timeout=_left(end))
+        refused = not await takes(cluster, group, LOCK, asked, timeout=time_left(end))
         step = 1 if asked > lock else -1
-        same = refused and not await takes(cluster, group, LOCK, lock + step, timeout=_left(end))
+        same = refused and not await takes(cluster, group, LOCK, lock + step, timeout=time_left(end))
     except AuthorizationError:
         lowest, highest = 15_000, 60_000  # of brokers that are set up as usual
         same = min(max(asked, lowest), highest) == lock
@@ -387,14 +387,6 @@ async def lease_of(cluster: Cluster, group: str, wanted: float, *, timeout: floa
     return wanted
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
 def _soon(end: float) -> float:
     """Return for how long a group may be begun by what was seen of it: by then others may have worked in it and left."""
-    return min(_left(end), _FRESH)
-
-
-def _left(end: float) -> float:
-    return max(PAUSE, end - _now())
+    return min(time_left(end), _FRESH)

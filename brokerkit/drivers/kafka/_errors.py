@@ -229,11 +229,6 @@ def of_code(code: int, what: str, said: str | None = None) -> BrokerError:
     return error
 
 
-def code_of(error: BaseException) -> int | None:
-    """Return the code that a broker answered with, if *error* came of one."""
-    return next((inner.code for inner in _chain(error) if isinstance(inner, Refused)), None)
-
-
 def translate(error: BaseException, what: str, *, certificate: bool = False) -> BrokerError:
     """Return *error*, met in *what* ("connecting to h:9092"), as an error of ours, with the cause set.
 

@@ -295,7 +295,7 @@ class Fetcher:
                     self._cut(part, int(data.diverging_epoch.end_offset), int(data.log_start_offset))
                 else:
                     stable = int(data.last_stable_offset)
-                    moved = stable != part.end
+                    first, moved = part.end is None, stable != part.end
                     part.end = stable
                     part.busy = bool(data.records)
                     if self.purged is not None and data.log_start_offset > part.start:
@@ -305,7 +305,7 @@ class Fetcher:
                         found = arrived = True
                         self._keep(part, data.records, data.aborted_transactions)
                     elif moved:
-                        arrived = True
+                        found, arrived = found or first, True
         if arrived:
             self._told.arrived()
         return found
@@ -428,8 +428,10 @@ class _Lane:
             if not parts:
                 await self._rest(soon)
                 continue
+            # Whoever enters waits for the first answers: those say at once where everything ends.
+            wait = 0.0 if any(part.end is None for part in parts) else self._fetcher.wait
             try:
-                pause = await self._ask(parts, self._fetcher.wait if every and self._first is None else BRIEF)
+                pause = await self._ask(parts, wait if every and self._first is None else min(wait, BRIEF))
             except Exception as error:
                 failures += 1
                 self._note(error)
@@ -469,7 +471,7 @@ class _Lane:
         self.margin = max(MARGIN, self.margin / 2)
         if throttled > 0:
             return min(throttled, _THROTTLED)
-        return 0 if found or loop.time() >= begun + wait / 2 else PAUSE
+        return 0 if found or (wait and loop.time() >= begun + wait / 2) else PAUSE
 
     def _note(self, error: Exception) -> None:
         self._fetcher.note(error)

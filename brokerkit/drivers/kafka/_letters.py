@@ -22,7 +22,7 @@ from ..._tasks import finished
 from ...address import AnyDeadLetters, AnyQueue, AnyTopic, Topic, internal
 from ...driver import Receipt, Record, StoredRecord, redriven
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
-from ._cluster import PAUSE
+from ._cluster import PAUSE, loop_time, time_left
 from ._context import Context
 from ._cut import cut
 from ._look import Look, bounds
@@ -130,14 +130,14 @@ class Letters:
         """
         async with self._lock:
             info, log = await asyncio.gather(
-                self._cluster.topic(self.address.name, timeout=_left(until), fresh=fresh),
+                self._cluster.topic(self.address.name, timeout=time_left(until), fresh=fresh),
                 self._find_log(until, fresh=fresh),
                 return_exceptions=True,
             )
             if isinstance(info, BaseException):
                 raise info
             # First where the letters end, then what is gone: so nothing that is gone counts as there.
-            places = await bounds(self._cluster, info, (0,), timeout=_left(until))
+            places = await bounds(self._cluster, info, (0,), timeout=time_left(until))
             if info.id != self._of:
                 self._of = info.id
                 self._forget(None)
@@ -155,14 +155,14 @@ class Letters:
         if self._no_log and not fresh and self._cluster.known(self._log.name) is None:
             raise NotFound(self._log.name)
         try:
-            return await self._cluster.topic(self._log.name, timeout=_left(until), fresh=fresh)
+            return await self._cluster.topic(self._log.name, timeout=time_left(until), fresh=fresh)
         except NotFound:
             self._no_log = True
             raise
 
     async def _read(self, log: TopicInfo, until: float) -> None:
         """Read on in the log of what is gone."""
-        ((start, end),) = (await bounds(self._cluster, log, (0,), timeout=_left(until))).values()
+        ((start, end),) = (await bounds(self._cluster, log, (0,), timeout=time_left(until))).values()
         if log.id != self._seen or end < self._at:
             self._forget(log.id)
         self._begins = start
@@ -184,7 +184,7 @@ class Letters:
         if mark.of != self._of.hex:
             return
         if mark.claim is not None:
-            now = asyncio.get_running_loop().time()
+            now = loop_time()
             age = clock.current().time() - native.timestamp / 1000
             until = now + _ALIVE if age < _LONG_AGO else now
             self._claims[mark.by] = _Claim(native.offset, frozenset(mark.claim), until)
@@ -197,7 +197,7 @@ class Letters:
 
     def _claimed(self, offsets: Collection[int], before: int) -> set[int]:
         """Return those of *offsets* that are claimed *before* an offset of the log, by somebody who may be alive."""
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         self._claims = {by: claim for by, claim in self._claims.items() if claim.until > now}
         held: set[int] = set()
         for claim in self._claims.values():
@@ -220,7 +220,7 @@ class Letters:
 
     async def browse(self, limit: int, after: str | None) -> list[StoredRecord]:
         """Return *limit* letters behind position *after*."""
-        until = asyncio.get_running_loop().time() + TIMEOUT
+        until = loop_time() + TIMEOUT
         offset = -1 if after is None else self.offset_of(after)
         info = await self.look(until, fresh=after is None)
         look = Look(self._cluster, info, until, records=limit)
@@ -329,8 +329,8 @@ class Letters:
         """Write *mark* into the log of what is gone; return where."""
         record = Record(self._log, mark.by, _encoder.encode(mark), timestamp=clock.current().time())
         problem: BrokerError = BrokerUnavailable(f"{self._log.name} could not be written in time")
-        while asyncio.get_running_loop().time() < until:
-            (result,) = await self._outboxes.publish([record], _left(until))
+        while loop_time() < until:
+            (result,) = await self._outboxes.publish([record], time_left(until))
             if isinstance(result, Receipt):
                 place = parse_position(result.position or "", self._log.name)
                 assert place is not None
@@ -373,7 +373,7 @@ class Letters:
     ) -> None:
         if not pending:
             return
-        stored = await self._outboxes.copy([record for _, record in pending], _left(until))
+        stored = await self._outboxes.copy([record for _, record in pending], time_left(until))
         for (offset, _), result in zip(pending, stored, strict=True):
             error = None if isinstance(result, Receipt) else result
             # Where NotFound is said of a letter, it is the letter that is missing.
@@ -384,13 +384,13 @@ class Letters:
 
     async def purge(self) -> int:
         """Remove all letters and return how many."""
-        until = asyncio.get_running_loop().time() + TIMEOUT
+        until = loop_time() + TIMEOUT
         info = await self.look(until)
         count, end = self.count, self.end
         if not count:
             return 0
         try:
-            await cut(self._cluster, info, {0: end}, timeout=_left(until))
+            await cut(self._cluster, info, {0: end}, timeout=time_left(until))
         except AuthorizationError:  # they can be called gone without the right to delete them
             await self._note(Mark(info.id.hex, os.urandom(8).hex(), below=end), until)
             self._below = max(self._below, end)
@@ -404,14 +404,14 @@ class Letters:
         first = self.first
         try:
             if first - self.start >= _CUT or self.start < first == self.end:
-                await cut(self._cluster, info, {0: first}, timeout=_left(until))
+                await cut(self._cluster, info, {0: first}, timeout=time_left(until))
                 self.start = max(self.start, first)
             self._claimed((), 0)
             nothing = self._below <= self.start and max(self._gone, default=-1) < self.start
             if nothing and not self._claims and self._seen is not None and self._begins < self._at:
-                log = await self._cluster.topic(self._log.name, timeout=_left(until))
+                log = await self._cluster.topic(self._log.name, timeout=time_left(until))
                 if log.id == self._seen:
-                    await cut(self._cluster, log, {0: self._at}, timeout=_left(until))
+                    await cut(self._cluster, log, {0: self._at}, timeout=time_left(until))
                     self._begins = self._at
         except BrokerError as error:
             logger.debug("%s: what is gone stays on the disk: %s", self.address.name, error)
@@ -438,10 +438,6 @@ def _letter(letters: AnyDeadLetters, native: Native) -> StoredRecord:
 
 def _gone(text: str) -> NotFound:
     return NotFound(f"there is no letter {text}")
-
-
-def _left(until: float) -> float:
-    return max(PAUSE, until - asyncio.get_running_loop().time())
 
 
 def _runs(offsets: Iterable[int]) -> list[list[int]]:

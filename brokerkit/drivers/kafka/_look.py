@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from ...errors import BrokerUnavailable, PositionLost
-from ._cluster import PAUSE, Cluster
+from ._cluster import Cluster, time_left
 from ._offsets import EARLIEST, LATEST, look, offsets_at
 from ._records import Native
 from ._view import TopicInfo
@@ -100,6 +100,6 @@ async def bounds(
     until = loop.time() + timeout
     numbers = range(len(info.partitions)) if partitions is None else partitions
     starts = await offsets_at(cluster, info, dict.fromkeys(numbers, EARLIEST), timeout=timeout)
-    left = max(PAUSE, until - loop.time())
+    left = time_left(until)
     ends = await offsets_at(cluster, info, dict.fromkeys(numbers, LATEST), timeout=left)
     return {number: (starts[number][0], max(starts[number][0], ends[number][0])) for number in numbers}

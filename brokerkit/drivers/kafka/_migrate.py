@@ -21,7 +21,7 @@ from ...driver import Receipt, Record
 from ...errors import BrokerError, BrokerUnavailable, CapabilityError, ConfigError
 from .._log import Tracker
 from ._assign import Claim, Share
-from ._cluster import PAUSE, Cluster
+from ._cluster import PAUSE, Cluster, loop_time, time_left
 from ._context import Context
 from ._coordinator import OFFSETS, ask, commit_codes, commit_error, committed, moved
 from ._cut import cut
@@ -57,21 +57,21 @@ async def migrate(context: Context, queue: AnyQueue, *, timeout: float) -> None:
         BrokerUnavailable: it was not done within *timeout* seconds; it can be done again.
     """
     cluster, group = context.cluster, queue.name
-    end = _now() + timeout
+    end = loop_time() + timeout
     info = await cluster.topic(group, timeout=timeout, fresh=True)
-    if not await offered(cluster, group, timeout=_left(end)):
+    if not await offered(cluster, group, timeout=time_left(end)):
         raise CapabilityError(f"migrate: {context.settings.shown} has no share groups to move {queue!r} to")
-    found = await describe(cluster, group, timeout=_left(end))
+    found = await describe(cluster, group, timeout=time_left(end))
     if found is not None and found.engine == "classic":
         if found.members:
             raise _live(queue, len(found.members))
         await _empty(context, queue, info, end)
-        failed = (await delete_groups(cluster, [group], timeout=_left(end))).get(group)
+        failed = (await delete_groups(cluster, [group], timeout=time_left(end))).get(group)
         if isinstance(failed, ConfigError):
             raise _live(queue) from failed
         if failed is not None:
             raise failed
-    if await decide(cluster, queue, info, timeout=_left(end)) != "share":
+    if await decide(cluster, queue, info, timeout=time_left(end)) != "share":
         raise _live(queue)
 
 
@@ -90,8 +90,8 @@ async def _empty(context: Context, queue: AnyQueue, info: TopicInfo, end: float)
         # Nobody else is one meanwhile: who wants to waits for us.
         await _join(cluster, member, queue, end)
         numbers = range(len(info.partitions))
-        notes = await committed(cluster, queue.name, info.name, numbers, _left(end))
-        begins = await bounds(cluster, info, timeout=_left(end))
+        notes = await committed(cluster, queue.name, info.name, numbers, time_left(end))
+        begins = await bounds(cluster, info, timeout=time_left(end))
         highs: dict[int, int] = {}
         for number, note in notes.items():
             tracker = Tracker(begins[number][0]) if note is None else Tracker.decode(*note)
@@ -103,7 +103,7 @@ async def _empty(context: Context, queue: AnyQueue, info: TopicInfo, end: float)
             await _commit(cluster, member, number, tracker.high, end)
     finally:
         await _sign_off(cluster, member)
-    await cut(cluster, info, highs, timeout=_left(end))
+    await cut(cluster, info, highs, timeout=time_left(end))
 
 
 async def _copy(context: Context, queue: AnyQueue, info: TopicInfo, number: int, tracker: Tracker, end: float) -> None:
@@ -138,13 +138,13 @@ async def _copy(context: Context, queue: AnyQueue, info: TopicInfo, number: int,
 
 async def _store(context: Context, pending: list[Record], end: float) -> None:
     while pending:
-        results = await context.outboxes.copy(pending, _left(end))
+        results = await context.outboxes.copy(pending, time_left(end))
         failed = [
             (record, result) for record, result in zip(pending, results, strict=True) if not isinstance(result, Receipt)
         ]
         pending[:] = [record for record, _ in failed]
         for _, error in failed:
-            if not error.retryable or _now() > end:
+            if not error.retryable or loop_time() > end:
                 raise error
 
 
@@ -185,13 +185,13 @@ async def _check(cluster: Cluster, member: Member, queue: AnyQueue, end: float) 
 async def _commit(cluster: Cluster, member: Member, number: int, high: int, end: float) -> None:
     while True:
         answer = await ask(
-            cluster, member.group, member.commit({number: (high, "")}), timeout=min(_left(end), 6.0), line=OFFSETS
+            cluster, member.group, member.commit({number: (high, "")}), timeout=min(time_left(end), 6.0), line=OFFSETS
         )
         code = commit_codes(answer)[number]
         if code is ErrorCode.none:
             return
         error = commit_error(code, member.group, member.topic)
-        if code not in RETRY or code is ErrorCode.rebalance_in_progress or _now() > end:
+        if code not in RETRY or code is ErrorCode.rebalance_in_progress or loop_time() > end:
             raise error
         moved(cluster, member.group, code)
         await asyncio.sleep(PAUSE)
@@ -200,11 +200,11 @@ async def _commit(cluster: Cluster, member: Member, number: int, high: int, end:
 async def _ask(cluster: Cluster, member: Member, request: object, end: float) -> Any:
     """Return an answer that is no passing trouble of the coordinator's."""
     while True:
-        answer = await ask(cluster, member.group, request, timeout=_left(end), line=member)
+        answer = await ask(cluster, member.group, request, timeout=time_left(end), line=member)
         code = answer.error_code
         if code not in RETRY or code is ErrorCode.rebalance_in_progress:
             return answer
-        if _now() > end:
+        if loop_time() > end:
             raise of_code(int(code), f"READ on group {member.group}")
         moved(cluster, member.group, code)
         await asyncio.sleep(PAUSE)
@@ -219,11 +219,3 @@ async def _sign_off(cluster: Cluster, member: Member) -> None:
             except BrokerError as error:
                 logger.debug("group %s was not left: %s", member.group, error)
     cluster.drop(member)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _left(end: float) -> float:
-    return max(PAUSE, end - _now())

@@ -19,7 +19,7 @@ from ...address import AnyTopic
 from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound, PositionLost
 from ...policy import Start
 from ._answer import Decoded, records, split
-from ._cluster import PAUSE, Cluster
+from ._cluster import PAUSE, Cluster, time_left
 from ._errors import RETRY, STALE_LEADER, of_code
 from ._records import parse_position
 from ._view import TopicInfo
@@ -111,7 +111,7 @@ async def _of_leaders(
             break
         await asyncio.sleep(PAUSE)
         patience *= 2
-        info = await cluster.topic(info.name, timeout=max(PAUSE, end - loop.time()), fresh=True)
+        info = await cluster.topic(info.name, timeout=time_left(end), fresh=True)
         if info.id != id:
             raise NotFound(f"topic {info.name} was deleted and made again")
     first = min(left)
@@ -303,7 +303,7 @@ class _Asking:
     @property
     def left(self) -> float:
         """Seconds until the deadline."""
-        return max(PAUSE, self._end - asyncio.get_running_loop().time())
+        return time_left(self._end)
 
     async def all(self, when: int, isolation: int = COMMITTED) -> list[int]:
         """Return the first offset of each partition from *when* on."""

@@ -6,11 +6,10 @@ import asyncio
 import functools
 import logging
 import math
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 
 from ...address import AnyQueue, AnyTopic
 from ...driver import Delivery, Revoked, Settlement, Source
@@ -36,12 +35,8 @@ class Owner(Reader):
     def __init__(
         self, context: Context, address: AnyTopic | AnyQueue, source: Source, prefetch: int, revoked: Revoked
     ) -> None:
-        super().__init__(context, address, source, prefetch)
-        self._revoked = revoked
-        self._name = address.name
+        super().__init__(context, address, source, prefetch, revoked)
         self._copies: Copies[Lease] | None = None
-        self._telling: TaskGroup | None = None
-        """What tells the program of what it loses, while it is entered."""
 
     @property
     def claims(self) -> Mapping[int, Claim]:
@@ -57,18 +52,6 @@ class Owner(Reader):
     def owned_until(self) -> float:
         """Until when what it holds is certainly its own; an ephemeral reader owns nothing that others might take."""
         return math.inf if self._group is None else self._group.owned_until
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run something in the background, and say so if it breaks."""
-        try:
-            await work()
-        except BrokerError as error:
-            self.fail(error)
-        except Exception as error:
-            logger.exception("%s: reading has broken", self._name)
-            broken = BrokerError(f"the driver failed: {type(error).__name__}")
-            broken.__cause__ = error
-            self.fail(broken)
 
     # ------------------------------------------------------------------ settling
 
@@ -373,12 +356,6 @@ class Owner(Reader):
         )
         self._group.go_on()
         self._wake()
-
-    async def _tell(self, deliveries: Sequence[Delivery]) -> None:
-        try:
-            await self._revoked(deliveries)
-        except Exception:
-            logger.exception("the callback for revoked deliveries failed")
 
 
 def _unheld(lease: object) -> DeliveryLost | None:

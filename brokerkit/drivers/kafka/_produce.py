@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias, cast
 from kio.schema.produce.v9.response import ProduceResponse
 from kio.serial import entity_reader
 
-from ._api import SPOKEN, answer_at, framed
+from ._api import SPOKEN, answer_at, framed, varint
 
 Parts: TypeAlias = Sequence[tuple[int, bytes]]
 """Records by partition, each as a batch with its number."""
@@ -29,14 +29,14 @@ class Produce:
 
     def __init__(self, topics: Mapping[str, Parts], timeout: float) -> None:
         """Have the copies wait for each other for *timeout* seconds at most."""
-        pieces = [_START.pack(0, -1, int(timeout * 1000)), _varint(len(topics) + 1)]
+        pieces = [_START.pack(0, -1, int(timeout * 1000)), varint(len(topics) + 1)]
         add = pieces.append
         for topic, parts in topics.items():
             name = topic.encode()
-            pieces += (_varint(len(name) + 1), name, _varint(len(parts) + 1))
+            pieces += (varint(len(name) + 1), name, varint(len(parts) + 1))
             for partition, records in parts:
                 add(_PARTITION.pack(partition))
-                add(_varint(len(records) + 1))
+                add(varint(len(records) + 1))
                 add(records)
                 add(b"\0")
             add(b"\0")
@@ -55,14 +55,3 @@ class Produce:
     def read(self, frame: bytes, /) -> ProduceResponse:
         """Return what became of each batch."""
         return cast("ProduceResponse", _read(frame, answer_at(frame))[0])
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return bytes((number,))
-    digits = bytearray()
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
@@ -11,7 +10,7 @@ import msgspec
 from ...address import Address, AnyQueue, AnyTopic, Topic
 from ...policy import Start
 from .._log import Tracker
-from ._cluster import PAUSE
+from ._cluster import time_left
 from ._consumer import trackers
 from ._context import Context
 from ._coordinator import committed
@@ -61,14 +60,14 @@ async def progress(
         BrokerUnavailable: no answer until then.
     """
     cluster = context.cluster
-    info = await cluster.topic(address.name, timeout=_left(until), fresh=True)
+    info = await cluster.topic(address.name, timeout=time_left(until), fresh=True)
     numbers = range(len(info.partitions))
-    stored = await committed(cluster, group_id, info.name, numbers, _left(until))
+    stored = await committed(cluster, group_id, info.name, numbers, time_left(until))
     # Where the log ends is asked last: what was done meanwhile is never more than there is.
-    found = await bounds(cluster, info, timeout=_left(until))
+    found = await bounds(cluster, info, timeout=time_left(until))
     begin = {number: found[number][0] for number in numbers}
     if all(note is None for note in stored.values()) and start != Start.EARLIEST and isinstance(address, Topic):
-        begin = dict(enumerate(await resolve(cluster, address, start, timeout=_left(until))))
+        begin = dict(enumerate(await resolve(cluster, address, start, timeout=time_left(until))))
     own = trackers(context.readers, group_id)()
     known: dict[int, Tracker] = {}
     for number in numbers:
@@ -139,7 +138,3 @@ class Ages:
 def earliest(times: Iterable[float | None]) -> float | None:
     """Return the earliest of *times*, None if there is none."""
     return min((time for time in times if time is not None), default=None)
-
-
-def _left(until: float) -> float:
-    return max(PAUSE, until - asyncio.get_running_loop().time())

@@ -88,11 +88,10 @@ class Outboxes:
         if not records:
             return []
         end = self._now() + timeout
-        records = _routed(records)
         first = records[0].address
         for record in records:
-            if record.address is not first:
-                return await self._mixed(records, end, most)
+            if record.address is not first or record.delay >= TIERS[0]:
+                return await self._mixed([_routed(record) for record in records], end, most)
         return await self._one(first, records, end, most)
 
     async def _mixed(self, records: Sequence[Record], end: float, most: int) -> list[Result]:
@@ -237,16 +236,11 @@ class Outboxes:
             await asyncio.sleep(PAUSE)
 
 
-def _routed(records: Sequence[Record]) -> Sequence[Record]:
-    """Return *records*, those to which it applies as records of where they wait for their time."""
-    if all(record.delay < TIERS[0] for record in records):
-        return records
-    return [
-        msgspec.structs.replace(record, address=waiting_for(record.address))
-        if record.delay >= TIERS[0] and isinstance(record.address, Queue) and tiered(record.address)
-        else record
-        for record in records
-    ]
+def _routed(record: Record) -> Record:
+    """Return *record*, or the same as a record of where it waits for its time."""
+    if record.delay >= TIERS[0] and isinstance(record.address, Queue) and tiered(record.address):
+        return msgspec.structs.replace(record, address=waiting_for(record.address))
+    return record
 
 
 def _absent(address: Address) -> NotFound:

@@ -47,14 +47,16 @@ class QueueConsumer:
     async def __aenter__(self) -> Consumer:
         """Find out, or decide, by which kind of group the queue is served, and join it."""
         terms = await self._terms()
-        args = self._context, self._queue, self._source, self._prefetch, self._revoked
+        context, queue, prefetch, revoked = self._context, self._queue, self._prefetch, self._revoked
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._upkeep.of(self._queue))
             consumer: Consumer
             if terms is None:
-                consumer = await stack.enter_async_context(TopicConsumer(*args))
+                consumer = await stack.enter_async_context(
+                    TopicConsumer(context, queue, self._source, prefetch, revoked)
+                )
             else:
-                consumer = await stack.enter_async_context(ShareConsumer(*args, terms))
+                consumer = await stack.enter_async_context(ShareConsumer(context, queue, prefetch, revoked, terms))
             self._stack = stack.pop_all()
         return consumer
 

@@ -15,7 +15,7 @@ from ...driver import Backlog, StoredRecord
 from ...errors import AuthorizationError, ConfigError, NotFound
 from ...policy import Start
 from ._browse import Places, browse_records
-from ._cluster import PAUSE
+from ._cluster import PAUSE, time_left
 from ._consumer import purged
 from ._context import Context
 from ._create import create
@@ -73,12 +73,12 @@ class QueueAdmin:
 
         Who only publishes need not have any right on groups: whoever consumes first reserves it then.
         """
-        info = await create(self._cluster, queue, timeout=_left(until))
+        info = await create(self._cluster, queue, timeout=time_left(until))
         if not tiered(queue):
             return
-        await check_queue(self._cluster, queue, self._context.settings.shown, timeout=_left(until))
+        await check_queue(self._cluster, queue, self._context.settings.shown, timeout=time_left(until))
         try:
-            await decide(self._cluster, queue, info, timeout=_left(until))
+            await decide(self._cluster, queue, info, timeout=time_left(until))
         except AuthorizationError as error:
             logger.debug("%r: its first consumer decides what serves it: %s", queue, error)
 
@@ -90,12 +90,12 @@ class QueueAdmin:
         if not tiered(queue):
             return {}
         try:
-            if await engine_of(self._cluster, queue.name, timeout=_left(until)) == "share":
-                lease = await lease_of(self._cluster, queue.name, queue.lease, timeout=_left(until))
+            if await engine_of(self._cluster, queue.name, timeout=time_left(until)) == "share":
+                lease = await lease_of(self._cluster, queue.name, queue.lease, timeout=time_left(until))
                 return {} if lease is None else {"lease": lease}
         except AuthorizationError as error:
             logger.debug("%r: its lease is what it was made with: %s", queue, error)
-        kept = await lease_at_birth(self._cluster, queue, self._context.settings.shown, timeout=_left(until))
+        kept = await lease_at_birth(self._cluster, queue, self._context.settings.shown, timeout=time_left(until))
         return {} if kept is None else {"lease": kept}
 
     # ------------------------------------------------------------------ what is in it
@@ -122,8 +122,8 @@ class QueueAdmin:
         Raises:
             NotFound: there is no such queue.
         """
-        info = await self._cluster.topic(queue.name, timeout=_left(until), fresh=True)
-        group = await describe(self._cluster, queue.name, timeout=_left(until)) if tiered(queue) else None
+        info = await self._cluster.topic(queue.name, timeout=time_left(until), fresh=True)
+        group = await describe(self._cluster, queue.name, timeout=time_left(until)) if tiered(queue) else None
         if group is not None and group.engine == "share":
             return await self._left_of_share(info, group.members, until)
         found = await progress(self._context, queue, queue.name, Start.EARLIEST, until)
@@ -148,8 +148,10 @@ class QueueAdmin:
             looks += 1
             before = self._in_hand(info.name)
             numbers = range(len(info.partitions))
-            found = await places(self._cluster, info.name, info.name, numbers, timeout=_left(until))
-            left = self._less_own(info, found, await bounds(self._cluster, info, timeout=_left(until)), before, members)
+            found = await places(self._cluster, info.name, info.name, numbers, timeout=time_left(until))
+            left = self._less_own(
+                info, found, await bounds(self._cluster, info, timeout=time_left(until)), before, members
+            )
             # Of few it is worth knowing exactly how many, which needs a moment in which nothing comes or goes.
             if looks == _LOOKS or left.waiting > _FEW or (before == self._in_hand(info.name) and not before[1]):
                 return left
@@ -273,10 +275,6 @@ class QueueAdmin:
     async def _cut(self, info: TopicInfo, ends: Mapping[int, tuple[int, int]], until: float) -> int:
         """Remove everything; return how many records there were by then behind the *ends*."""
         # Above the position of a share group only everything may be removed: a log that begins within a batch stalls it.
-        begins = await cut(self._cluster, info, dict.fromkeys(ends, ALL), timeout=_left(until))
+        begins = await cut(self._cluster, info, dict.fromkeys(ends, ALL), timeout=time_left(until))
         purged(self._context.readers, info.name, begins)
         return sum(max(0, begin - ends[number][1]) for number, begin in begins.items())
-
-
-def _left(until: float) -> float:
-    return max(PAUSE, until - asyncio.get_running_loop().time())

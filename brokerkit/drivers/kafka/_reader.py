@@ -15,7 +15,7 @@ from collections.abc import Collection
 from typing import Final
 
 from ...address import AnyQueue, AnyTopic, Queue
-from ...driver import Delivery, Source
+from ...driver import Delivery, Revoked, Source
 from ...errors import BrokerError, Closed, ConfigError, PositionLost
 from ...events import Expired, PartitionPaused, PartitionResumed
 from ._claim import Claim, Lease, lease_of
@@ -23,6 +23,7 @@ from ._commit import Commits
 from ._context import Context
 from ._fetch import Fetcher
 from ._group import Group
+from ._life import Life
 
 logger = logging.getLogger("brokerkit")
 
@@ -33,11 +34,13 @@ END_LOOKS: Final = 0.2
 _AGAIN: Final = 0.2
 
 
-class Reader:
+class Reader(Life):
     """Hands out the records of the partitions in `_claims`."""
 
-    def __init__(self, context: Context, address: AnyTopic | AnyQueue, source: Source, prefetch: int) -> None:
-        self._context = context
+    def __init__(
+        self, context: Context, address: AnyTopic | AnyQueue, source: Source, prefetch: int, revoked: Revoked
+    ) -> None:
+        super().__init__(context, address, revoked)
         self._cluster = context.cluster
         self._address = address
         self._source = source
@@ -71,8 +74,6 @@ class Reader:
         self._until = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        self._error: BrokerError | None = None
-        self._entered = False
 
     def __repr__(self) -> str:
         partitions = sorted(self._claims)
@@ -86,12 +87,6 @@ class Reader:
         return (
             self._error or (None if group is None else group.problem) or (None if commits is None else commits.problem)
         )
-
-    def fail(self, error: BrokerError) -> None:
-        """Let `receive` raise *error* from now on."""
-        if self._error is None:
-            self._error = error
-            self._wake()
 
     def _doubtful(self) -> bool:
         """Return whether others may own everything by now: then nothing is handed out until the cluster has said."""

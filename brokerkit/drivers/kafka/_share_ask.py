@@ -12,7 +12,7 @@ from kio.schema.share_acknowledge.v2.response import ShareAcknowledgeResponse
 from kio.schema.share_fetch.v2.response import ShareFetchResponse
 from kio.serial import entity_reader
 
-from ._api import answer_at, framed
+from ._api import answer_at, framed, varint
 
 GAP, ACCEPT, RELEASE, REJECT, RENEW = range(5)
 """What may be said of a record; the first: that there is none at its offset."""
@@ -42,7 +42,7 @@ _END: Final = b"\0"
 
 def names(group: str, member: str) -> bytes:
     """Return what requests of *member* begin with."""
-    return b"".join(_varint(len(text) + 1) + text for text in (group.encode(), member.encode()))
+    return b"".join(varint(len(text) + 1) + text for text in (group.encode(), member.encode()))
 
 
 class ShareFetch:
@@ -71,7 +71,7 @@ class ShareFetch:
         """
         forgotten: tuple[bytes, ...] = (_NONE,)
         if forget:
-            forgotten = (_ONE, id.bytes, _varint(len(forget) + 1), *(_INDEX.pack(index) for index in forget), _END)
+            forgotten = (_ONE, id.bytes, varint(len(forget) + 1), *(_INDEX.pack(index) for index in forget), _END)
         self._body = b"".join((
             names,
             _FETCH.pack(epoch, round(wait * 1000), 1, size, records, records, _BY_RECORDS, False),
@@ -133,29 +133,15 @@ def _topics(id: uuid.UUID, parts: Iterable[tuple[int, Sequence[Said]]]) -> bytes
     count = 0
     for index, said in parts:
         count += 1
-        packed += (_INDEX.pack(index), _varint(len(said) + 1))
+        packed += (_INDEX.pack(index), varint(len(said) + 1))
         for first, last, types in said:
-            packed += (_RANGE.pack(first, last), _varint(len(types) + 1), types, _END)
+            packed += (_RANGE.pack(first, last), varint(len(types) + 1), types, _END)
         packed.append(_END)
     if not count:
         return _NONE
-    return b"".join((_ONE, id.bytes, _varint(count + 1), *packed, _END))
+    return b"".join((_ONE, id.bytes, varint(count + 1), *packed, _END))
 
 
 @cache
 def _reader(kind: Any) -> Any:
     return cast("Any", entity_reader(kind))
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return _SMALL[number]
-    packed = bytearray()
-    while number > 127:
-        packed.append(number & 127 | 128)
-        number >>= 7
-    packed.append(number)
-    return bytes(packed)
-
-
-_SMALL: Final = tuple(bytes([number]) for number in range(128))

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
-from types import TracebackType
-from typing import Any, Final, Self
+from collections.abc import Iterable
+from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 
-from ..._tasks import Hosted
 from ...address import AnyQueue
-from ...driver import Revoked, Source
-from ...errors import BrokerError, CapabilityError, NotFound
+from ...driver import Revoked
+from ...errors import BrokerError
 from ._context import Context
 from ._copies import Copies
 from ._engine import Terms
@@ -22,7 +19,6 @@ from ._rescue import Lease, Returns
 from ._share import Share
 from ._share_member import ShareMember
 from ._share_settle import ShareOwner
-from ._silence import watch
 
 logger = logging.getLogger("brokerkit")
 
@@ -40,16 +36,9 @@ _QUIET: Final = 1.0
 class ShareConsumer(ShareOwner):
     """A consumer of one queue, and its context manager."""
 
-    def __init__(
-        self, context: Context, queue: AnyQueue, source: Source, prefetch: int, revoked: Revoked, terms: Terms
-    ) -> None:
+    def __init__(self, context: Context, queue: AnyQueue, prefetch: int, revoked: Revoked, terms: Terms) -> None:
         super().__init__(context, queue, prefetch, terms, revoked)
-        self._source = source
         self._member = ShareMember(context.cluster, self._name, self._name, self.fail)
-        self._hosted: Hosted | None = None
-        self._entering: anyio.CancelScope | None = None
-        self._io: TaskGroup | None = None
-        """What talks to the cluster, until everything is stored."""
 
     def __repr__(self) -> str:
         return f"<ShareConsumer {self._name} in_flight={len(self._held)}>"
@@ -85,73 +74,9 @@ class ShareConsumer(ShareOwner):
 
     # ------------------------------------------------------------------ life
 
-    async def __aenter__(self) -> Self:
-        """Return when ready."""
-        if self._source.until_end:
-            raise CapabilityError(f"until_end is for topics; {self._queue!r} on kafka has no end")
-        self._hosted = Hosted(f"brokerkit {self!r}", self._host)
-        ready = False
-        try:
-            await self._hosted.__aenter__()
-            with anyio.CancelScope() as self._entering:
-                await self._enter()
-                ready = True
-            self._entering = None
-            if not ready and self._error is not None:
-                raise self._error
-        except BaseException:
-            self._entered = False
-            await self._hosted.__aexit__(None, None, None)
-            raise
-        self._context.readers[self] = None
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Hand back what is unsettled and leave the group."""
-        self._entered = False
-        self._wake()
-        self._context.readers.pop(self, None)
-        if self._hosted is not None:
-            await self._hosted.__aexit__(None, None, None)
-
-    def fail(self, error: BrokerError) -> None:
-        """Let `receive`, or entering, raise *error*."""
-        super().fail(error)
-        if self._entering is not None:
-            self._entering.cancel()
-
-    async def _host(self, started: asyncio.Future[None]) -> None:
-        """Run what belongs to it."""
-        assert self._hosted is not None
-        context = self._context
-        try:
-            async with anyio.create_task_group() as self._io:
-                async with anyio.create_task_group() as self._telling:
-                    self._telling.start_soon(watch, context.cluster, context.settings.session, self.fail)
-                    started.set_result(None)
-                    await self._hosted.stopping.wait()
-                    self._telling.cancel_scope.cancel()
-                self._telling = None
-                await self._leave()
-                self._io.cancel_scope.cancel()
-        finally:
-            self._io = self._telling = None
-            self._close()
-
-    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if self._io is not None:
-            self._io.start_soon(self._run, work)
-
     async def _enter(self) -> None:
         context, name = self._context, self._name
         timeout = context.settings.timeout
-        try:
-            await context.cluster.topic(name, timeout=timeout)
-        except NotFound as error:
-            text = f"{self._queue!r} does not exist on {context.settings.shown}; declare it"
-            raise NotFound(text) from error.__cause__
         self._spawn(self._member.run)
         # A group with a member is nothing that another process, which reserves it at the same moment, can set back.
         await self._member.join(timeout=timeout)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from kio.schema.alter_share_group_offsets.v0 import request as alter
-from kio.schema.describe_configs.v4 import request as configs
 from kio.schema.describe_groups.v5 import request as classic
 from kio.schema.describe_share_group_offsets.v1 import request as offsets
 from kio.schema.errors import ErrorCode
@@ -17,9 +15,10 @@ from kio.schema.incremental_alter_configs.v1 import request as incremental
 from kio.schema.share_group_describe.v1 import request as share
 
 from ...errors import AuthorizationError, BrokerError, ConfigError
-from ._cluster import PAUSE, Cluster
+from ._cluster import Cluster
+from ._configs import BROKER, GROUP, configs, insist
 from ._coordinator import persist
-from ._errors import RETRY, of_code
+from ._errors import of_code
 
 logger = logging.getLogger("brokerkit")
 
@@ -31,16 +30,12 @@ LIMIT: Final = "share.delivery.count.limit"
 WINDOW: Final = "share.partition.max.record.locks"
 ISOLATION: Final = "share.isolation.level"
 RENEW: Final = "share.renew.acknowledge.enable"
-_GROUP: Final = 32
-"""A group, among the kinds of things that have settings."""
-_BROKER: Final = 4
 _SET: Final = 0
 _UNSET: Final = 1
 _OURS: Final = (RESET, LOCK, LIMIT, WINDOW, RENEW, ISOLATION)
 
 # The generated schemas have number types of their own, which plain numbers satisfy.
 _alter: Any = alter
-_configs: Any = configs
 _classic: Any = classic
 _offsets: Any = offsets
 _incremental: Any = incremental
@@ -224,7 +219,7 @@ async def settings(cluster: Cluster, group: str, *, timeout: float) -> dict[str,
         AuthorizationError: they may not be read.
         BrokerUnavailable: no answer within *timeout* seconds.
     """
-    return await _settings(cluster, None, _GROUP, group, None, f"DESCRIBE_CONFIGS on group {group}", timeout)
+    return _values(await configs(cluster, GROUP, group, None, f"group {group}", timeout))
 
 
 async def settings_of_broker(cluster: Cluster, names: Sequence[str], *, timeout: float) -> dict[str, str]:
@@ -237,24 +232,11 @@ async def settings_of_broker(cluster: Cluster, names: Sequence[str], *, timeout:
     if not cluster.brokers:
         await cluster.refreshed(timeout)
     node = min(cluster.brokers)
-    return await _settings(cluster, node, _BROKER, str(node), names, "DESCRIBE_CONFIGS on the cluster", timeout)
+    return _values(await configs(cluster, BROKER, str(node), names, "the cluster", timeout, node))
 
 
-async def _settings(
-    cluster: Cluster, node: int | None, kind: int, name: str, wanted: Sequence[str] | None, what: str, timeout: float
-) -> dict[str, str]:
-    def code(answer: Any) -> Any:
-        return answer.results[0]
-
-    request = _configs.DescribeConfigsRequest(
-        resources=(
-            _configs.DescribeConfigsResource(
-                resource_type=kind, resource_name=name, configuration_keys=None if wanted is None else tuple(wanted)
-            ),
-        )
-    )
-    answer = await _of(cluster, node, request, code, what, timeout)
-    return {str(config.name): str(config.value) for one in answer.results for config in one.configs}
+def _values(found: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(config.value) for name, config in found.items()}
 
 
 async def set_one(
@@ -285,7 +267,7 @@ async def set_all(
     request = _incremental.IncrementalAlterConfigsRequest(
         resources=(
             _incremental.AlterConfigsResource(
-                resource_type=_GROUP,
+                resource_type=GROUP,
                 resource_name=group,
                 configs=tuple(
                     _incremental.AlterableConfig(
@@ -298,7 +280,7 @@ async def set_all(
         validate_only=trying,
     )
     try:
-        await _of(cluster, None, request, code, f"ALTER_CONFIGS on group {group}", timeout)
+        await insist(cluster, request, code, f"ALTER_CONFIGS on group {group}", timeout)
     except ConfigError as error:
         return error
     return None
@@ -317,24 +299,3 @@ async def forget(cluster: Cluster, group: str, *, timeout: float) -> None:
         await set_all(cluster, group, {name: None for name in _OURS if name in known}, timeout=timeout)
     except AuthorizationError as error:
         logger.debug("group %s: its settings stay: %s", group, error)
-
-
-async def _of(
-    cluster: Cluster, node: int | None, request: object, code: Callable[[Any], Any], what: str, timeout: float
-) -> Any:
-    """Return the answer of *node*, or of any broker; *code* picks what has an error code and what was said beside it.
-
-    Raises:
-        BrokerError: it is an error.
-    """
-    loop = asyncio.get_running_loop()
-    end = loop.time() + timeout
-    while True:
-        answer = await cluster.call(node, request, timeout=max(PAUSE, end - loop.time()))
-        one = code(answer)
-        if one.error_code is ErrorCode.none:
-            return answer
-        error = of_code(int(one.error_code), what, one.error_message)
-        if one.error_code not in RETRY or loop.time() > end:
-            raise error
-        await asyncio.sleep(PAUSE)

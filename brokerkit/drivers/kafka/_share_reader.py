@@ -14,16 +14,17 @@ import logging
 import math
 from asyncio import get_running_loop
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 from ...address import AnyQueue
-from ...driver import Delivery
-from ...errors import BrokerError, Closed, ConfigError
+from ...driver import Delivery, Revoked
+from ...errors import Closed, ConfigError
 from ...events import Expired
 from ...policy import LONE_DELIVERY
 from ._context import Context
 from ._engine import Terms
+from ._life import Life
 from ._records import due, record_of
 from ._rescue import Lease, Returns
 from ._share import Share
@@ -50,13 +51,12 @@ _LOOK: Final = 0.2
 """Seconds until it is looked again whether a record is certainly ours."""
 
 
-class ShareReader:
+class ShareReader(Life):
     """Sorts what a `Share` acquires, and hands it out."""
 
-    def __init__(self, context: Context, queue: AnyQueue, prefetch: int, terms: Terms) -> None:
-        self._context = context
+    def __init__(self, context: Context, queue: AnyQueue, prefetch: int, terms: Terms, revoked: Revoked) -> None:
+        super().__init__(context, queue, revoked)
         self._queue = queue
-        self._name = queue.name
         self._prefetch = prefetch
         self._terms = terms
         self._time = context.time
@@ -96,16 +96,7 @@ class ShareReader:
         """Since when nobody does."""
         self._patience = _ABSENT
         self._absence: asyncio.TimerHandle | None = None
-        self._error: BrokerError | None = None
-        self._entered = False
         self._leaving = False
-
-    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        raise NotImplementedError
-
-    def _fail_broken(self, error: Exception) -> None:
-        """Say that a defect has shown."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------ receiving
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any
-
-from anyio.abc import TaskGroup
+from collections.abc import Collection, Sequence
 
 from ...address import AnyQueue
 from ...driver import Delivery, Revoked, Settlement
@@ -27,11 +24,8 @@ class ShareOwner(ShareReader):
     """Settles what it hands out, and is told what is its own."""
 
     def __init__(self, context: Context, queue: AnyQueue, prefetch: int, terms: Terms, revoked: Revoked) -> None:
-        super().__init__(context, queue, prefetch, terms)
-        self._revoked = revoked
+        super().__init__(context, queue, prefetch, terms, revoked)
         self._copies: Copies[Lease] | None = None
-        self._telling: TaskGroup | None = None
-        """What tells the program of what it loses, while it is entered."""
 
     @property
     def owned_until(self) -> float:
@@ -181,12 +175,6 @@ class ShareOwner(ShareReader):
         if lost and self._telling is not None:
             self._telling.start_soon(self._tell, lost)
 
-    async def _tell(self, deliveries: Sequence[Delivery]) -> None:
-        try:
-            await self._revoked(deliveries)
-        except Exception:
-            logger.exception("the callback for revoked deliveries failed")
-
     def damaged(self, error: BrokerError) -> None:
         """Something cannot be read, by nobody: it is kept from being dropped, and everything else goes on."""
         logger.error("%s: %s", self._name, error)
@@ -207,29 +195,10 @@ class ShareOwner(ShareReader):
         """What `stalled` said of *partition* is over."""
         self._context.emit(PartitionResumed(address=self._name, partition=partition))
 
-    # ------------------------------------------------------------------ defects
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run something in the background, and say so if it breaks."""
-        try:
-            await work()
-        except BrokerError as error:
-            self.fail(error)
-        except Exception as error:
-            self._fail_broken(error)
-
-    def _fail_broken(self, error: Exception) -> None:
-        logger.error("%s: reading has broken", self._name, exc_info=error)
-        broken = BrokerError(f"the driver failed: {type(error).__name__}")
-        broken.__cause__ = error
-        self.fail(broken)
-
     def fail(self, error: BrokerError) -> None:
-        """Let `receive` raise *error* from now on."""
-        if self._error is None:
-            self._error = error
-            self._make_room()
-            self._wake()
+        """Let `receive`, or entering, raise *error* from now on."""
+        super().fail(error)
+        self._make_room()
 
 
 def _unheld(lease: object) -> DeliveryLost | None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
-
-from kio.schema.describe_configs.v4 import request as requests
-from kio.schema.errors import ErrorCode
+from typing import Any, Final
 
 from ...address import AnyQueue, AnyTopic
 from ...errors import AuthorizationError, SettingsMismatch
 from ...policy import MAX_BODY
-from ._cluster import PAUSE, Cluster
-from ._errors import RETRY, of_code
+from ._cluster import Cluster
+from ._configs import TOPIC, configs
 
 logger = logging.getLogger("brokerkit")
 
@@ -35,8 +31,6 @@ _WHY: Final = {
     _SIZE: "messages are lost when more of them wait",
     _POLICY: "messages are lost that have the same key",
 }
-_TOPIC: Final = 2
-"""A topic, among the kinds of things that have settings."""
 _OWN: Final = 1
 """Where a setting is from that was made for this topic."""
 
@@ -49,24 +43,7 @@ async def _settings_of(cluster: Cluster, name: str, names: Sequence[str], timeou
         NotFound: there is no such topic.
         BrokerUnavailable: no answer within *timeout* seconds.
     """
-    loop = asyncio.get_running_loop()
-    end = loop.time() + timeout
-    entity: Any = requests
-    request = entity.DescribeConfigsRequest(
-        resources=(
-            entity.DescribeConfigsResource(resource_type=_TOPIC, resource_name=name, configuration_keys=tuple(names)),
-        )
-    )
-    while True:
-        answer = await cluster.call(None, request, timeout=max(PAUSE, end - loop.time()))
-        (result,) = answer.results
-        code = cast("ErrorCode", result.error_code)
-        if code is ErrorCode.none:
-            return {str(config.name): config for config in result.configs}
-        error = of_code(int(code), f"DESCRIBE_CONFIGS on topic {name}", result.error_message)
-        if code not in RETRY or loop.time() > end:
-            raise error
-        await asyncio.sleep(PAUSE)
+    return await configs(cluster, TOPIC, name, names, f"topic {name}", timeout)
 
 
 async def retention_of(cluster: Cluster, topic: AnyTopic, shown: str, *, timeout: float) -> int:

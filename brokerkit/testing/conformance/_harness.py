@@ -211,11 +211,12 @@ class Harness:
         group: str = "workers",
         start: Start | None = None,
         prefetch: int = 100,
+        patient: bool = False,
     ) -> AbstractAsyncContextManager[Subscription[Any]]:
         """Subscribe by hand: to a queue, or as a member of *group* to a topic."""
         if isinstance(address, Topic):
-            return broker.subscribe(address, group=group, start=start, prefetch=prefetch)
-        return broker.subscribe(address, prefetch=prefetch)
+            return broker.subscribe(address, group=group, start=start, prefetch=prefetch, patient=patient)
+        return broker.subscribe(address, prefetch=prefetch, patient=patient)
 
     async def backlog(self, broker: Broker, address: Address, group: str = "workers") -> Backlog:
         """Return the backlog of a queue, of dead letters or of *group*."""

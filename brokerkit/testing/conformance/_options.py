@@ -41,6 +41,7 @@ OPTIONS: dict[str, Option] = {
     "subscribe.prefetch": BOTH,
     "subscribe.until_end": TOPIC,
     "subscribe.on_invalid": TOPIC,
+    "subscribe.patient": BOTH,
     "service.group": TOPIC,
     "service.start": TOPIC,
     "service.concurrency": BOTH,

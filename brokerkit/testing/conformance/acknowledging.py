@@ -287,6 +287,23 @@ class Acknowledging(Suite):
         with pytest.raises(Closed):
             await message.ack(confirm=True)
 
+    async def test_a_message_that_is_released_comes_again_as_if_for_the_first_time(
+        self, system: Harness, kind: Kind
+    ) -> None:
+        """A2: to whoever is there; neither an attempt nor a delivery is counted, and it is settled then as any other."""
+        address = system.address(kind)
+        async with system.connect() as broker, system.subscribe(broker, address) as messages:
+            await system.publish(broker, address, ["a", "b"])
+            for _ in range(12):  # more often than a message may be delivered without an outcome
+                for message in await system.take(messages, 2):
+                    assert (message.attempt, message.deliveries) == (1, 1)
+                    await message.release()
+                    with pytest.raises(AlreadySettled):
+                        await message.ack()
+            for message in await system.take(messages, 2):
+                await message.ack(confirm=True)
+            await system.nothing(messages)
+
 
 class Zombies(Suite):
     """A process that was believed dead settles what has long been somebody else's."""

@@ -71,6 +71,17 @@ class Naming(Suite):
                 async with system.subscribe(broker, system.address(kind, name)) as messages:
                     assert [m.value for m in await system.drain(messages)] == [f"for {name}"]
 
+    async def test_asking_whether_an_address_exists_creates_nothing(self, system: Harness, kind: Kind) -> None:
+        """V1: it does from its first use on, until it is deleted."""
+        address = system.address(kind)
+        async with system.connect() as broker, system.connect() as other:
+            assert not await other.exists(address)
+            assert not await other.exists(address)
+            await system.publish(broker, address, ["v"])
+            assert await other.exists(address)
+            await broker.delete(address)
+            assert not await other.exists(address)
+
     async def test_every_other_name_is_refused_before_any_io(self, system: Harness, kind: Kind) -> None:
         """V1, V3: by the address itself, without a broker."""
         make = Topic if kind == "topic" else Queue

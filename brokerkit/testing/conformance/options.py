@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from ..._plan import Plan
 from ...clock import current
 from ...errors import BrokerUnavailable, ConfigError, DecodeError
+from ...events import NothingSettled
 from ...message import Message
 from ...policy import EVERY_REPLICA, MAX_PREFETCH, Batch, RetryPolicy, Start
 from ._harness import Harness, Kind
@@ -154,16 +158,40 @@ class Options(Suite):
         address = system.address(kind)
         async with system.connect() as broker, system.subscribe(broker, address, prefetch=3) as messages:
             await system.publish(broker, address, [f"v{n}" for n in range(10)])
-            assert len(await system.take(messages, 3)) == 3
+            held = list(await system.take(messages, 3))
             await system.nothing(messages)
             assert messages.prefetch == 3
             messages.prefetch = 5
-            assert len(await system.take(messages, 2)) == 2
+            held += await system.take(messages, 2)
+            await system.nothing(messages)
+            messages.prefetch = 0  # nothing comes, also when nothing is in hand
+            for message in held:
+                await message.ack(confirm=True)
+            await system.nothing(messages)
+            messages.prefetch = 4
+            assert len(await system.take(messages, 4)) == 4
             await system.nothing(messages)
             for bad in (0, -1, MAX_PREFETCH + 1, 1.5):
                 with pytest.raises(ConfigError):
                     async with system.subscribe(broker, address, prefetch=bad):  # type: ignore[arg-type]
                         pass
+
+    async def test_subscribe_patient(self, system: Harness, kind: Kind) -> None:
+        """Of what is in hand for long a patient subscription says nothing, the other one does."""
+        patient, other = system.address(kind, "patient"), system.address(kind, "other")
+        plan = Plan if system.virtual else partial(Plan, lease=system.lease)
+        async with system.connect() as broker:
+            await system.publish(broker, patient, ["a"])
+            await system.publish(broker, other, ["a"])
+            with mock.patch("brokerkit._plans.Plan", plan):
+                async with (
+                    system.subscribe(broker, patient, prefetch=1, patient=True) as holding,
+                    system.subscribe(broker, other, prefetch=1) as forgetting,
+                ):
+                    await system.take(holding, 1)
+                    await system.take(forgetting, 1)
+                    await system.eventually(lambda: system.seen(NothingSettled), within=10 * system.lease + 120)
+            assert {event.address for event in system.seen(NothingSettled)} == {system.native(broker, other).name}
 
     async def test_subscribe_until_end(self, system: Harness, kind: Kind) -> None:
         """A reader ends after what was there on entering."""

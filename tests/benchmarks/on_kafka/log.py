@@ -40,18 +40,7 @@ class Log(Client):
             await super().fill()
 
     def found(self) -> Iterator[bytes]:
-        with _looking(self.job.url, "audit") as consumer:
-            ends = _ends(consumer, self.job.entity)
-            left = {partition: end for partition, end in ends.items() if end}
-            consumer.assign([_place(self.job.entity, partition, 0) for partition in left])
-            deadline = time.monotonic() + PATIENCE
-            while left and time.monotonic() < deadline:  # what has not come by then is missed
-                for message in consumer.consume(PAGE, 0.05):
-                    if message.error():
-                        raise OSError(str(message.error()))
-                    yield message.value() or b""
-                    if message.offset() + 1 >= left.get(message.partition(), 0):
-                        left.pop(message.partition(), None)
+        return messages(self.job.url, self.job.entity)
 
     def pending(self) -> int:
         with _looking(self.job.url, self.group) as consumer:
@@ -59,6 +48,22 @@ class Log(Client):
             places = consumer.committed([_place(self.job.entity, partition) for partition in ends], timeout=PATIENCE)
             # A partition of which nothing is committed has a negative offset.
             return sum(ends[place.partition] - max(0, place.offset) for place in places)
+
+
+def messages(url: str, topic: str) -> Iterator[bytes]:
+    """Yield all that *topic* has."""
+    with _looking(url, "audit") as consumer:
+        ends = _ends(consumer, topic)
+        left = {partition: end for partition, end in ends.items() if end}
+        consumer.assign([_place(topic, partition, 0) for partition in left])
+        deadline = time.monotonic() + PATIENCE
+        while left and time.monotonic() < deadline:  # what has not come by then is missed
+            for message in consumer.consume(PAGE, 0.05):
+                if message.error():
+                    raise OSError(str(message.error()))
+                yield message.value() or b""
+                if message.offset() + 1 >= left.get(message.partition(), 0):
+                    left.pop(message.partition(), None)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,309 @@
+"""The event loop of a process that is not async: one thread, shared by the blocking facade and by Celery."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from inspect import isawaitable
+from typing import Any, TypeVar, cast, overload
+
+import anyio
+
+T = TypeVar("T")
+
+_AGAIN = 0.1
+"""Seconds until a task that is still there is cancelled again: a cancellation that meets an answer may get lost."""
+
+_inherited: list[object] = []
+"""What a child process got by its fork, kept so that nothing of it is ever finalized: it is the parent's."""
+
+
+class Portal:
+    """The way into the loop, for other threads."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.stopped = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    @overload
+    def start_task_soon(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> Future[T]: ...
+    @overload
+    def start_task_soon(self, function: Callable[..., T], *args: object) -> Future[T]: ...
+    def start_task_soon(self, function: Callable[..., Any], *args: object) -> Future[Any]:
+        """Call *function* on the loop, and await what it returns if that can be; cancelling the future cancels it.
+
+        Raises:
+            RuntimeError: the loop has ended.
+        """
+        future: Future[Any] = Future()
+        self.loop.call_soon_threadsafe(self._begin, future, function, args)
+        return future
+
+    @overload
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T: ...
+    @overload
+    def call(self, function: Callable[..., T], *args: object) -> T: ...
+    def call(self, function: Callable[..., Any], *args: object) -> Any:
+        """Do the same, and return the result."""
+        return result(self.start_task_soon(function, *args))
+
+    def _begin(self, future: Future[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
+        if self.stopped.is_set():
+            future.cancel()
+        if future.cancelled():
+            return
+        task = self.loop.create_task(_carry_out(future, function, args))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+        def given_up(future: Future[Any]) -> None:
+            if future.cancelled():
+                with suppress(RuntimeError):  # the loop has ended, with all its tasks
+                    self.loop.call_soon_threadsafe(cancel, task)
+
+        future.add_done_callback(given_up)
+
+
+async def _carry_out(future: Future[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
+    try:
+        value = function(*args)
+        if isawaitable(value):
+            value = await value
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    except BaseException as error:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
+    else:
+        if future.set_running_or_notify_cancel():
+            future.set_result(value)
+
+
+def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel *task*, on its loop, until it has ended."""
+    if not task.done():
+        task.cancel()
+        task.get_loop().call_later(_AGAIN, cancel, task)
+
+
+def begin(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Return a task of *coroutine* that has begun already, where a plain one begins at the next turn of *loop*.
+
+    Not from inside of a task.
+    """
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+    held: list[asyncio.Handle] = []
+
+    def hold(callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, loop, context)
+        held.append(handle)
+        return handle
+
+    # A task announces its first step by call_soon(), once; other threads use call_soon_threadsafe().
+    own = vars(loop)
+    own["call_soon"] = hold
+    try:
+        task = loop.create_task(coroutine)
+    finally:
+        del own["call_soon"]
+    for handle in held:
+        handle._run()
+    return task
+
+
+_Started = Future[Portal]
+
+
+class LoopThread:
+    """An event loop in a thread that does not keep the process from ending; it runs while it has users."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: in the child of a fork the thread is the parent's."""
+        self._lock = threading.Lock()
+        self._users = 0
+        self._portal: Portal | None = None
+        self._thread: threading.Thread | _Native | None = None
+
+    def forked(self) -> None:
+        """Begin anew in a child process, and let nothing that it does reach the parent's connections."""
+        if self._portal is not None:
+            loop = self._portal.loop
+            _inherited.append((self._portal, self._thread, asyncio.all_tasks(loop)))
+            _let_go(loop)
+        self.forget()
+
+    def enter(self) -> Portal:
+        """Return the way into the loop, which runs until the last user left."""
+        with self._lock:
+            if self._portal is None:
+                started: _Started = Future()
+                if _green():
+                    self._thread = _Native(started)
+                else:
+                    self._thread = threading.Thread(target=_run, args=(started,), name="brokerkit loop", daemon=True)
+                self._thread.start()
+                self._portal = result(started)
+            self._users += 1
+            return self._portal
+
+    def leave(self) -> None:
+        """End the loop if this was its last user."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._portal is None or self._thread is None:
+                return
+            self._portal.loop.call_soon_threadsafe(self._portal.stopped.set)
+            self._thread.join()
+            self._portal = self._thread = None
+
+
+def _run(started: _Started, **options: object) -> None:
+    async def main() -> None:
+        portal = Portal(asyncio.get_running_loop())
+        started.set_result(portal)
+        await portal.stopped.wait()
+        for task in portal.tasks:
+            cancel(task)
+        if portal.tasks:
+            await asyncio.wait(portal.tasks)
+
+    anyio.run(main, backend="asyncio", backend_options=options)
+
+
+def _let_go(loop: asyncio.AbstractEventLoop) -> None:
+    """Put /dev/null in the place of every descriptor of *loop* in this process.
+
+    The connections are shared with the parent, and so is the list that epoll keeps of them: without this, a socket that the
+    child happens to close could be taken off the parent's list, and a server would see no end of a parent that was killed.
+    """
+    selector: Any = getattr(loop, "_selector", None)
+    if selector is None:
+        return
+    descriptors = list(selector.get_map() or ())
+    with suppress(AttributeError, OSError, ValueError):  # poll() and select() have none of their own
+        descriptors.append(selector.fileno())
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for descriptor in descriptors:
+            os.dup2(nothing, descriptor, inheritable=False)
+    finally:
+        os.close(nothing)
+
+
+# ---------------------------------------------------------------------- where gevent has patched the standard library
+
+
+def _green() -> bool:
+    """Tell whether threads are greenlets here: gevent has put its own into their place."""
+    monkey: Any = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def result(future: Future[T]) -> T:
+    """Return the result of *future*, which another thread sets; other greenlets go on meanwhile."""
+    if not _green():
+        return future.result()
+    while True:
+        try:
+            # With a timeout, as gevent takes a greenlet for stuck that waits for what no other greenlet does.
+            return future.result(3600)
+        except TimeoutError:
+            if future.done():
+                raise
+
+
+def acquire(lock: threading.Lock, timeout: float | None) -> bool:
+    """Acquire *lock*, which another thread releases, within *timeout* seconds; other greenlets go on meanwhile."""
+    if timeout is not None:
+        return lock.acquire(timeout=timeout)
+    if not _green():
+        return lock.acquire()
+    while not lock.acquire(timeout=3600):
+        pass
+    return True
+
+
+def _original(module: str, name: str) -> Any:
+    """Return what gevent has replaced."""
+    monkey: Any = sys.modules["gevent.monkey"]
+    return monkey.get_original(module, name)
+
+
+class _Native:
+    """A thread of the system where gevent makes greenlets of threads.
+
+    In a greenlet the loop would run in the thread of all other greenlets: to asyncio each of them would be inside of it.
+    """
+
+    def __init__(self, started: _Started) -> None:
+        self._started = started
+        self._ended: Future[None] = Future()
+
+    def start(self) -> None:
+        """Begin."""
+        _original("_thread", "start_new_thread")(self._main, ())
+
+    def _main(self) -> None:
+        try:
+            _run(self._started, loop_factory=_native_loop)
+        finally:
+            self._ended.set_result(None)
+
+    def join(self) -> None:
+        """Wait for the end."""
+        result(self._ended)
+
+
+def _native_loop() -> asyncio.AbstractEventLoop:
+    start: Any = _original("_thread", "start_new_thread")
+
+    class Loop(asyncio.SelectorEventLoop):
+        def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+            # The stock one begins a greenlet, which this thread would never come to.
+            future: asyncio.Future[Any] = self.create_future()
+
+            def settle(value: object, error: BaseException | None) -> None:
+                if not future.done():
+                    if error is None:
+                        future.set_result(value)
+                    else:
+                        future.set_exception(error)
+
+            def work() -> None:
+                value = failed = None
+                try:
+                    value = func(*args)
+                except Exception as error:
+                    failed = error
+                with suppress(RuntimeError):  # closed meanwhile
+                    self.call_soon_threadsafe(settle, value, failed)
+
+            start(work, ())
+            return future
+
+    epoll = hasattr(selectors, "EpollSelector") or "EpollSelector" in _saved("selectors")
+    return Loop(_original("selectors", "EpollSelector" if epoll else "DefaultSelector")())
+
+
+def _saved(module: str) -> dict[str, object]:
+    monkey: Any = sys.modules["gevent.monkey"]
+    return cast("dict[str, object]", monkey.saved.get(module, {}))
+
+
+LOOP = LoopThread()
+"""The one of this process."""
+os.register_at_fork(after_in_child=LOOP.forked)

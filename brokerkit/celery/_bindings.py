@@ -1,0 +1,193 @@
+"""Which durable queues are bound to which exchanges: kept in the broker, so that publishers elsewhere route as well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from kombu.transport.virtual.exchange import TopicExchange
+
+from ..broker import Broker
+from ..message import Message
+from ._follower import Follower
+from ._names import Names
+
+logger = logging.getLogger("brokerkit")
+
+ROUTES: Final = 10_000
+"""Routing keys whose queues are kept at hand."""
+FRESH: Final = 1.0
+"""Seconds for which what was read and is not followed is believed."""
+_topic_exchange: Any = TopicExchange(None)
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """A queue is bound to an exchange of *type* with a key, which for topics is a pattern."""
+
+    exchange: str
+    type: str
+    routing_key: str
+    queue: str
+
+
+class _Note(msgspec.Struct):
+    """One record of the topic of bindings."""
+
+    exchange: str
+    type: str
+    routing_key: str
+    queue: str
+    pattern: str | None = None
+    bound: bool = True
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(_Note).decode
+
+
+def pattern_of(type: str, routing_key: str) -> str | None:
+    """Return Kombu's regular expression for *routing_key* of a topic exchange, None for other types."""
+    return str(_topic_exchange.key_to_pattern(routing_key)) if type == "topic" else None
+
+
+def matches(type: str, key: str, routing_key: str) -> bool:
+    """Return whether what is published with *routing_key* goes to what is bound with *key*, as Kombu decides it."""
+    if type == "fanout":
+        return True
+    if type == "topic":
+        return _topic_exchange._match(_topic_exchange.key_to_pattern(key), routing_key) is not None
+    return key == routing_key
+
+
+class Bindings:
+    """The bindings of all durable queues: read as a whole once, then followed."""
+
+    def __init__(self, broker: Broker, names: Names) -> None:
+        self._broker = broker
+        self._names = names
+        self._lock = asyncio.Lock()
+        self._follower: Follower | None = None
+        self._bound: dict[str, set[Binding]] = defaultdict(set)
+        """By exchange."""
+        self._seen: set[Binding] = set()
+        """What the broker has, as far as it was read."""
+        self._mine: set[Binding] = set()
+        """What this process has bound: it is stored again if it gets lost."""
+        self._routes: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._read_at = -math.inf
+
+    # ------------------------------------------------------------------ asking
+
+    async def ready(self) -> None:
+        """Return when all bindings that were stored before are known."""
+        if self._follower is None or not self._follower.follows:
+            async with self._lock:
+                if self._follower is None or not self._follower.follows:
+                    follower = self._follow()
+                    await follower.open()
+                    self._follower = follower
+
+    async def _read(self) -> None:
+        """Return when all bindings are known, for now: who only binds its queues, as Celery's producers do, follows nothing."""
+        if self._follower is not None and self._follower.follows:
+            return
+        async with self._lock:
+            if time.monotonic() >= self._read_at + FRESH:
+                self._begin()
+                await self._follow().read_stored()
+                self._read_at = time.monotonic()
+
+    def _follow(self) -> Follower:
+        return Follower(self._broker, self._names.bindings, self._take, begin=self._begin, read=self._restore)
+
+    def route(self, exchange: str, routing_key: str) -> tuple[str, ...]:
+        """Return the queues to which *exchange* gives what is published with *routing_key*.  After `ready`."""
+        known = self._routes.get((exchange, routing_key))
+        if known is None:
+            bound = self._bound.get(exchange, ())
+            known = tuple(sorted({b.queue for b in bound if matches(b.type, b.routing_key, routing_key)}))
+            if len(self._routes) >= ROUTES:
+                self._routes.clear()
+            self._routes[exchange, routing_key] = known
+        return known
+
+    def of_exchange(self, exchange: str) -> list[Binding]:
+        """Return what is bound to *exchange*.  After `ready`."""
+        return list(self._bound.get(exchange, ()))
+
+    # ------------------------------------------------------------------ changing
+
+    async def bind(self, binding: Binding) -> None:
+        """Keep *binding*; return when everybody can know of it."""
+        await self._read()
+        self._mine.add(binding)
+        if binding not in self._seen:
+            await self._store(binding, bound=True)
+
+    async def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
+        """Forget the binding of *queue* to *exchange* with *routing_key*."""
+        await self._read()
+        for binding in self.of_exchange(exchange):
+            if (binding.routing_key, binding.queue) == (routing_key, queue):
+                await self._store(binding, bound=False)
+
+    async def drop(self, queue: str) -> None:
+        """Forget all bindings of *queue*, which is deleted."""
+        await self._read()
+        for exchange in list(self._bound):
+            for binding in self.of_exchange(exchange):
+                if binding.queue == queue:
+                    await self._store(binding, bound=False)
+
+    async def close(self) -> None:
+        """Follow no more."""
+        if self._follower is not None:
+            await self._follower.close()
+
+    async def _store(self, binding: Binding, *, bound: bool) -> None:
+        if not bound:
+            self._mine.discard(binding)
+        pattern = pattern_of(binding.type, binding.routing_key)
+        note = _Note(binding.exchange, binding.type, binding.routing_key, binding.queue, pattern, bound)
+        await self._broker.publish(self._names.bindings, _encode(note))
+        self._apply(note)
+
+    # ------------------------------------------------------------------ following
+
+    def _begin(self) -> None:
+        """Begin to read all over again: what is known stays meanwhile, as the last record of each binding counts."""
+        self._seen.clear()
+        self._routes.clear()
+
+    def _take(self, messages: Sequence[Message[bytes]]) -> None:
+        for message in messages:
+            try:
+                note = _decode(message.body)
+            except msgspec.DecodeError:
+                logger.warning("%s: %s is no binding", self._names.bindings.name, message.position)
+                continue
+            self._apply(note)
+
+    def _apply(self, note: _Note) -> None:
+        bound = self._bound[note.exchange]
+        # Whatever type it was bound with before: the last record counts.
+        before = {b for b in bound if (b.routing_key, b.queue) == (note.routing_key, note.queue)}
+        bound -= before
+        self._seen -= before
+        if note.bound:
+            binding = Binding(note.exchange, note.type, note.routing_key, note.queue)
+            bound.add(binding)
+            self._seen.add(binding)
+        elif not bound:
+            del self._bound[note.exchange]
+        self._routes.clear()
+
+    async def _restore(self) -> None:
+        for binding in self._mine - self._seen:
+            await self._store(binding, bound=True)

@@ -1,0 +1,47 @@
+"""A message between a queue and a consumer of Kombu."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ..message import Message
+from ._feed import Feed
+from ._mailboxes import Mailbox
+
+PUBLISHED: Final = "celery-published"
+"""The header of a copy that says when the message was published, in seconds since the epoch."""
+
+
+class Item:
+    """A message on its way to a consumer of Kombu: each is settled once, by its intake."""
+
+    __slots__ = ("box", "early", "feed", "message", "no_ack", "payload", "queue", "since")
+
+    def __init__(
+        self,
+        queue: str,
+        payload: dict[str, Any],
+        no_ack: bool,
+        feed: Feed | None,
+        message: Message[bytes] | None,
+        box: Mailbox | None,
+    ) -> None:
+        self.queue = queue
+        self.payload = payload
+        """What Kombu makes its message of."""
+        self.no_ack = no_ack
+        """Its consumer does not acknowledge: that is done when it is handed over."""
+        self.feed = feed
+        self.message = message
+        self.box = box
+        self.early = False
+        """Not due yet when it came."""
+        self.since = 0.0
+
+
+def published(message: Message[bytes]) -> float:
+    """Return when *message*, or what it is a copy of, was published, in seconds since the epoch."""
+    try:
+        return float(message.headers[PUBLISHED])
+    except (KeyError, ValueError):
+        return message.timestamp.timestamp()

@@ -1,0 +1,1 @@
+"""The applications whose workers the tests start."""

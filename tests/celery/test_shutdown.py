@@ -1,0 +1,130 @@
+"""What becomes of tasks when workers are told to end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Hire
+from .journal import now
+from .systems import LEASE
+from .workers import PATIENCE, Crew
+
+feature = pytest.mark.feature
+OPTIONS = {"lease": LEASE}
+
+
+@feature("shutdown")
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_warm_shutdown_finishes_what_runs_and_gives_the_rest_to_others(hire: Hire, gate: Path, pool: str) -> None:
+    crew = hire(options=OPTIONS, worker_prefetch_multiplier=8)
+    (first,) = crew.start("one", pool=pool, concurrency=1)
+    running = crew.send("until", str(gate)).id
+    crew.began(running, timeout=20)
+    waiting = [crew.send("nap").id for _ in range(6)]
+    if pool != "solo":  # which looks at nothing else while it has a task
+        crew.until(lambda: all(crew.of(id, "received") for id in waiting), 20, "not everything is fetched")
+    first.send(signal.SIGTERM)
+    crew.until(lambda: any(entry.what == "stopping" for entry in crew.journal.entries), 10, "it does not stop")
+    second = crew.start("two", concurrency=1, waiting=True)
+    gate.touch()
+    released = now()
+    first.wait()
+    assert first.process.returncode == 0, first.text()[-2000:]
+    crew.ready(*second)
+    ends = crew.ended(running, *waiting, timeout=20)
+    assert {end.state for end in ends} == {"SUCCESS"}
+    assert ends[0].by == "one@test"
+    assert max(end.at for end in ends) - max(released, second[0].started) < (LEASE + 5) * PATIENCE
+    time.sleep(0.5)
+    assert crew.runs([running, *waiting]) == dict.fromkeys([running, *waiting], 1)
+
+
+@feature("shutdown_idle")
+def test_an_idle_worker_has_ended_within_two_seconds(hire: Hire) -> None:
+    crew = hire(options=OPTIONS)
+    (worker,) = crew.start("one")
+    assert crew.send("add", 1, 1).get(timeout=20 * PATIENCE) == 2
+    assert worker.stop() < 2.0 * PATIENCE
+    assert worker.process.returncode == 0
+
+
+@feature("shutdown")
+def test_a_warm_shutdown_in_the_middle_of_much_work_repeats_and_loses_nothing(hire: Hire) -> None:
+    crew = hire(options=OPTIONS)
+    first, second = crew.start("one", "two")
+    sent = [crew.send("late_nap", 0.01, ignore_result=True).id for _ in range(300)]
+    crew.until(lambda: sum(bool(crew.of(id, "ended")) for id in sent) >= 60, 20, "tasks do not run")
+    first.stop()
+    crew.ended(*sent, timeout=30)
+    time.sleep(LEASE / 2)
+    assert set(crew.runs(sent).values()) == {1}
+    assert second.running
+
+
+@feature("shutdown_cold")
+def test_a_cold_shutdown_gives_late_tasks_that_run_to_others(hire: Hire, gate: Path) -> None:
+    crew = hire(options=OPTIONS)
+    (first,) = crew.start("one", concurrency=1)
+    result = crew.send("late_until", str(gate))
+    waiting = [crew.send("late_nap").id for _ in range(3)]
+    crew.began(result.id, timeout=20)
+    first.send(signal.SIGQUIT)
+    first.wait()
+    crew.start("two", concurrency=1)
+    assert crew.began(result.id, count=2, timeout=LEASE + 10)[1].by == "two@test"
+    gate.touch()
+    assert result.get(timeout=20 * PATIENCE) == "two@test"
+    crew.ended(*waiting, timeout=20)
+    assert crew.runs([result.id, *waiting]) == {result.id: 2} | dict.fromkeys(waiting, 1)
+
+
+@feature("shutdown_cold")
+def test_a_soft_shutdown_waits_for_what_runs(hire: Hire) -> None:
+    crew = hire(options=OPTIONS, worker_soft_shutdown_timeout=4)
+    (first,) = crew.start("one", concurrency=1)
+    result = crew.send("late_nap", 1.5)
+    crew.began(result.id, timeout=20)
+    first.send(signal.SIGQUIT)
+    first.wait(30)
+    assert [entry.state for entry in crew.of(result.id, "ended")] == ["SUCCESS"]
+    crew.start("two")
+    assert crew.send("add", 1, 1).get(timeout=20 * PATIENCE) == 2
+    time.sleep(LEASE + 1)
+    assert crew.runs([result.id]) == {result.id: 1}
+
+
+@feature("shutdown_cold")
+def test_a_soft_shutdown_gives_to_others_what_takes_too_long(hire: Hire, gate: Path) -> None:
+    crew = hire(options=OPTIONS, worker_soft_shutdown_timeout=1)
+    (first,) = crew.start("one", concurrency=1)
+    result = crew.send("late_until", str(gate))
+    crew.began(result.id, timeout=20)
+    first.send(signal.SIGQUIT)
+    first.wait()
+    crew.start("two")
+    assert crew.began(result.id, count=2, timeout=LEASE + 10)[1].by == "two@test"
+    gate.touch()
+    crew.until(lambda: result.state == "SUCCESS", 20, lambda: f"state {result.state}")
+
+
+@feature("shutdown", "inspect")
+def test_a_worker_that_is_told_to_from_far_away_ends(hire: Hire) -> None:
+    crew = hire(options=OPTIONS)
+    first, second = crew.start("one", "two")
+    crew.app.control.shutdown(destination=["one@test"])
+    first.wait()
+    assert second.running
+    assert crew.send("add", 1, 1).get(timeout=20 * PATIENCE) == 2
+
+
+def test_a_worker_leaves_no_process_behind(hire: Hire) -> None:
+    crew: Crew = hire(options=OPTIONS)
+    (worker,) = crew.start("one")
+    children = worker.children()
+    assert len(children) >= 2
+    worker.stop()
+    crew.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 5, f"{children} are left")
