@@ -54,7 +54,7 @@ end
 
 -- Give *element*, which has nobody to wait behind, to an idle consumer of queue E, so that it need not ask; return whether there
 -- was one.  It must have shown itself lately: what a process is given that stands still waits for the end of its lease.
-local function give(E, element)
+local function give(E, element, priorities)
   if #element > 8192 then return false end
   local name = redis.call('ZRANGE', E .. ':w', text(now - 1200), '(' .. text(WOKEN), 'BYSCORE', 'LIMIT', 0, 1)[1]
   if not name then return false end
@@ -62,7 +62,9 @@ local function give(E, element)
   local process, session = string.match(name, '^(.-)/(.*)$')
   if (expires > 0 and expires <= now) or not process then return false end
   if tonumber(redis.call('ZSCORE', E .. ':n', name) or 0) <= now then return false end
-  if redis.call('EXISTS', E .. ':r0', E .. ':x') > 0 then return false end
+  local lines = {E .. ':x'}
+  for p = 0, priorities - 1 do lines[p + 2] = E .. ':r' .. p end
+  if redis.call('EXISTS', unpack(lines)) > 0 then return false end
   local held, number = E .. ':h:' .. name, string.sub(element, 1, 6)
   redis.call('HSET', held, number, element)
   redis.call('ZREM', E .. ':w', name)

@@ -16,7 +16,7 @@ local pack = struct.pack
 local given = false
 if count == 1 then
   local element = pack('>I6I8', seq + 1, 0) .. ARGV[3]
-  given = found[4] == '1' and give(E, element)
+  given = give(E, element, tonumber(found[4] or 1))
   if not given then redis.call('RPUSH', KEYS[2], element) end
 else
   for first = 3, #ARGV, 500 do

@@ -1,23 +1,41 @@
--- What nearly every take is, without anything defined first: plain messages are there, nobody else waits, nothing is due.
--- Whatever else there may be is done by what follows this file.
+-- What nearly every take is, without anything defined first: plain messages are there, of the lowest priority alone, nobody else
+-- waits, nothing is due; or there is nothing at all.  Whatever else there may be is done by what follows this file.
 local quick, quickly = pcall(function()
   local E, name = KEYS[1], ARGV[1]
   local found = redis.call('HMGET', E, 'kind', 'priorities', 'lease')
-  if found[1] == 'q' and found[2] == '1' then
+  if found[1] == 'q' and ARGV[5] == '0' then
     local time = redis.call('TIME')
     local ms = time[1] * 1000 + math.floor(time[2] / 1000)
     local lease = tonumber(found[3] or 60) * 1000
     local deadline = tonumber(redis.call('ZSCORE', E .. ':n', name) or 0)
-    local at = string.format('%.0f', ms)
-    if deadline > 1 and deadline <= ms + lease
-      and redis.call('EXISTS', E .. ':x') == 0
-      and redis.call('ZCARD', E .. ':w') == tonumber(ARGV[4])
-      and #redis.call('ZRANGE', E .. ':d', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0
-      and (deadline > ms and #redis.call('ZRANGE', E .. ':n', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0)
-      and ARGV[5] == '0'
+    local beyond = {E .. ':x'}
+    for p = 1, tonumber(found[2] or 1) - 1 do beyond[p + 1] = E .. ':r' .. p end
+    local first = redis.call('ZRANGE', E .. ':n', 0, 0, 'WITHSCORES')
+    local due = redis.call('ZRANGE', E .. ':d', 0, 0, 'WITHSCORES')
+    if deadline > ms and deadline <= ms + lease
+      and redis.call('EXISTS', unpack(beyond)) == 0
+      and tonumber(first[2]) > ms
+      and (not due[2] or tonumber(due[2]) > ms)
     then
+      local listed, others = ARGV[4] == '1', redis.call('ZCARD', E .. ':w')
+      if listed then others = others - 1 end
       local room, line = tonumber(ARGV[2]), E .. ':r0'
-      local taken = redis.call('LRANGE', line, 0, math.min(room, 16) - 1)
+      local taken = others > 0 and {} or redis.call('LRANGE', line, 0, math.min(room, 16) - 1)
+      if #taken == 0 and (others <= 0 or redis.call('EXISTS', line) == 0) then
+        local known = tonumber(ARGV[6])
+        if (not known or redis.call('HLEN', E .. ':h:' .. name) == known)
+          and #redis.call('ZRANGE', E .. ':n', '+inf', string.format('%.0f', ms + lease + 1000), 'BYSCORE', 'REV', 'LIMIT', 0, 1) == 0
+        then
+          if deadline - ms < lease * 0.9 then
+            deadline = ms + lease
+            redis.call('ZADD', E .. ':n', string.format('%.0f', deadline), name)
+          end
+          if ARGV[3] == '1' then redis.call('ZADD', E .. ':w', string.format('%.0f', ms), name) end
+          local nearest = due[2] and tonumber(due[2]) - ms or -1
+          if first[1] ~= name and (nearest < 0 or tonumber(first[2]) - ms < nearest) then nearest = tonumber(first[2]) - ms end
+          return {deadline - ms, 0, 0, nearest, taken}
+        end
+      end
       local size = 0
       for i = 1, #taken do size = size + #taken[i] end
       if #taken == 16 and room > 16 and size <= 65536 then
@@ -47,7 +65,7 @@ local quick, quickly = pcall(function()
           deadline = ms + lease
           redis.call('ZADD', E .. ':n', string.format('%.0f', deadline), name)
         end
-        if ARGV[4] == '1' then redis.call('ZREM', E .. ':w', name) end
+        if listed then redis.call('ZREM', E .. ':w', name) end
         return {deadline - ms, 0, 0, 0, taken}
       end
     end

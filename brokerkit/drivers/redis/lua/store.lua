@@ -106,8 +106,8 @@ local function push_all(key, values)
 end
 
 local function finish_queue(q)
-  local line = q.ready[0]
-  if q.stored == 1 and q.priorities == 1 and line and give(q.key, line[1]) then
+  local _, line = next(q.ready)
+  if q.stored == 1 and line and give(q.key, line[1], q.priorities) then
     q.stored, q.ready = 0, {}
   end
   for priority, line in pairs(q.ready) do push_all(q.key .. ':r' .. priority, line) end
