@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Final
 
 import pytest
 from xdist.remote import Producer
@@ -17,19 +19,36 @@ SERVED = ("benchmarks", "celery", "conformance", "faults", "processes", "redis",
 """The folders whose tests need servers."""
 KAFKA = ("benchmarks", "celery", "conformance", "faults", "kafka", "processes", "servers")
 """The folders whose tests need Kafka."""
-TOGETHER = ("tests/faults/test_kafka_plays.py", "tests/typing/test_typing.py")
-"""Files whose tests share what takes long to make, or what is too heavy to be there twice: one process runs them all."""
-CREW = "tests/celery/test_crew_"
-"""Files whose tests share three workers of Celery on each system."""
+TOGETHER: Final = tuple(
+    re.compile(tests)
+    for tests in (
+        # Three workers of Celery on each system, and one with each pool.
+        r"tests/celery/test_crew_.*\[(redis|kafka)\b",
+        r"tests/celery/test_async_tasks\.py.*\[(\w+)-",
+        # Brokers of their own.
+        r"tests/faults/test_kafka_plays\.py",
+        r"tests/kafka/test_admin\.py::(test_topics_are_stored_as_often_as_asked_for)",
+        r"tests/kafka/test_connect\.py",
+        r"tests/servers/test_kafka_network\.py",
+        r"tests/servers/test_kafka_server\.py",
+        # What is built, or read by the type checkers.
+        r"tests/test_package\.py",
+        r"tests/typing/test_typing\.py",
+    )
+)
+"""Tests that share what takes long to make, or what is too heavy to be there twice.
+
+One process runs all that one of these finds, or that it finds with the same words in its group.
+"""
 RUN = pytest.StashKey[kafka.Run]()
 
 
 def scope(nodeid: str) -> str:
     """Return what tests with the same one are run by the same process for."""
-    path = nodeid.partition("::")[0]
-    if path.startswith(CREW):
-        return f"{CREW} {'kafka' if '[kafka' in nodeid else 'redis'}"
-    return path if path in TOGETHER else nodeid
+    for tests in TOGETHER:
+        if found := tests.match(nodeid):
+            return " ".join((tests.pattern, *found.groups()))
+    return nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

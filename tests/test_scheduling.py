@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import pytest
 
 from .conftest import TOGETHER, scope
 
+ROOT = Path(__file__).parent.parent
 
-def test_the_tests_of_some_files_run_in_one_process() -> None:
-    for path in TOGETHER:
-        assert (Path(__file__).parent.parent / path).is_file()
-        assert scope(f"{path}::test_a[x::y]") == scope(f"{path}::test_b")
-    assert scope("tests/test_package.py::test_a") != scope("tests/test_package.py::test_b")
+
+@pytest.mark.parametrize(
+    "one, another",
+    [
+        ("tests/typing/test_typing.py::test_a[x::y]", "tests/typing/test_typing.py::test_b"),
+        ("tests/celery/test_crew_tasks.py::test_a[kafka]", "tests/celery/test_crew_canvas.py::test_b[kafka]"),
+        ("tests/celery/test_async_tasks.py::test_a[solo-solo]", "tests/celery/test_async_tasks.py::test_b[solo-solo]"),
+    ],
+)
+def test_tests_that_share_what_is_heavy_run_in_one_process(one: str, another: str) -> None:
+    assert scope(one) == scope(another)
+
+
+@pytest.mark.parametrize(
+    "one, another",
+    [
+        ("tests/test_readme.py::test_a", "tests/test_readme.py::test_b"),
+        ("tests/typing/test_typing.py::test_a", "tests/test_package.py::test_a"),
+        ("tests/celery/test_crew_tasks.py::test_a[kafka]", "tests/celery/test_crew_tasks.py::test_a[redis]"),
+        (
+            "tests/celery/test_async_tasks.py::test_a[solo-solo]",
+            "tests/celery/test_async_tasks.py::test_a[async-async]",
+        ),
+        ("tests/celery/test_async_tasks.py::test_a", "tests/celery/test_async_tasks.py::test_b"),
+    ],
+)
+def test_all_others_are_free(one: str, another: str) -> None:
+    assert scope(one) != scope(another)
+
+
+def test_what_is_named_is_there() -> None:
+    for tests in TOGETHER:
+        path, _, test = tests.pattern.replace("\\.", ".").partition(".py")
+        (*found,) = ROOT.glob(path.partition(".*")[0] + "*.py")
+        assert found, tests.pattern
+        if name := re.search(r"test_\w+", test):
+            assert f"def {name[0]}(" in found[0].read_text(encoding="utf-8")
