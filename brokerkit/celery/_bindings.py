@@ -76,7 +76,9 @@ class Bindings:
         self._bound: dict[str, set[Binding]] = defaultdict(set)
         """By exchange."""
         self._seen: set[Binding] = set()
-        """What the broker has, as far as it was read."""
+        """What the broker has, as far as is known."""
+        self._readings: set[_Reading] = set()
+        self._following = _Reading(self)
         self._mine: set[Binding] = set()
         """What this process has bound: it is stored again if it gets lost."""
         self._routes: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -89,22 +91,36 @@ class Bindings:
         if self._follower is None or not self._follower.follows:
             async with self._lock:
                 if self._follower is None or not self._follower.follows:
-                    follower = self._follow()
+                    follower = self._follow(self._following)
                     await follower.open()
                     self._follower = follower
 
-    async def _read(self) -> None:
-        """Return when all bindings are known, for now: who only binds its queues, as Celery's producers do, follows nothing."""
-        if self._follower is not None and self._follower.follows:
-            return
-        async with self._lock:
-            if time.monotonic() >= self._read_at + FRESH:
-                self._begin()
-                await self._follow().read_stored()
-                self._read_at = time.monotonic()
+    async def _read(self, fresh: float = FRESH) -> None:
+        """Return when all bindings are known, for now: who only binds its queues, as Celery's producers do, follows nothing.
 
-    def _follow(self) -> Follower:
-        return Follower(self._broker, self._names.bindings, self._take, begin=self._begin, read=self._restore)
+        What was read less than *fresh* seconds ago is believed.
+        """
+        if self._follower is not None and self._follower.current:
+            return
+        asked = time.monotonic()
+        async with self._lock:
+            if self._read_at < asked and time.monotonic() >= self._read_at + fresh:
+                began = time.monotonic()
+                reading = _Reading(self)
+                try:
+                    reading.begin()
+                    await self._follow(reading).read_stored()
+                    reading.end()
+                finally:
+                    self._readings.discard(reading)
+                self._read_at = began
+
+    def _follow(self, reading: _Reading) -> Follower:
+        async def read() -> None:
+            reading.end()
+            await self._restore()
+
+        return Follower(self._broker, self._names.bindings, reading.take, begin=reading.begin, read=read)
 
     def route(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         """Return the queues to which *exchange* gives what is published with *routing_key*.  After `ready`."""
@@ -125,21 +141,26 @@ class Bindings:
 
     async def bind(self, binding: Binding) -> None:
         """Keep *binding*; return when everybody can know of it."""
-        await self._read()
+        if binding in self._mine:
+            # Bound again, as somebody may have deleted its queue meanwhile: that is looked up, and followed from now on.
+            await self.ready()
+            await self._read(0.0)
+        else:
+            await self._read()
         self._mine.add(binding)
         if binding not in self._seen:
             await self._store(binding, bound=True)
 
     async def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
         """Forget the binding of *queue* to *exchange* with *routing_key*."""
-        await self._read()
+        await self._read(0.0)
         for binding in self.of_exchange(exchange):
             if (binding.routing_key, binding.queue) == (routing_key, queue):
                 await self._store(binding, bound=False)
 
     async def drop(self, queue: str) -> None:
         """Forget all bindings of *queue*, which is deleted."""
-        await self._read()
+        await self._read(0.0)
         for exchange in list(self._bound):
             for binding in self.of_exchange(exchange):
                 if binding.queue == queue:
@@ -157,22 +178,10 @@ class Bindings:
         note = _Note(binding.exchange, binding.type, binding.routing_key, binding.queue, pattern, bound)
         await self._broker.publish(self._names.bindings, _encode(note))
         self._apply(note)
+        for reading in self._readings:
+            reading.stored(note)
 
     # ------------------------------------------------------------------ following
-
-    def _begin(self) -> None:
-        """Begin to read all over again: what is known stays meanwhile, as the last record of each binding counts."""
-        self._seen.clear()
-        self._routes.clear()
-
-    def _take(self, messages: Sequence[Message[bytes]]) -> None:
-        for message in messages:
-            try:
-                note = _decode(message.body)
-            except msgspec.DecodeError:
-                logger.warning("%s: %s is no binding", self._names.bindings.name, message.position)
-                continue
-            self._apply(note)
 
     def _apply(self, note: _Note) -> None:
         bound = self._bound[note.exchange]
@@ -184,10 +193,61 @@ class Bindings:
             binding = Binding(note.exchange, note.type, note.routing_key, note.queue)
             bound.add(binding)
             self._seen.add(binding)
-        elif not bound:
-            del self._bound[note.exchange]
+        else:
+            self._mine -= before  # whoever has unbound it did mean it
+            if not bound:
+                del self._bound[note.exchange]
         self._routes.clear()
 
     async def _restore(self) -> None:
         for binding in self._mine - self._seen:
             await self._store(binding, bound=True)
+
+
+class _Reading:
+    """One pass through all that is stored, which counts when it has ended: until then what was known stays.
+
+    So nothing is without a queue only because an older record, which said so, is read once more.
+    """
+
+    def __init__(self, bindings: Bindings) -> None:
+        self._bindings = bindings
+        self._notes: dict[tuple[str, str, str], _Note] | None = None
+        """The last record of each binding, while it reads."""
+        self._own: dict[tuple[str, str, str], _Note] = {}
+        """What this process has stored meanwhile, which may come behind the end."""
+
+    def begin(self) -> None:
+        """Begin to read all over again."""
+        self._notes, self._own = {}, {}
+        self._bindings._readings.add(self)
+
+    def take(self, messages: Sequence[Message[bytes]]) -> None:
+        """Learn from *messages*, at once or at the end."""
+        for message in messages:
+            try:
+                note = _decode(message.body)
+            except msgspec.DecodeError:
+                logger.warning("%s: %s is no binding", self._bindings._names.bindings.name, message.position)
+                continue
+            if self._notes is None:
+                self._bindings._apply(note)
+            else:
+                self._notes[_key(note)] = note
+
+    def stored(self, note: _Note) -> None:
+        """Note what this process has stored meanwhile."""
+        self._own[_key(note)] = note
+
+    def end(self) -> None:
+        """Let what was read count."""
+        bindings, notes = self._bindings, self._notes or {}
+        bindings._readings.discard(self)
+        self._notes = None
+        bindings._seen.clear()
+        for note in (notes | self._own).values():
+            bindings._apply(note)
+
+
+def _key(note: _Note) -> tuple[str, str, str]:
+    return note.exchange, note.routing_key, note.queue

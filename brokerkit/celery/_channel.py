@@ -15,7 +15,7 @@ from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
-from ..errors import Closed
+from ..errors import Closed, NotFound
 from . import _collect
 from ._bridge import MORE, Bridge
 from ._envelope import seal
@@ -167,15 +167,20 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         arguments = arguments or {}
         if isinstance(ttl := arguments.get("x-message-ttl"), (int, float)):
             self._ttl[name] = ttl / 1000
-        self.bridge.call(self._declare, name, durable, exclusive, auto_delete, arguments)
-        return queue_declare_ok_t(name, 0 if nowait else self._size(name), 0)
+        count = self.bridge.call(self._declare, name, durable, exclusive, auto_delete, arguments)
+        return queue_declare_ok_t(name, count, 0)
 
     async def _declare(
         self, queue: str, durable: bool, exclusive: bool, auto_delete: bool, arguments: Mapping[str, object]
-    ) -> None:
+    ) -> int:
         await self._exchanges.declare(
             queue, self.intake, durable=durable, exclusive=exclusive, auto_delete=auto_delete, arguments=arguments
         )
+        try:
+            return await self._exchanges.size(queue)
+        except NotFound:  # somebody has deleted it since it was declared here
+            await self._exchanges.restore(queue)
+            return 0
 
     def queue_bind(
         self,
@@ -188,8 +193,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Bind *queue* to *exchange*; a transient queue gets what is published afterwards."""
         exchange = exchange or "amq.direct"
         routing_key = routing_key or ""
-        if self.state.has_binding(queue, exchange, routing_key) and self._exchanges.lasting(queue):
-            return  # a transient queue that is declared again is another one, which is bound to nothing
+        # Whatever this connection has bound before: meanwhile the queue may have been deleted, by anybody, with its bindings.
         self.bridge.call(self._exchanges.bind, queue, exchange, self._type(exchange), routing_key)
         self.state.binding_declare(queue, exchange, routing_key, arguments)
 

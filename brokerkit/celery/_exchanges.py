@@ -167,10 +167,6 @@ class Exchanges:
 
     # ------------------------------------------------------------------ asking
 
-    def lasting(self, queue: str) -> bool:
-        """Tell whether *queue* was declared here as one of the broker.  Any thread may ask."""
-        return queue in self._durable
-
     async def exists(self, queue: str) -> bool:
         """Return whether *queue* is there."""
         if self.boxes.get(queue) is not None or queue in self._undecided:

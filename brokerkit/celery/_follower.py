@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 
 from .._redact import error_text
+from .._subscription import Subscription
 from .._tasks import Hosted
 from ..address import Topic
 from ..broker import Broker
@@ -44,12 +45,19 @@ class Follower:
         self._take = take
         self._begin = begin
         self._read = read
+        self._messages: Subscription[bytes] | None = None
+        """What it reads, when it has read what was stored before."""
         self._hosted = Hosted(f"brokerkit follower of {topic.name}", self._main)
 
     @property
     def follows(self) -> bool:
         """Whether it was opened and has not ended."""
         return self._hosted.task is not None and not self._hosted.task.done()
+
+    @property
+    def current(self) -> bool:
+        """Whether it reads right now: neither is its connection lost, nor does it wait to begin anew."""
+        return self.follows and self._messages is not None and not self._messages.intake.problems()
 
     async def open(self) -> None:
         """Return when whatever is published from now on is going to be taken."""
@@ -75,15 +83,18 @@ class Follower:
                     if not started.done():
                         started.set_result(None)
                     failures = 0
+                    self._messages = messages
                     while True:
                         self._give(await messages.receive(limit=AHEAD))
             except PositionLost as error:
+                self._messages = None
                 logger.warning("%s: messages were lost: %s", self._topic.name, error_text(error))
             except Closed:
                 return
             except BrokerError as error:
                 if not started.done():
                     raise
+                self._messages = None
                 failures += 1
                 wait = backoff(failures, longest=LONGEST_WAIT)
                 text = "%s: stopped reading, again in %.3g s: %s"

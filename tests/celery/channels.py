@@ -32,14 +32,14 @@ class Place:
     def __init__(self, name: Name, url: str, prefix: str) -> None:
         self.name: Name = name
         self.quiet = QUIET[name]
-        self._url = url
+        self.url = url
         self.prefix = prefix
         self._options = {"prefix": prefix}
 
     @asynccontextmanager
     async def process(self, **settings: Any) -> AsyncGenerator[Process]:
         """Give what one process of Celery has."""
-        async with brokerkit.connect(self._url, options=self._options) as broker, AsyncExitStack() as stack:
+        async with brokerkit.connect(self.url, options=self._options) as broker, AsyncExitStack() as stack:
             process = Process(self, broker, Exchanges(broker, self.name, {"lease": 2, **settings}))
             stack.push_async_callback(process.close)
             yield process

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from brokerkit import Service
-from brokerkit.celery import _mailboxes
+from brokerkit.celery import _bindings, _follower, _mailboxes
 from brokerkit.celery._envelope import Envelope, seal
 from brokerkit.celery._follower import Follower
 from brokerkit.celery._names import service_queue
@@ -135,7 +135,8 @@ async def test_mailboxes_leave_nothing_behind_in_the_process(here: Place, monkey
         boxes = process.exchanges.boxes
         await eventually(lambda: not boxes._boxes and not boxes._taps and not boxes._closing)
         gc.collect()
-        assert not [thing for thing in gc.get_objects() if type(thing) is Follower and thing.follows]
+        mine = [thing for thing in gc.get_objects() if type(thing) is Follower and thing._broker is process.broker]
+        assert not [follower for follower in mine if follower.follows]
 
 
 async def test_mailboxes_leave_nothing_behind_in_the_broker() -> None:
@@ -339,6 +340,72 @@ async def test_a_deleted_queue_is_gone_with_its_bindings(place: Place) -> None:
         assert await exchanges.table("x") == []
         await exchanges.publish(plain("a", "x", "k"))
         assert not await exchanges.exists("q")
+
+
+async def test_a_queue_that_another_process_has_deleted_is_bound_again_when_it_is_declared_again(place: Place) -> None:
+    async with place.process() as process, place.process() as other:
+        for n in range(2):  # the second time it knows by what it follows
+            await process.exchanges.declare("q", process)
+            await process.exchanges.bind("q", "x", "direct", "k")
+            await process.exchanges.publish(plain(f"{n} before", "x", "k"))
+            assert await bodies(await other.channel("q"), 1) == [f"{n} before"]
+            await other.channels.pop().intake.close()
+            await other.exchanges.delete("q")
+            await eventually_table(process.exchanges, "x", {})
+            await process.exchanges.restore("q")
+            await process.exchanges.bind("q", "x", "direct", "k")
+            await process.exchanges.publish(plain(f"{n} after", "x", "k"))
+            assert await bodies(await other.channel("q"), 1) == [f"{n} after"]
+            await other.channels.pop().intake.close()
+
+
+async def test_a_binding_that_another_process_takes_back_at_once_is_made_again(place: Place) -> None:
+    """What was read a moment ago is not believed by who binds once more."""
+    async with place.process() as process, place.process() as other:
+        await process.exchanges.declare("q", process)
+        await process.exchanges.bind("q", "x", "direct", "k")
+        await other.exchanges.unbind("q", "x", "k")
+        await process.exchanges.bind("q", "x", "direct", "k")
+        async with place.process() as producer:
+            assert [queue for _, _, queue in await producer.exchanges.table("x")] == ["q"]
+
+
+async def test_what_was_unbound_on_purpose_is_not_bound_again_by_who_reads_all_anew(here: Place) -> None:
+    async with here.process() as process, here.process() as other:
+        await process.exchanges.declare("q", process)
+        await process.exchanges.bind("q", "x", "direct", "k")
+        await other.exchanges.unbind("q", "x", "k")
+        bindings = process.exchanges._bindings
+        await bindings.ready()  # which stores again what was lost
+        assert bindings.of_exchange("x") == []
+        async with here.process() as producer:
+            assert await producer.exchanges.table("x") == []
+
+
+async def test_no_queue_is_without_its_binding_while_all_are_read_anew(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was unbound and bound again, so that one of the records in between says that it is not bound."""
+    monkeypatch.setattr(_follower, "AHEAD", 1)
+    async with here.process() as process:
+        bindings = process.exchanges._bindings
+        await process.exchanges.declare("q", process)
+        for _ in range(3):
+            await process.exchanges.bind("q", "x", "direct", "k")
+            await process.exchanges.unbind("q", "x", "k")
+        await process.exchanges.bind("q", "x", "direct", "k")
+        seen: list[object] = []
+        real = _bindings._Reading.take
+
+        def take(self: Any, messages: Any) -> None:
+            real(self, messages)
+            seen.append(bindings.route("x", "k"))
+
+        monkeypatch.setattr(_bindings._Reading, "take", take)
+        await bindings.close()
+        await bindings.ready()
+        assert len(seen) >= 7
+        assert set(seen) == {("q",)}
 
 
 async def test_the_table_of_an_exchange_is_what_kombu_expects(here: Place) -> None:
