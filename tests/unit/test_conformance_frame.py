@@ -332,18 +332,17 @@ def test_a_column_of_several_systems_needs_a_run_of_each(tmp_path: Path, monkeyp
     assert f"|  | {column.title} |" in promises.table(results)
 
 
-def test_a_run_notes_its_outcomes_and_begins_anew_in_each_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_appends_its_outcomes_to_those_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_text("of an earlier run\n", encoding="utf-8")
+    path.write_text("of another process\n", encoding="utf-8")
     monkeypatch.setenv("BROKERKIT_RESULTS", str(path))
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     run("test_good", "queue")
     with pytest.raises(AssertionError):
         run("test_fails", "topic")
     run("test_both")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    assert first == "of another process"
+    lines = [json.loads(line) for line in rest]
     assert [(line["test"], line["kinds"], line["ok"]) for line in lines] == [
         ("Sample.test_good", ["queue"], True),
         ("Sample.test_fails", ["topic"], False),

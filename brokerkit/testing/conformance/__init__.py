@@ -9,8 +9,8 @@ A driver's author writes a `Harness` (how to reach an empty system, how to kill 
 
 pytest collects the classes that `suite` returns; no plugin for asyncio is needed.  Under virtual time each test runs with
 several seeds of the event loop's order: ``BROKERKIT_SEEDS`` says how many, ``BROKERKIT_SEED`` picks a single one, and a
-failure prints the line that repeats it.  With ``BROKERKIT_RESULTS`` the outcomes are appended to that file, from which
-``python -m brokerkit.testing.conformance.promises`` writes the promise table.
+failure prints the line that repeats it.  With ``BROKERKIT_RESULTS`` the outcomes are appended to that file, which is to be
+removed before a run; from it ``python -m brokerkit.testing.conformance.promises`` writes the promise table.
 """
 
 from __future__ import annotations

@@ -226,9 +226,6 @@ def _sockets() -> set[str]:
     return found
 
 
-_recorded: set[str] = set()
-
-
 def _record(
     harness: type[Harness], group: type[Suite], test: Test, kind: Kind | None, seed: int, error: str, took: float
 ) -> None:
@@ -252,10 +249,7 @@ def _record(
         "error": error[:200],
         "took": round(took, 4),
     }
-    # The first line of a process begins a new run; processes of one run (pytest-xdist) add to one file.
-    fresh = path not in _recorded and "PYTEST_XDIST_WORKER" not in os.environ
-    _recorded.add(path)
-    with open(path, "w" if fresh else "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8") as file:  # in one write, as several processes append
         file.write(json.dumps(line) + "\n")
 
 
