@@ -28,7 +28,7 @@ POOLS: Final = {
 }
 """How the workers of a work are started; all else is as Celery has it by default."""
 FEED_AFTER: Final = 200_000_000
-"""Nanoseconds after which the first task of a latency is published."""
+"""Nanoseconds after the first task of a latency, with which its publisher connects, until the second one is published."""
 LATE: Final = 0.25
 """Seconds that second executions are given."""
 
@@ -87,9 +87,10 @@ class Program(Row):
 
     async def feed(self) -> None:
         def publish() -> None:
-            delay = self.task().delay
+            delay, numbers = self.task().delay, self.numbers()
+            delay(next(numbers), time.monotonic_ns())  # connects: what is late for that would be a burst
             begun = time.monotonic_ns() + FEED_AFTER
-            for number in self.numbers():
+            for number in numbers:
                 due = begun + number * 1_000_000_000 // RATE
                 time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
                 delay(number, time.monotonic_ns())
