@@ -24,10 +24,14 @@ PATIENCE := 1.5
 LONG := $(addprefix tests/kafka/test_,publish_faults.py fetch_faults.py)
 # What has a run of its own, or is not for every day.
 APART := $(addprefix --ignore=,$(WAITING) $(MORE) $(LONG))
+# Or each process of the tests, and of the workers that they start, would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help demo test test-all test-celery test-faults check bench mutants promises features servers clean lock pytest sample
+.PHONY: help demo test test-all test-celery test-faults check bench mutants promises features servers clean lock
+# Parts of these.
+.PHONY: pytest compile here there suites tables sample lint mypy pyright
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +41,13 @@ INSTALLED := $(VENV)/$(if $(filter redis%,$(URL)),.redis,$(if $(filter kafka%,$(
 demo: $(INSTALLED) ## Run the example service on real orders; URL=redis://... or kafka://... for another broker than memory://
 	@$(BIN)/python examples/orders.py $(URL)
 
-test: check pytest sample ## Run everything: lint, types, unit, conformance, examples, mutants
+# Runs the targets $(1) side by side.  What one of them prints comes in one piece, when it has ended.
+beside = $(MAKE) --no-print-directory --jobs --output-sync=target $(1)
+
+test: $(VENV)/.dev ## Run everything: lint, types, unit, conformance, examples, mutants
+	@$(call beside,compile lint mypy pyright)
+	@$(MAKE) --no-print-directory pytest
+	@$(MAKE) --no-print-directory sample
 
 test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 	@found=; for version in $(VERSIONS); do \
@@ -49,17 +59,34 @@ test-all: check ## The same on each Python of 3.11, 3.12 and 3.13 that is found
 	done; echo "passed on Python$$found"
 
 # Runs the tests $(2) in the manner $(1).  Real brokers are late on a machine that has many of them: what fails beside all others
-# runs once more, by itself; in one process of xdist's, since a process without it would begin the file of results anew.
-twice = $(BIN)/python -m pytest $(1) $(2) || { echo "once more, by itself, what has failed:"; \
-	$(BIN)/python -m pytest -n 1 --last-failed --last-failed-no-failures none $(2); }
+# runs once more, by itself.  What has failed is noted for each target, as several run at a time.
+twice = pytest="$(BIN)/python -m pytest --override-ini cache_dir=.pytest_cache/$@"; \
+	$$pytest $(1) $(2) || { echo "once more, by itself, what has failed:"; \
+	$$pytest --last-failed --last-failed-no-failures none $(2); }
 
 pytest: $(VENV)/.dev
 	@rm -f $(RESULTS) $(FEATURES)
+	@$(call beside,here)
+	@$(call beside,there suites)
+	@$(MAKE) --no-print-directory tables
+
+# All but what mostly waits.
+here: $(VENV)/.dev
 	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_CELERY_RESULTS=$(FEATURES); $(call twice,-n 8 --dist loadgroup,$(APART))
+
+there: $(VENV)/.dev
 	@export BROKERKIT_RESULTS=$(RESULTS) BROKERKIT_PATIENCE=$(PATIENCE); $(call twice,$(MANY),$(WAITING))
+
+suites: $(VENV)/.dev
+	@$(BIN)/python -m tests.celery.suites --short --jobs 6
+
+tables: $(VENV)/.dev
 	@$(BIN)/python -m brokerkit.testing.conformance.promises --check $(RESULTS) README.md
 	@$(BIN)/python -m tests.celery.features --check $(FEATURES) docs/celery.md
-	@$(BIN)/python -m tests.celery.suites --short --jobs 6
+
+# Once, before many processes do so at a time.
+compile: $(VENV)/.dev
+	@said=$$($(BIN)/python -m pytest --collect-only -qq $(APART) 2>&1) || { echo "$$said"; exit 1; }
 
 test-faults: $(VENV)/.dev ## Kill, freeze and cut off processes and servers, ROUNDS=1 times each, and break every byte
 	@BROKERKIT_FAULTS=$(ROUNDS) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults $(LONG)
@@ -86,10 +113,16 @@ sample: $(VENV)/.dev
 mutants: $(VENV)/.dev ## Plant faults and print which test catches each
 	@$(BIN)/python -m tests.mutants
 
-check: $(VENV)/.dev ## Lint, format, mypy --strict, pyright
+check: lint mypy pyright ## Lint, format, mypy --strict, pyright
+
+lint: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet || { echo "not formatted: run $(BIN)/ruff format"; exit 1; }
+
+mypy: $(VENV)/.dev
 	@$(BIN)/mypy
+
+pyright: $(VENV)/.dev
 	@$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 
 bench: $(VENV)/.bench ## Measure the speed on memory://, Redis and Kafka and of Celery, beside other libraries
