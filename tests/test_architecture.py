@@ -122,7 +122,7 @@ KAFKA = (
     ("kafka",),
 )
 CELERY = (
-    ("_collect", "_envelope", "_errors", "_feed", "_follower", "_hide", "_options"),
+    ("_collect", "_envelope", "_errors", "_feed", "_follower", "_hide", "_options", "_pace"),
     ("_names", "_running", "_url"),
     ("_bindings", "_tasks"),
     ("_mailboxes", "_revokes"),

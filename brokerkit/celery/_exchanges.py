@@ -167,6 +167,10 @@ class Exchanges:
 
     # ------------------------------------------------------------------ asking
 
+    def keeps(self, queue: str) -> bool:
+        """Tell whether *queue* was declared here as one of the broker, and not deleted here."""
+        return queue in self._durable
+
     async def exists(self, queue: str) -> bool:
         """Return whether *queue* is there."""
         if self.boxes.get(queue) is not None or queue in self._undecided:

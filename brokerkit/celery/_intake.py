@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Final, TypeAlias
 
@@ -22,6 +22,7 @@ from ._getting import Getting
 from ._item import Item, published
 from ._mailboxes import Mailbox
 from ._outcomes import Kind, Outcomes, copy
+from ._pace import Pace
 
 logger = logging.getLogger("brokerkit")
 
@@ -31,11 +32,6 @@ EARLY: Final = 1000
 """Messages of a channel that were handed out and are not due yet."""
 SURPLUS: Final = 0.25
 """Seconds for which what came without credit is kept for it; then others may have it."""
-WINDOW: Final = 0.05
-"""What is done in so many seconds is fetched ahead of the credit: a round trip for every few messages would be the limit."""
-AHEAD: Final = 128
-FEW: Final = 8
-"""A channel that does less than this in a window fetches nothing ahead: its messages may be long."""
 ACKED: Final = 10_000
 """Acknowledged messages that are kept in mind."""
 LEAVE: Final = 10.0
@@ -87,12 +83,8 @@ class Intake:
         self._preparing = asyncio.Lock()
         self._prepared = False
         self._timer: asyncio.TimerHandle | None = None
-        self._done = 0
-        """Messages that were settled in this window."""
-        self._began = 0.0
-        self._ahead = 0
-        """How much may be fetched for which there is no credit yet."""
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._pace = Pace()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -197,7 +189,7 @@ class Intake:
         for box, no_ack in self._boxes.values():
             if no_ack or len(out) < limit:
                 self._ring(box)
-        free = max(0, limit - len(out) + self._ahead - len(surplus)) if limit else 0
+        free = max(0, limit - len(out) + self._pace.ahead - len(surplus)) if limit else 0
         done: list[Feed] = []
         for feed in self._feeds.values():
             if feed.active:
@@ -212,21 +204,16 @@ class Intake:
             self._leave(feed)
 
     def _count(self, settled: int) -> None:
-        """Note that so many were settled, and find out how far ahead to fetch."""
-        now = asyncio.get_running_loop().time()
-        self._done += settled
-        past = now - self._began
-        if past >= WINDOW:
-            pace = round(self._done * WINDOW / past)
-            self._ahead = min(pace, AHEAD) if pace >= FEW else 0
-            self._done, self._began = 0, now
-            if self._ahead:
-                self._watch()
+        if self._pace.count(settled, asyncio.get_running_loop().time()):
+            self._watch()
 
     def _leave(self, feed: Feed) -> None:
-        task = asyncio.get_running_loop().create_task(self._close_feed(feed))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._keep(self._close_feed(feed))
+
+    def _keep(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _close_feed(self, feed: Feed) -> None:
         await self._outcomes.settled()
@@ -337,12 +324,34 @@ class Intake:
             del self._feeds[feed.queue]
         self._give_back([item for item in self._surplus if item.feed is feed])
         self._leave(feed)
-        self._fail(error)
+        if isinstance(error, NotFound) and feed.queue in self._wanted and self._exchanges.keeps(feed.queue):
+            logger.warning("queue %s: it has vanished, with all that was in it: it is made anew", feed.queue)
+            self._keep(self._restore(feed))
+        else:
+            self._fail(error)
+
+    async def _restore(self, lost: Feed) -> None:
+        """Read the queue of *lost* once more: whoever consumes it need not know, as what it has in hand goes on."""
+        queue = lost.queue
+        try:
+            await self._exchanges.restore(queue)
+            if queue not in self._wanted or queue in self._feeds:
+                return
+            feed = await self._read(queue, lost.address, lost.no_ack)
+        except BrokerError as error:
+            if queue in self._wanted:
+                self._fail(error)
+            return
+        if self._closed:
+            await feed.close()
+        else:
+            feed.active = queue in self._wanted  # else it is left by this
+            self._adjust()
 
     # ------------------------------------------------------------------ what is too much
 
     def _watch(self) -> None:
-        if self._timer is None and (self._surplus or self._ahead):
+        if self._timer is None and (self._surplus or self._pace.ahead):
             self._timer = asyncio.get_running_loop().call_later(SURPLUS, self._return_surplus)
 
     def _return_surplus(self) -> None:
@@ -486,7 +495,7 @@ class Intake:
             logger.warning("%r: what it did last is not stored after %g s: it comes again", self, LEAVE)
         try:
             async with asyncio.timeout(LEAVE / 3):
-                await asyncio.gather(*(feed.close() for feed in feeds), *self._leaving, return_exceptions=True)
+                await asyncio.gather(*(feed.close() for feed in feeds), *self._tasks, return_exceptions=True)
         except TimeoutError:
             logger.warning("%r: its queues are not left after %g s", self, LEAVE / 3)
         finally:

@@ -180,10 +180,32 @@ async def test_one_message_of_a_mailbox(here: Place) -> None:
         assert await channel.intake.get("box") is None
 
 
-async def test_a_queue_that_is_deleted_by_others_is_told(here: Place) -> None:
-    async with here.process() as process, here.process() as other:
-        channel = await process.channel("q")
+async def test_a_queue_that_others_delete_is_made_anew_and_read_on(place: Place) -> None:
+    async with place.process() as process, place.process() as other:
+        channel = await process.channel("q", prefetch=2)
+        await process.put("q", "a")
+        (running,) = await channel.take(1)
         await other.exchanges.delete("q")
+        await eventually_exists(process, "q")
+        await process.put("q", "b")
+        (item,) = await channel.take(1)
+        assert body_of(item) == "b"
+        channel.intake.ack([item, running])  # one of them was deleted with its queue
+        await process.put("q", "c", "d")
+        assert sorted(bodies(await channel.take(2))) == ["c", "d"]
+        assert not channel.failures
+
+
+async def eventually_exists(process: Process, queue: str) -> None:
+    async with asyncio.timeout(30):
+        while not await process.exchanges.exists(queue):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_queue_that_is_deleted_here_is_not_made_anew(here: Place) -> None:
+    async with here.process() as process:
+        channel = await process.channel("q")
+        await process.exchanges.delete("q")
         await eventually(lambda: channel.failures)
         assert isinstance(channel.failures[0], NotFound)
         await channel.intake.consume("q")

@@ -120,6 +120,22 @@ def test_workers_and_producers_go_on_when_the_broker_was_killed_under_load(hire:
     assert not verdict.findings, crew.report(f"{verdict.summary()}: {verdict.findings[:5]}")
 
 
+@feature("broker_restart")
+def test_a_worker_goes_on_when_its_queue_has_vanished(hire: Hire) -> None:
+    crew = hire()
+    (worker,) = crew.start("one")
+    running = crew.send("late_nap", 2)
+    crew.began(running.id)
+    with crew.app.connection_for_write() as connection:
+        connection.default_channel.queue_delete("jobs")
+    crew.until(lambda: "made anew" in worker.text(), 20, lambda: worker.text()[-2000:])
+    assert crew.send("add", 2, 2).get(timeout=20 * PATIENCE) == 4
+    crew.ended(running.id)
+    assert crew.send("add", 3, 3).get(timeout=20 * PATIENCE) == 6
+    assert worker.running
+    assert len(crew.of(running.id, "began")) == 1
+
+
 @feature("broker_absent")
 def test_a_worker_waits_for_a_broker_that_is_not_there_yet(hire: Hire, broker: Broker) -> None:
     crew = hire(url=broker.url)
