@@ -28,7 +28,10 @@ _topic_exchange: Any = TopicExchange(None)
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """A queue is bound to an exchange of *type* with a key, which for topics is a pattern."""
+    """A queue is bound to an exchange of *type* with a key, which for topics is a pattern.
+
+    Without a *queue* it says that transient queues read the exchange.
+    """
 
     exchange: str
     type: str
@@ -86,11 +89,16 @@ class Bindings:
 
     # ------------------------------------------------------------------ asking
 
+    @property
+    def follows(self) -> bool:
+        """Whether all bindings that were stored before are known, and later ones come by themselves."""
+        return self._follower is not None and self._follower.follows
+
     async def ready(self) -> None:
         """Return when all bindings that were stored before are known."""
-        if self._follower is None or not self._follower.follows:
+        if not self.follows:
             async with self._lock:
-                if self._follower is None or not self._follower.follows:
+                if not self.follows:
                     follower = self._follow(self._following)
                     await follower.open()
                     self._follower = follower
@@ -105,15 +113,18 @@ class Bindings:
         asked = time.monotonic()
         async with self._lock:
             if self._read_at < asked and time.monotonic() >= self._read_at + fresh:
-                began = time.monotonic()
-                reading = _Reading(self)
-                try:
-                    reading.begin()
-                    await self._follow(reading).read_stored()
-                    reading.end()
-                finally:
-                    self._readings.discard(reading)
-                self._read_at = began
+                await self._read_all()
+
+    async def _read_all(self) -> None:
+        began = time.monotonic()
+        reading = _Reading(self)
+        try:
+            reading.begin()
+            await self._follow(reading).read_stored()
+            reading.end()
+        finally:
+            self._readings.discard(reading)
+        self._read_at = began
 
     def _follow(self, reading: _Reading) -> Follower:
         async def read() -> None:
@@ -127,7 +138,7 @@ class Bindings:
         known = self._routes.get((exchange, routing_key))
         if known is None:
             bound = self._bound.get(exchange, ())
-            known = tuple(sorted({b.queue for b in bound if matches(b.type, b.routing_key, routing_key)}))
+            known = tuple(sorted({b.queue for b in bound if b.queue and matches(b.type, b.routing_key, routing_key)}))
             if len(self._routes) >= ROUTES:
                 self._routes.clear()
             self._routes[exchange, routing_key] = known
@@ -135,7 +146,16 @@ class Bindings:
 
     def of_exchange(self, exchange: str) -> list[Binding]:
         """Return what is bound to *exchange*.  After `ready`."""
-        return list(self._bound.get(exchange, ()))
+        return [binding for binding in self._bound.get(exchange, ()) if binding.queue]
+
+    def listened(self, exchange: str) -> str | None:
+        """Return the type of *exchange* if transient queues read it, or have read it.  After `ready`."""
+        return next((binding.type for binding in self._bound.get(exchange, ()) if not binding.queue), None)
+
+    async def look(self) -> None:
+        """Return when all bindings that were stored before are known for certain, those too that came just now."""
+        async with self._lock:
+            await self._read_all()
 
     # ------------------------------------------------------------------ changing
 
@@ -151,10 +171,16 @@ class Bindings:
         if binding not in self._seen:
             await self._store(binding, bound=True)
 
+    async def listen(self, exchange: str, type: str) -> None:
+        """Keep that transient queues read *exchange*, of which who publishes there would not know."""
+        binding = Binding(exchange, type, "", "")
+        if binding not in self._mine:
+            await self.bind(binding)
+
     async def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
         """Forget the binding of *queue* to *exchange* with *routing_key*."""
         await self._read(0.0)
-        for binding in self.of_exchange(exchange):
+        for binding in list(self._bound.get(exchange, ())):
             if (binding.routing_key, binding.queue) == (routing_key, queue):
                 await self._store(binding, bound=False)
 

@@ -113,6 +113,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         Raises:
             BrokerUnavailable, PublishUnknown, BufferFull: tried again by kombu, if it is told to.
             TooLarge: it is larger than the message system takes.
+            NotFound: a task that its exchange gives to no queue.
         """
         bridge = self.bridge
         properties = message["properties"]
@@ -223,6 +224,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Forget *exchange*, with its bindings."""
         for routing_key, _, queue in self.get_table(exchange):
             self.queue_unbind(queue, exchange, routing_key)
+        self.bridge.call(self._exchanges.forget, exchange)
         self.state.exchanges.pop(exchange, None)
 
     def get_table(self, exchange: str) -> list[tuple[str, str | None, str]]:

@@ -43,7 +43,7 @@ class Envelope(
 class Frame:
     """A message on its way out."""
 
-    __slots__ = ("body", "eta", "exchange", "priority", "routing_key", "task", "ttl", "type")
+    __slots__ = ("body", "eta", "exchange", "lasting", "priority", "routing_key", "task", "ttl", "type")
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Frame:
         ttl: float | None,
         priority: int,
         task: bool,
+        lasting: bool,
     ) -> None:
         self.exchange = exchange
         self.type = type
@@ -65,6 +66,8 @@ class Frame:
         self.ttl = ttl
         self.priority = priority
         self.task = task
+        self.lasting = lasting
+        """Whether its sender wants it to be kept: AMQP's delivery mode 2, Kombu's default."""
 
 
 def seal(message: Mapping[str, Any], exchange: str, type: str, routing_key: str, *, ttl: float | None = None) -> Frame:
@@ -91,7 +94,8 @@ def seal(message: Mapping[str, Any], exchange: str, type: str, routing_key: str,
     priority = properties.get("priority")
     if priority:
         priority = level(priority)
-    return Frame(exchange, type, routing_key, pack(message), eta, expires, priority or 0, task)
+    lasting = properties.get("delivery_mode") == 2
+    return Frame(exchange, type, routing_key, pack(message), eta, expires, priority or 0, task, lasting)
 
 
 def pack(message: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..address import Queue
 from ..broker import Broker
-from ..errors import BrokerUnavailable, TooLarge
+from ..errors import BrokerUnavailable, NotFound, TooLarge
 from ..message import Message
 from ..policy import MAX_BODY, MAX_DELAY, seconds
 from ._bindings import Binding, Bindings, pattern_of
@@ -34,7 +34,10 @@ THERE: Final = 60.0
 """Seconds for which that is believed."""
 _OID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Names of the queues of ``rpc://``: the id of who waits for results."""
-_NAMED_ONLY: Final = ("celeryev.", "bcast.")
+_EVENTS: Final = "celeryev."
+_NAMED_ONLY: Final = (_EVENTS, "bcast.")
+UNROUTED: Final = 1000
+"""Exchanges and keys that were warned about."""
 
 
 class Exchanges:
@@ -57,6 +60,8 @@ class Exchanges:
         self._ttls: dict[str, float] = {}
         """The ``x-message-ttl`` of queues, in seconds."""
         self._told = False
+        self._unrouted: set[tuple[str, str]] = set()
+        """Exchanges and routing keys without a queue that were warned about."""
 
     def __repr__(self) -> str:
         return f"<Exchanges {self.broker!r}>"
@@ -121,6 +126,8 @@ class Exchanges:
             await self._bindings.bind(Binding(exchange, type, routing_key, queue))
             return
         await self.boxes.bind(box, exchange, BoxBinding(type, routing_key))
+        if not (is_control(exchange) or queue.startswith(_EVENTS)):  # whoever sends there does not ask who listens
+            await self._bindings.listen(exchange, type)
         if type == "fanout" and is_control(exchange):
             self.revokes.serve(queue)
 
@@ -131,6 +138,11 @@ class Exchanges:
             self.boxes.unbind(box, exchange, routing_key)
         elif exchange:
             await self._bindings.unbind(exchange, routing_key, queue)
+
+    async def forget(self, exchange: str) -> None:
+        """Forget who listens to *exchange*, which is deleted."""
+        if exchange and not is_control(exchange):
+            await self._bindings.unbind(exchange, "", "")
 
     async def delete(self, queue: str) -> None:
         """Remove *queue* with what is in it and its bindings."""
@@ -212,9 +224,10 @@ class Exchanges:
         """Publish *frame*; return when it is stored wherever it goes.
 
         To the default exchange: in the queue that the routing key names, unless that is a transient one of any process, which
-        gets it through the exchange's topic.  A task always goes to a queue of the broker.
+        gets it through the exchange's topic.  A task always goes to a queue of the broker, or to whoever listens to a fanout.
 
         Raises:
+            NotFound: a task, which its exchange gives to no queue.
             BrokerError: it is not stored everywhere.
         """
         exchange, key = frame.exchange, frame.routing_key
@@ -224,15 +237,13 @@ class Exchanges:
             else:
                 await self._spread(frame, timeout)
             return
-        try:
-            async with asyncio.timeout(timeout):
-                await self._bindings.ready()
-        except TimeoutError as error:
-            text = f"the bindings of exchange {exchange!r} could not be read within {timeout:g} s: nothing is published"
-            raise BrokerUnavailable(text) from error
+        if not self._bindings.follows:
+            await self._in_time(self._bindings.ready(), exchange, timeout)
         if is_control(exchange):
             await self.revokes.note(frame.body, timeout)
         queues = self._bindings.route(exchange, key)
+        if not queues and (frame.task or frame.lasting):
+            queues = await self._look(frame, timeout)
         if not queues:
             await self._spread(frame, timeout)
             return
@@ -241,6 +252,38 @@ class Exchanges:
         for result in results:
             if result is not None:
                 raise result
+
+    async def _in_time(self, reading: Coroutine[Any, Any, None], exchange: str, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await reading
+        except TimeoutError as error:
+            text = f"the bindings of exchange {exchange!r} could not be read within {timeout:g} s: nothing is published"
+            raise BrokerUnavailable(text) from error
+
+    async def _look(self, frame: Frame, timeout: float) -> tuple[str, ...]:
+        """Return the queues of *frame*, for which there are none by what is known; see to it that this is not silent."""
+        exchange, key = frame.exchange, frame.routing_key
+        listened = self._bindings.listened(exchange)
+        told = (exchange, key) in self._unrouted
+        if listened == "fanout" or (listened and not frame.task):
+            return ()
+        if told and (listened or frame.type == "fanout" or not frame.task):
+            return ()
+        await self._in_time(self._bindings.look(), exchange, timeout)
+        queues = self._bindings.route(exchange, key)
+        listened = self._bindings.listened(exchange)
+        if queues or listened == "fanout":
+            return queues
+        lost = f"no queue is bound to exchange {exchange!r} with the routing key {key!r}"
+        if frame.task and listened is None and frame.type != "fanout":
+            raise NotFound(f"{lost}: the task is not published")
+        if not told and (frame.task or not listened):
+            if len(self._unrouted) >= UNROUTED:
+                self._unrouted.clear()
+            self._unrouted.add((exchange, key))
+            logger.warning("%s: what is published there is dropped, unless a transient queue takes it", lost)
+        return ()
 
     async def _store(self, name: str, frame: Frame, timeout: float) -> None:
         """Publish *frame* to the durable queue *name*."""
