@@ -219,25 +219,40 @@ class Mailboxes:
         """Bind *box*; return when whatever is published from now on comes to it."""
         if binding in box.bound.get(exchange, ()):
             return
-        tap = self._taps.get(exchange)
-        if tap is None:
-            tap = self._taps[exchange] = Tap(self._broker, self._names, exchange, self._heard)
-        tap.users += 1
+        tap = await self._tap(exchange)
         try:
-            async with tap.opening:
-                if not tap.follower.follows:
-                    await tap.follower.open()
             if self._boxes.get(box.name) is box:
                 box.bound[exchange].add(binding)
                 tap.boxes.add(box)
                 tap.changed()
-        except BaseException:
-            if self._taps.get(exchange) is tap:
-                del self._taps[exchange]  # a follower is opened once
-            raise
         finally:
             tap.users -= 1
             self._look(exchange, tap)
+
+    async def _tap(self, exchange: str) -> Tap:
+        """Return the one reader of *exchange*, which reads, with one user more."""
+        while True:
+            tap = self._taps.get(exchange)
+            if tap is None:
+                tap = self._taps[exchange] = Tap(self._broker, self._names, exchange, self._heard)
+            tap.users += 1
+            try:
+                async with tap.opening:
+                    if tap.follower.follows:
+                        return tap
+                    if self._taps.get(exchange) is tap:
+                        try:
+                            await tap.follower.open()
+                        except BaseException:
+                            if self._taps.get(exchange) is tap:
+                                del self._taps[exchange]  # a follower is opened once
+                            raise
+                        return tap
+                tap.users -= 1  # whoever opened it has failed
+            except BaseException:
+                tap.users -= 1
+                self._look(exchange, tap)
+                raise
 
     def unbind(self, box: Mailbox, exchange: str, routing_key: str) -> None:
         """Take a binding of *box* back."""

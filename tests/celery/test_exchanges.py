@@ -250,6 +250,41 @@ async def test_a_mailbox_ends_with_the_channels_that_have_declared_it(here: Plac
         assert not await exchanges.exists("q")
 
 
+@pytest.mark.parametrize("cancelled", ["who waits for it", "who opens it"])
+async def test_an_exchange_has_one_reader_whoever_gives_up_meanwhile(
+    here: Place, monkeypatch: pytest.MonkeyPatch, cancelled: str
+) -> None:
+    """With two of them a queue that is bound twice gets each message twice."""
+    opening, going_on = asyncio.Event(), asyncio.Event()
+    real = Follower.open
+
+    async def open_slowly(follower: Follower) -> None:
+        opening.set()
+        await going_on.wait()
+        await real(follower)
+
+    async with here.process() as process:
+        boxes = process.exchanges.boxes
+        box = boxes.declare("q", process, auto_delete=True)
+        monkeypatch.setattr(Follower, "open", open_slowly)
+        first, second, third = (
+            asyncio.ensure_future(boxes.bind(box, "x", _mailboxes.Binding("direct", key))) for key in "abc"
+        )
+        await opening.wait()
+        gives_up, *rest = [second, first, third] if cancelled == "who waits for it" else [first, second, third]
+        gives_up.cancel()
+        await asyncio.wait([gives_up])
+        rest.append(asyncio.ensure_future(boxes.bind(box, "x", _mailboxes.Binding("fanout", ""))))
+        going_on.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*rest)
+        await process.exchanges.publish(plain("once", "x", "c"))
+        await eventually(lambda: len(box))
+        await asyncio.sleep(here.quiet)
+        assert len(box) == 1
+        assert boxes._taps["x"].users == 0
+
+
 async def test_a_mailbox_that_nobody_reads_keeps_the_newest(
     here: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
