@@ -6,12 +6,13 @@ One version of each request, spoken by every broker from 3.1 on.  The schemas ar
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any, Final, Protocol, TypeAlias, cast
 
-from kio.index import load_response_from_request
 from kio.serial import entity_reader, entity_writer
 from kio.static.protocol import RequestPayload
 
@@ -52,10 +53,13 @@ OFFERED: Final[Mapping[int, tuple[str, int]]] = {
     92: ("DeleteShareGroupOffsets", 0),
 }
 """The same for what is spoken where the broker does: share groups, as Kafka has them from 4.2 on."""
+LOG_IN: Final[Mapping[int, tuple[str, int]]] = {17: ("SaslHandshake", 1), 36: ("SaslAuthenticate", 2)}
+"""The same for what is spoken where the URL has a password."""
 
 Versions: TypeAlias = Mapping[int, tuple[int, int]]
 """What a broker speaks: lowest and highest version by API key."""
 
+_versions: Final = dict((*SPOKEN.values(), *OFFERED.values(), *LOG_IN.values()))
 _CLIENT: Final = b"brokerkit"
 """What brokers are told that we are; their logs, metrics and quotas show it."""
 _HEAD: Final = struct.Struct(">ihhih")
@@ -92,6 +96,30 @@ def offers(versions: Versions) -> bool:
     )
 
 
+class _Schema:
+    """The entities of a request, or of its answer, imported when the first of them is asked for.
+
+    All of them take 3 MiB in every process that a pool forks, and no process asks for all.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        entity = getattr(import_module(self._module), name)
+        setattr(self, name, entity)
+        return entity
+
+
+def schema(name: str, kind: str = "request") -> Any:
+    """Return what has the entities of request *name*, in the version that is spoken; of its answer if *kind* is "response".
+
+    The schemas have number types of their own, which plain numbers satisfy.
+    """
+    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return _Schema(f"kio.schema.{words}.v{_versions[name]}.{kind}")
+
+
 @cache
 def _writer(kind: type[Any]) -> Callable[[Any, Any], None]:
     return cast("Callable[[Any, Any], None]", entity_writer(kind))
@@ -100,7 +128,8 @@ def _writer(kind: type[Any]) -> Callable[[Any, Any], None]:
 @cache
 def _answer(kind: type[Any]) -> tuple[bool, Callable[[bytes, int], Sized]]:
     """Return how the answer to a request is read: whether there may be tagged fields before it, and by what."""
-    response: Any = load_response_from_request(kind)
+    module = import_module(f"{kind.__module__.removesuffix('request')}response")
+    response = getattr(module, f"{kind.__name__.removesuffix('Request')}Response")
     return response.__header_schema__.__flexible__, cast("Callable[[bytes, int], Sized]", entity_reader(response))
 
 

@@ -6,12 +6,11 @@ import struct
 import uuid
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from kio.schema.fetch.v13.response import FetchResponse
 from kio.serial import entity_reader
 
-from ._api import answer_at, framed, varint
+from ._api import answer_at, framed, schema, varint
 
 _KEY, _VERSION = 1, 13
 _HEAD: Final = struct.Struct(">iiiibii")
@@ -64,4 +63,4 @@ class Fetch:
 
 @cache
 def _reader() -> Any:
-    return cast("Any", entity_reader(FetchResponse))
+    return entity_reader(schema("Fetch", "response").FetchResponse)

@@ -18,12 +18,11 @@ from typing import Any, Final, cast
 import anyio
 from anyio.abc import TaskGroup
 from kio.schema.errors import ErrorCode
-from kio.schema.find_coordinator.v3.request import FindCoordinatorRequest
 from kio.schema.metadata.v12.request import MetadataRequest, MetadataRequestTopic
 from kio.schema.types import TopicName
 
 from ...errors import BrokerError, BrokerUnavailable, Closed, NotFound
-from ._api import Request, offers
+from ._api import Request, offers, schema
 from ._connect import connect
 from ._errors import of_code
 from ._options import Settings
@@ -44,6 +43,7 @@ _GONE: Final = 0.3
 """Seconds for which brokers must say that a topic is gone: one alone may know less than others."""
 _LOOKING: Final = "looking"
 """Metadata is asked for on connections of its own: creating a topic, say, may hold up others for seconds."""
+_find_coordinator = schema("FindCoordinator")
 
 
 class _Line:
@@ -446,7 +446,7 @@ class Cluster:
             left = end - loop.time()
             if left <= 0:
                 raise BrokerUnavailable(f"group {group} has no coordinator on {self.settings.shown} at the moment")
-            answer = await self._call_any(FindCoordinatorRequest(key=group), left)
+            answer = await self._call_any(_find_coordinator.FindCoordinatorRequest(key=group), left)
             if answer.error_code is ErrorCode.none:
                 node = int(answer.node_id)
                 self.brokers.setdefault(node, (answer.host, int(answer.port)))

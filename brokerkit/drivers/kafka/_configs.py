@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from kio.schema.describe_configs.v4 import request as requests
 from kio.schema.errors import ErrorCode
 
+from ._api import schema
 from ._cluster import PAUSE, Cluster, loop_time, time_left
 from ._errors import RETRY, of_code
 
@@ -17,7 +17,7 @@ BROKER: Final = 4
 GROUP: Final = 32
 """The kinds of things that have settings."""
 
-_requests: Any = requests  # the generated schemas have number types of their own, which plain numbers satisfy
+_requests = schema("DescribeConfigs")
 
 
 async def configs(

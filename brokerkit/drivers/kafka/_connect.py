@@ -15,12 +15,10 @@ from typing import Any, Final
 
 from kio.schema.errors import ErrorCode as Code
 from kio.schema.metadata.v12.request import MetadataRequest
-from kio.schema.sasl_authenticate.v2.request import SaslAuthenticateRequest
-from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
 
 from ...errors import AuthenticationError, BrokerError, BrokerUnavailable, ConfigError
 from .._url import Secret
-from ._api import OLDEST, Asking, Hello, Request, check
+from ._api import OLDEST, Asking, Hello, Request, check, schema
 from ._errors import Unanswered, of_code, one_line, translate
 from ._options import MECHANISMS, Settings, address
 from ._sasl import exchange
@@ -32,6 +30,8 @@ _AGAIN: Final = 1.0
 """Seconds until a password is tried again that was refused; twice as many after each time.  Another one is tried at once."""
 _LONGEST: Final = 30.0
 _NO_TLS: Final = "; does this port speak TLS? kafka:// is without"
+_authenticate = schema("SaslAuthenticate")
+_handshake = schema("SaslHandshake")
 
 
 async def connect(settings: Settings, host: str, port: int) -> Wire:
@@ -186,7 +186,7 @@ class _Attempt:
         low, high = wire.versions.get(17, (0, -1))
         if not low <= 1 <= high:
             raise ConfigError(f"{self.what}: the broker takes no passwords; leave user name and password out")
-        answer = await self._ask(wire, Request(SaslHandshakeRequest(mechanism=mechanism)))
+        answer = await self._ask(wire, Request(_handshake.SaslHandshakeRequest(mechanism=mechanism)))
         if answer.error_code is Code.illegal_sasl_state:
             raise ConfigError(
                 f"{self.what}: this port takes no user name and password; leave them out, or take the port that does"
@@ -215,7 +215,7 @@ class _Attempt:
         lifetime = 0.0
         while said is not None:
             try:
-                answer = await self._ask(wire, Request(SaslAuthenticateRequest(auth_bytes=said)))
+                answer = await self._ask(wire, Request(_authenticate.SaslAuthenticateRequest(auth_bytes=said)))
             except Unanswered as error:
                 text = f"{self.what}: the broker hung up while user {username} logged in by {mechanism}"
                 raise BrokerUnavailable(text) from error.__cause__

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
-from kio.schema.describe_groups.v5 import request as describe
 from kio.schema.errors import ErrorCode
-from kio.schema.offset_commit.v8 import request as commit
-from kio.schema.offset_fetch.v7 import request as fetch
 
 from ...errors import BrokerError, BrokerUnavailable
+from ._api import schema
 from ._cluster import PAUSE, Cluster
 from ._errors import RETRY, STALE_COORDINATOR, of_code
 
@@ -25,10 +23,9 @@ _LIVE: Final = frozenset({
 })  # fmt: skip
 """Answers to a commit that is no member's, while there are members."""
 
-# The generated schemas have number types of their own, which plain numbers satisfy.
-_describe: Any = describe
-_commit: Any = commit
-_fetch: Any = fetch
+_describe = schema("DescribeGroups")
+_commit = schema("OffsetCommit")
+_fetch = schema("OffsetFetch")
 
 
 async def ask(cluster: Cluster, group: str, request: object, *, timeout: float, line: object) -> Any:

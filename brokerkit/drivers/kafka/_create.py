@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from kio.schema.create_topics.v7 import request as requests
 from kio.schema.errors import ErrorCode
 
 from ...address import Address, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
 from ...errors import AuthorizationError, BrokerError, BrokerUnavailable, ConfigError, NotFound
+from ._api import schema
 from ._cluster import PAUSE, Cluster
 from ._errors import of_code
 from ._share_group import offered
@@ -33,6 +33,7 @@ _TRY: Final = 5.0
 """Seconds that one call to create a topic may take."""
 _HEARD: Final = 2.0
 """Seconds in which brokers hear of a topic that was created."""
+_create_topics = schema("CreateTopics")
 
 
 async def partitions_of(cluster: Cluster, address: Address, *, timeout: float) -> int:
@@ -105,20 +106,20 @@ async def create(cluster: Cluster, address: Address, *, timeout: float) -> Topic
 
 async def _ask(cluster: Cluster, address: Address, timeout: float) -> BrokerError | None:
     """Ask for the topic; return why it may be missing still, where asking again makes sense."""
-    entity: Any = requests
     try:
         partitions = await partitions_of(cluster, address, timeout=timeout)
     except BrokerUnavailable as error:
         return error
-    request = entity.CreateTopicsRequest(
+    request = _create_topics.CreateTopicsRequest(
         topics=(
-            entity.CreatableTopic(
+            _create_topics.CreatableTopic(
                 name=address.name,
                 num_partitions=partitions,
                 replication_factor=cluster.settings.replication,
                 assignments=(),
                 configs=tuple(
-                    entity.CreatableTopicConfig(name=key, value=value) for key, value in _configs(address).items()
+                    _create_topics.CreatableTopicConfig(name=key, value=value)
+                    for key, value in _configs(address).items()
                 ),
             ),
         ),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
-from kio.schema.delete_records.v2 import request as requests
 from kio.schema.errors import ErrorCode
 
 from ...errors import BrokerError, BrokerUnavailable, NotFound
+from ._api import schema
 from ._cluster import PAUSE, Cluster, time_left
 from ._errors import RETRY, STALE_LEADER, of_code
 from ._view import TopicInfo
@@ -19,7 +19,7 @@ ALL: Final = -1
 """Everything that is there when the broker is asked."""
 _TRY: Final = 5.0
 """Seconds that one request may take."""
-_requests: Any = requests
+_requests = schema("DeleteRecords")
 
 
 async def cut(cluster: Cluster, info: TopicInfo, below: Mapping[int, int], *, timeout: float) -> dict[int, int]:

@@ -7,11 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from kio.schema.heartbeat.v4 import request as heartbeat
-from kio.schema.join_group.v7 import request as join_group
-from kio.schema.leave_group.v4 import request as leave_group
-from kio.schema.sync_group.v5 import request as sync_group
-
+from ._api import schema
 from ._assign import PROTOCOL, PROTOCOL_TYPE, Claim, Share, write_claim, write_share
 from ._coordinator import commit_request
 from ._hands import REBALANCE
@@ -19,11 +15,10 @@ from ._hands import REBALANCE
 _instances: set[tuple[str, str]] = set()
 """Group and name of the static members in this process."""
 
-# The generated schemas have number types of their own, which plain numbers satisfy.
-_heartbeat: Any = heartbeat
-_join_group: Any = join_group
-_leave_group: Any = leave_group
-_sync_group: Any = sync_group
+_heartbeat = schema("Heartbeat")
+_join_group = schema("JoinGroup")
+_leave_group = schema("LeaveGroup")
+_sync_group = schema("SyncGroup")
 
 
 class Member:

@@ -12,13 +12,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
 from kio.schema.errors import ErrorCode
-from kio.schema.fetch.v13.request import FetchPartition, FetchRequest, FetchTopic
-from kio.schema.list_offsets.v7.request import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 
 from ...address import AnyTopic
 from ...errors import BrokerError, BrokerUnavailable, ConfigError, NotFound, PositionLost
 from ...policy import Start
 from ._answer import Decoded, records, split
+from ._api import schema
 from ._cluster import PAUSE, Cluster, time_left
 from ._errors import RETRY, STALE_LEADER, of_code
 from ._records import parse_position
@@ -38,13 +37,8 @@ _TRY: Final = 3.0
 """Seconds that a broker has for an answer before its partitions' leaders are looked up anew; more each time."""
 _T = TypeVar("_T")
 
-# Of kio's numbers, which are classes of their own for type checkers only.
-_fetch: Any = FetchRequest
-_fetch_topic: Any = FetchTopic
-_fetch_partition: Any = FetchPartition
-_list: Any = ListOffsetsRequest
-_list_topic: Any = ListOffsetsTopic
-_list_partition: Any = ListOffsetsPartition
+_fetch = schema("Fetch")
+_list = schema("ListOffsets")
 
 
 class Looked(NamedTuple):
@@ -156,11 +150,15 @@ async def offsets_at(
     def request(info: TopicInfo, parts: Mapping[int, int]) -> Any:
         epochs = {place.index: place.epoch for place in info.partitions}
         partitions = tuple(
-            _list_partition(partition_index=index, current_leader_epoch=epochs.get(index, -1), timestamp=when)
+            _list.ListOffsetsPartition(
+                partition_index=index, current_leader_epoch=epochs.get(index, -1), timestamp=when
+            )
             for index, when in parts.items()
         )
-        return _list(
-            replica_id=-1, isolation_level=isolation, topics=(_list_topic(name=info.name, partitions=partitions),)
+        return _list.ListOffsetsRequest(
+            replica_id=-1,
+            isolation_level=isolation,
+            topics=(_list.ListOffsetsTopic(name=info.name, partitions=partitions),),
         )
 
     def read(answer: Any, parts: Mapping[int, int]) -> dict[int, tuple[int, int] | ErrorCode]:
@@ -197,7 +195,7 @@ async def look(
     def request(info: TopicInfo, parts: Mapping[int, int]) -> Any:
         epochs = {place.index: place.epoch for place in info.partitions}
         partitions = tuple(
-            _fetch_partition(
+            _fetch.FetchPartition(
                 partition=index,
                 current_leader_epoch=epochs.get(index, -1),
                 fetch_offset=offset,
@@ -205,12 +203,12 @@ async def look(
             )
             for index, offset in parts.items()
         )
-        return _fetch(
+        return _fetch.FetchRequest(
             max_wait=timedelta(),
             min_bytes=0,
             max_bytes=2**24,
             isolation_level=isolation,
-            topics=(_fetch_topic(topic_id=info.id, partitions=partitions),),
+            topics=(_fetch.FetchTopic(topic_id=info.id, partitions=partitions),),
             forgotten_topics_data=(),
         )
 

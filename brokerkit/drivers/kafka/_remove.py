@@ -7,13 +7,10 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, Final, cast
 
-from kio.schema.delete_groups.v2 import request as groups_requests
-from kio.schema.delete_topics.v5 import request as topics_requests
 from kio.schema.errors import ErrorCode
-from kio.schema.list_groups.v4 import request as list_requests
-from kio.schema.metadata.v12 import request as metadata_requests
 
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
+from ._api import schema
 from ._cluster import PAUSE, Cluster
 from ._errors import RETRY, STALE_COORDINATOR, of_code
 
@@ -23,12 +20,15 @@ _SOON: Final = 3.0
 """The same where brokers now and then owe an answer for good: about a group whose topic has just gone."""
 _AT_ONCE: Final = 100
 """Topics, or groups, in one request."""
+_delete_groups = schema("DeleteGroups")
+_delete_topics = schema("DeleteTopics")
+_list_groups = schema("ListGroups")
+_metadata = schema("Metadata")
 
 
 async def topics_like(cluster: Cluster, beginning: str, *, timeout: float) -> list[str]:
     """Return the topics that are seen whose names begin so."""
-    entity: Any = metadata_requests
-    request = entity.MetadataRequest(
+    request = _metadata.MetadataRequest(
         topics=None, allow_auto_topic_creation=False, include_topic_authorized_operations=False
     )
     answer = await cluster.call(None, request, timeout=timeout)
@@ -37,9 +37,8 @@ async def topics_like(cluster: Cluster, beginning: str, *, timeout: float) -> li
 
 async def groups_like(cluster: Cluster, beginning: str, *, timeout: float) -> list[str]:
     """Return the groups that are seen whose names begin so; brokers that do not answer are passed over."""
-    entity: Any = list_requests
     answers = await asyncio.gather(
-        *(_call(cluster, node, entity.ListGroupsRequest(), timeout) for node in list(cluster.brokers))
+        *(_call(cluster, node, _list_groups.ListGroupsRequest(), timeout) for node in list(cluster.brokers))
     )
     found = {str(group.group_id) for answer in answers if answer is not None for group in answer.groups}
     return sorted(group for group in found if group.startswith(beginning))
@@ -80,8 +79,7 @@ async def delete_topics(cluster: Cluster, names: Sequence[str], *, timeout: floa
 
 async def _delete_some(cluster: Cluster, names: Sequence[str], timeout: float) -> tuple[list[str], BrokerError | None]:
     """Delete topics, and return those for which it has to be asked again, and why."""
-    entity: Any = topics_requests
-    request = entity.DeleteTopicsRequest(topic_names=tuple(names), timeout=timedelta(seconds=timeout))
+    request = _delete_topics.DeleteTopicsRequest(topic_names=tuple(names), timeout=timedelta(seconds=timeout))
     answer = await cluster.call(cluster.controller, request, timeout=timeout)
     again: list[str] = []
     problem: BrokerError | None = None
@@ -99,12 +97,11 @@ async def _delete_some(cluster: Cluster, names: Sequence[str], timeout: float) -
 async def _gone(cluster: Cluster, names: Sequence[str], end: float) -> None:
     """Return when all brokers that answer have heard of it."""
     loop = asyncio.get_running_loop()
-    entity: Any = metadata_requests
     waiting = set(cluster.brokers)
     for start in range(0, len(names), _AT_ONCE):
-        request = entity.MetadataRequest(
+        request = _metadata.MetadataRequest(
             topics=tuple(
-                entity.MetadataRequestTopic(topic_id=None, name=name) for name in names[start : start + _AT_ONCE]
+                _metadata.MetadataRequestTopic(topic_id=None, name=name) for name in names[start : start + _AT_ONCE]
             ),
             allow_auto_topic_creation=False,
             include_topic_authorized_operations=False,
@@ -132,8 +129,7 @@ async def delete_groups(cluster: Cluster, names: Collection[str], *, timeout: fl
 
 async def _delete_group(cluster: Cluster, name: str, end: float) -> BrokerError | None:
     loop = asyncio.get_running_loop()
-    entity: Any = groups_requests
-    request = entity.DeleteGroupsRequest(groups_names=(name,))
+    request = _delete_groups.DeleteGroupsRequest(groups_names=(name,))
     problem: BrokerError = BrokerUnavailable(f"group {name} could not be deleted in time")
     while (left := end - loop.time()) > 0:
         try:

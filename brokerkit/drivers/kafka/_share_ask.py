@@ -6,13 +6,11 @@ import struct
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
-from kio.schema.share_acknowledge.v2.response import ShareAcknowledgeResponse
-from kio.schema.share_fetch.v2.response import ShareFetchResponse
 from kio.serial import entity_reader
 
-from ._api import answer_at, framed, varint
+from ._api import answer_at, framed, schema, varint
 
 GAP, ACCEPT, RELEASE, REJECT, RENEW = range(5)
 """What may be said of a record; the first: that there is none at its offset."""
@@ -89,7 +87,7 @@ class ShareFetch:
 
     def read(self, frame: bytes, /) -> Any:
         """Return the answer, as Kafka's schema has it."""
-        return _reader(ShareFetchResponse)(frame, answer_at(frame))[0]
+        return _reader("ShareFetch")(frame, answer_at(frame))[0]
 
 
 class ShareAcknowledge:
@@ -114,7 +112,7 @@ class ShareAcknowledge:
 
     def read(self, frame: bytes, /) -> Any:
         """Return the answer, as Kafka's schema has it."""
-        return _reader(ShareAcknowledgeResponse)(frame, answer_at(frame))[0]
+        return _reader("ShareAcknowledge")(frame, answer_at(frame))[0]
 
 
 def acknowledged(answer: Any) -> dict[int, int]:
@@ -143,5 +141,5 @@ def _topics(id: uuid.UUID, parts: Iterable[tuple[int, Sequence[Said]]]) -> bytes
 
 
 @cache
-def _reader(kind: Any) -> Any:
-    return cast("Any", entity_reader(kind))
+def _reader(name: str) -> Any:
+    return entity_reader(getattr(schema(name, "response"), f"{name}Response"))

@@ -7,14 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
-from kio.schema.alter_share_group_offsets.v0 import request as alter
-from kio.schema.describe_groups.v5 import request as classic
-from kio.schema.describe_share_group_offsets.v1 import request as offsets
 from kio.schema.errors import ErrorCode
-from kio.schema.incremental_alter_configs.v1 import request as incremental
-from kio.schema.share_group_describe.v1 import request as share
 
 from ...errors import AuthorizationError, BrokerError, ConfigError
+from ._api import schema
 from ._cluster import Cluster
 from ._configs import BROKER, GROUP, configs, insist
 from ._coordinator import persist
@@ -34,12 +30,11 @@ _SET: Final = 0
 _UNSET: Final = 1
 _OURS: Final = (RESET, LOCK, LIMIT, WINDOW, RENEW, ISOLATION)
 
-# The generated schemas have number types of their own, which plain numbers satisfy.
-_alter: Any = alter
-_classic: Any = classic
-_offsets: Any = offsets
-_incremental: Any = incremental
-_share: Any = share
+_alter = schema("AlterShareGroupOffsets")
+_classic = schema("DescribeGroups")
+_offsets = schema("DescribeShareGroupOffsets")
+_incremental = schema("IncrementalAlterConfigs")
+_share = schema("ShareGroupDescribe")
 
 
 class NotOffered(ConfigError):

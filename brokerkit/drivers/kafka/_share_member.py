@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import anyio
 from kio.schema.errors import ErrorCode
-from kio.schema.share_group_heartbeat.v1.request import ShareGroupHeartbeatRequest
 
 from ...errors import BrokerError, BrokerUnavailable, ConfigError
+from ._api import schema
 from ._cluster import PAUSE, Cluster
 from ._coordinator import ask, moved
 from ._errors import DENIED, STALE_COORDINATOR, of_code
@@ -36,8 +36,7 @@ _FORGOTTEN: Final = frozenset({ErrorCode.unknown_member_id, ErrorCode.fenced_mem
 _NEVER: Final = frozenset({ErrorCode.unsupported_version, ErrorCode.invalid_request, ErrorCode.invalid_group_id})
 """What trying again does not help against."""
 
-# The generated schemas have number types of their own, which plain numbers satisfy.
-_request: Any = ShareGroupHeartbeatRequest
+_heartbeat = schema("ShareGroupHeartbeat")
 
 
 class ShareMember:
@@ -108,7 +107,7 @@ class ShareMember:
         self._epoch = _JOIN
 
     async def _ask(self, epoch: int) -> Any:
-        request = _request(
+        request = _heartbeat.ShareGroupHeartbeatRequest(
             group_id=self._group,
             member_id=self.id,
             member_epoch=epoch,
