@@ -7,6 +7,7 @@ from .mutant import Mutant, driver
 HOME = "brokerkit/drivers/redis/"
 CONSUMER = HOME + "_queue.py"
 MEMBER = HOME + "_queue_member.py"
+COMMON = HOME + "lua/common.lua"
 STORE = HOME + "lua/store.lua"
 BASE = HOME + "lua/queue_base.lua"
 QUICK = HOME + "lua/queue_quick.lua"
@@ -289,9 +290,33 @@ SERVED_QUEUES: tuple[Mutant, ...] = (
         name="a plain take does not look at who is dead",
         breaks="what a dead consumer held comes before what is new",
         file=QUICK,
-        old="(deadline > ms and #redis.call('ZRANGE', E .. ':n', '-inf', at, 'BYSCORE', 'LIMIT', 0, 1) == 0)",
-        new="deadline > ms",
+        old="and tonumber(first[2]) > ms\n",
+        new="and true\n",
         tests=DEAD,
+    ),
+    Mutant(
+        name="a queue gives without end",
+        breaks="a process that stands still is given few messages",
+        file=COMMON,
+        old="now + (more - 1) / SHARE",
+        new="now + more / SHARE",
+        tests=driver("test_queue_gifts", "test_more_is_not_given_until_it_asks_again[redis]"),
+    ),
+    Mutant(
+        name="who refuses a gift gets the next one",
+        breaks="who does not look keeps no message from others",
+        file=CONSUMER,
+        old="        if session.kept:\n",
+        new="        if False:\n",
+        tests=driver("test_queue_gifts", "test_who_does_not_look_is_given_one_and_no_more[redis]"),
+    ),
+    Mutant(
+        name="what is given overtakes what is urgent",
+        breaks="the highest priority comes first",
+        file=COMMON,
+        old="for p = 0, priorities - 1 do lines",
+        new="for p = 0, 0 do lines",
+        tests=driver("test_queue_gifts", "test_what_has_a_priority_is_given_and_overtakes_nothing_urgent[redis]"),
     ),
     Mutant(
         name="a cancelled receive keeps what it was given",

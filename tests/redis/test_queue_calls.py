@@ -295,8 +295,8 @@ async def test_what_a_cancelled_receive_was_given_goes_to_another(server: RedisS
     async with process(server) as p, process(server) as other, p.consume(QUEUE) as one, other.consume(QUEUE) as two:
         hand = one.hand
 
-        def handed(data: bytes) -> None:
-            hand(data)
+        def handed(data: bytes, more: bool = False) -> None:
+            hand(data, more)
             first.cancel()
 
         one.hand = handed  # type: ignore[method-assign]

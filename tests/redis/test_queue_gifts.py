@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from brokerkit.driver import Delivery, Record
+from brokerkit.drivers.redis._keys import entity
+from brokerkit.drivers.redis._queue import GIFTS, QueueConsumer
+from brokerkit.drivers.redis._scripts import Script
 from brokerkit.errors import BrokerError
 from tests.servers import FLAVORS, RedisServer
 
@@ -56,7 +60,7 @@ async def test_what_was_given_and_got_lost_is_found_by_looking(server: RedisServ
         waiting = asyncio.ensure_future(consumer.receive(10, SOON))
         await asyncio.sleep(0.05)
         hand, given = consumer.hand, list[bytes]()
-        consumer.hand = given.append  # type: ignore[method-assign, assignment]
+        consumer.hand = lambda data, more=False: given.append(data)  # type: ignore[method-assign]
         await other.put(LONG, ["a"])
         async with asyncio.timeout(SOON):
             while not given:
@@ -92,6 +96,117 @@ async def test_what_is_given_to_one_that_does_not_look_goes_back(server: RedisSe
             consumer.prefetch = 1
             await done(consumer, await waiting)
         assert ids(await drain(consumer)) == ["19"]
+
+
+async def test_who_gets_messages_now_and_then_need_not_ask_for_each(server: RedisServer) -> None:
+    await declare(server, LONG)
+    async with process(server) as p, process(server) as other, p.consume(LONG) as consumer:
+        call, asked = p.link.call, list[str]()
+
+        def counted(script: Script, *args: Any, **options: Any) -> asyncio.Future[Any]:
+            asked.append(script.name)
+            return call(script, *args, **options)
+
+        p.link.call = counted  # type: ignore[method-assign]
+        for n in range(4 * GIFTS):
+            waiting = asyncio.ensure_future(consumer.receive(10, SOON))
+            await asyncio.sleep(0.01)
+            await other.put(LONG, [str(n)])
+            (m,) = await waiting
+            assert m.record.id == str(n)
+            await done(consumer, [m])
+        assert 3 <= asked.count("queue_take") <= 2 * GIFTS
+
+
+async def test_who_waits_is_given_messages_in_turn(server: RedisServer) -> None:
+    await declare(server, LONG)
+    async with process(server) as p, process(server) as other, p.consume(LONG) as one, p.consume(LONG) as two:
+        held: list[list[Delivery]] = [[], []]
+
+        async def gather(consumer: QueueConsumer, into: list[Delivery]) -> None:
+            while True:
+                into += await consumer.receive(10, SOON)
+
+        gathering = [asyncio.ensure_future(gather(*pair)) for pair in zip((one, two), held, strict=True)]
+        await asyncio.sleep(0.05)
+        for n in range(GIFTS):
+            await other.put(LONG, [str(n)])
+            async with asyncio.timeout(SOON):
+                while sum(map(len, held)) <= n:
+                    await asyncio.sleep(0.005)
+        for task in gathering:
+            task.cancel()
+        await asyncio.wait(gathering)
+        assert abs(len(held[0]) - len(held[1])) <= 2, "one of them has too many"
+
+
+async def test_more_is_not_given_until_it_asks_again(server: RedisServer) -> None:
+    await declare(server, LONG)
+    async with process(server) as p, process(server) as other, p.consume(LONG) as consumer:
+        waiting = asyncio.ensure_future(consumer.receive(100, SOON))
+        await asyncio.sleep(0.05)
+        hand, given = consumer.hand, list[bytes]()
+        consumer.hand = lambda data, more=False: given.append(data)  # type: ignore[method-assign]
+        consumer.ring = lambda: True  # type: ignore[method-assign]
+        for n in range(2 * GIFTS):
+            await other.put(LONG, [str(n)])
+        assert len(given) <= GIFTS
+        consumer.hand = hand  # type: ignore[method-assign]
+        del consumer.ring
+        consumer.missed()
+        held = list(await waiting)
+        while len(held) < 2 * GIFTS:
+            held += await consumer.receive(100, SOON)
+        assert sorted(map(int, ids(held))) == list(range(2 * GIFTS))
+        assert {m.deliveries for m in held} == {1}
+
+
+async def test_who_does_not_look_is_given_one_and_no_more(server: RedisServer) -> None:
+    await declare(server, LONG)
+    async with process(server) as p, process(server) as other, p.consume(LONG) as consumer:
+        assert not await consumer.receive(10, 0.05)
+        hand, given = consumer.hand, list[bytes]()
+
+        def handed(data: bytes, more: bool = False) -> None:
+            given.append(data)
+            hand(data, more)
+
+        consumer.hand = handed  # type: ignore[method-assign]
+        for n in range(3):
+            await other.put(LONG, [str(n)])
+            await asyncio.sleep(0.05)
+        assert len(given) == 1
+        assert ids(await take(consumer, 3)) == ["0", "1", "2"]
+
+
+async def test_what_has_a_priority_is_given_and_overtakes_nothing_urgent(server: RedisServer) -> None:
+    urgent = queue("urgent", lease=60, priorities=3)
+    await declare(server, urgent)
+    async with process(server) as p, process(server) as other, p.consume(urgent) as consumer:
+        hand, given = consumer.hand, list[bytes]()
+
+        def handed(data: bytes, more: bool = False) -> None:
+            given.append(data)
+            hand(data, more)
+
+        consumer.hand = handed  # type: ignore[method-assign]
+        for n, priority in enumerate((0, 1, 2, 9)):
+            waiting = asyncio.ensure_future(consumer.receive(10, SOON))
+            await asyncio.sleep(0.02)
+            await other.put(urgent, [str(n)], priority=priority)
+            (m,) = await waiting
+            assert (m.record.id, len(given)) == (str(n), n + 1)
+            await done(consumer, [m])
+        waiting = asyncio.ensure_future(consumer.receive(10, SOON))
+        await asyncio.sleep(0.02)
+        await server.command("RPUSH", entity(urgent.name) + b":r2", "another's")
+        await other.put(urgent, ["last"])
+        held = list(await waiting)
+        while len(held) < 2:
+            held += await consumer.receive(10, SOON)
+        assert len(given) == 4
+        assert held[0].record.id.startswith("broken-")
+        assert held[1].record.id == "last"
 
 
 async def test_what_was_given_and_not_heard_of_comes_after_reconnecting(server: RedisServer) -> None:

@@ -25,6 +25,10 @@ _LONELY: Final = 1
 _DRAIN: Final = 2
 _UNKNOWN: Final = 3
 _FLAGS: Final = (b"0", b"1")
+GIFTS: Final = 8
+"""Messages that the server may give it before it asks again: more, if it stood still, would wait for the end of its lease."""
+SPARSE: Final = 0.002
+"""Seconds between two messages from which on several gifts are allowed: of what comes faster, several are taken at once."""
 
 
 class QueueConsumer(Member):
@@ -39,6 +43,8 @@ class QueueConsumer(Member):
         self._size = 0  # of the messages that came last, on average
         self._looking = False  # somebody is in `receive`
         self._rung = False  # meanwhile there may have come something
+        self._came = 0.0  # when the last message came
+        self._sparse = True  # whether it came long after the one before
 
     async def __aenter__(self) -> Self:
         """Return when ready."""
@@ -87,7 +93,7 @@ class QueueConsumer(Member):
                     await self._mend(session)
                     continue
                 room = self._room(session, limit)
-                if room > 0:
+                if room > 0 and (self._rung or not session.kept or timeout <= 0):
                     self._rung = False
                     taken = await self._take(session, room, timeout > 0)
                     if taken is None:
@@ -142,11 +148,13 @@ class QueueConsumer(Member):
             room = min(room, max(1, ENOUGH // self._size))
         known = b"" if session.asking else len(session.held)
         sent = time.monotonic()
+        session.kept = False
+        gifts = (min(room, GIFTS) if self._sparse else 1) if waits else 0
         try:
             reply = await self._link.call(
                 QUEUE_TAKE,
                 self._keys,
-                (name, room, flags[waits], flags[session.listed], flags[session.drains], known),
+                (name, room, gifts, flags[session.listed], flags[session.drains], known),
                 timeout=self._timeout,
                 again=False,
             )
@@ -180,6 +188,7 @@ class QueueConsumer(Member):
         session.pressed = False
         if handed:
             session.listed = False
+            self._came_now()
             self._size = sum(map(len, handed)) // len(handed)
             taken = self._deliver(session, handed)
             if state == _LONELY:
@@ -194,6 +203,12 @@ class QueueConsumer(Member):
             if hint > 0:
                 self._bell.hint(hint)
         return ()
+
+    def _came_now(self) -> float:
+        now = time.monotonic()
+        self._sparse = now - self._came >= SPARSE
+        self._came = now
+        return now
 
     def _deliver(self, session: Session, handed: Sequence[bytes]) -> list[Delivery]:
         position, held = self._position, session.held
@@ -211,18 +226,19 @@ class QueueConsumer(Member):
             if not waiting.hungry or session is None or waiting.cancelled:
                 return False
             session.pressed = True
+            session.kept = False
             waiting.wake()
             return True
         self._rung = self._looking
         return self._looking
 
-    def hand(self, data: bytes) -> None:
-        """The server has given it the element *data*."""
+    def hand(self, data: bytes, more: bool = False) -> None:
+        """The server has given it the element *data*, and with *more* goes on to count it as waiting."""
         session, waiting = self.session, self._waiting
         if session is None:
             return
-        session.listed = False
-        if time.monotonic() >= session.owned:  # this process stood still: others may have it by now
+        session.listed = session.kept = more
+        if self._came_now() >= session.owned:  # this process stood still: others may have it by now
             self.missed()
             return
         session.given += self._deliver(session, (data,))
@@ -234,6 +250,8 @@ class QueueConsumer(Member):
 
     def _refuse(self, session: Session) -> None:
         """Hand back what was given and cannot be handed out."""
+        if session.kept:
+            self._bell.pass_on(self)  # else it would be given the next one, too
         pop = session.held.pop
         refused = [delivery for delivery in session.given if pop(delivery.token, None) is not None]
         numbers: list[bytes] = [delivery.token.number for delivery in refused]  # type: ignore[attr-defined]

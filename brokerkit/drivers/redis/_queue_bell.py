@@ -34,8 +34,8 @@ class Ringer(Protocol):
         """There may be something to take.  Return whether it is going to look."""
         ...
 
-    def hand(self, data: bytes) -> None:
-        """The server has given it the element *data*."""
+    def hand(self, data: bytes, more: bool = False) -> None:
+        """The server has given it the element *data*, and with *more* goes on to count it as waiting."""
         ...
 
     def missed(self) -> None:
@@ -131,11 +131,12 @@ class Bell:
                 member.missed()
             return
         name, given, element = data.partition(b" ")
-        ringer = self.members.get(name)
+        more = name.endswith(b"+")
+        ringer = self.members.get(name[:-1] if more else name)
         if given:
             # What a session is given that was left, or has another name by now, has been handed back by that.
             if ringer is not None:
-                ringer.hand(element)
+                ringer.hand(element, more)
         elif ringer is None:
             self._call_pass(self._process + b"/" + name)
         elif not ringer.ring():
@@ -149,7 +150,7 @@ class Bell:
         """Let another one look, because *ringer*, which was woken, does not come."""
         session = ringer.session
         if session is not None:
-            session.listed = False
+            session.listed = session.kept = False
             self._call_pass(session.name)
 
     def _call_pass(self, name: bytes) -> None:

@@ -73,8 +73,8 @@ class Member(ABC):
         """There may be something to take.  Return whether it is going to look."""
 
     @abstractmethod
-    def hand(self, data: bytes) -> None:
-        """The server has given it the element *data*."""
+    def hand(self, data: bytes, more: bool = False) -> None:
+        """The server has given it the element *data*, and with *more* goes on to count it as waiting."""
 
     def missed(self) -> None:
         """It may have been given something without hearing of it."""
@@ -243,7 +243,7 @@ class Member(ABC):
                 session.past.append(session.name)
                 session.name = name
                 self._bell.admit(self, session)
-                session.listed = session.drains = session.pressed = False
+                session.listed = session.kept = session.drains = session.pressed = False
                 tokens: list[Lease] = list(session.held)  # type: ignore[arg-type]
                 known = [lease.number for lease in tokens]
                 flying = [number for numbers in session.flights for number in numbers]

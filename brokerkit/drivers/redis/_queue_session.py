@@ -29,6 +29,7 @@ class Session:
         "flights",
         "given",
         "held",
+        "kept",
         "listed",
         "lock",
         "lone",
@@ -62,6 +63,8 @@ class Session:
         """Whether it was woken nevertheless, and asks whether that still holds."""
         self.listed = False
         """Whether it may be in the server's list of those who wait."""
+        self.kept = False
+        """Whether it is in that list for certain, as the server has said since it last asked: it need not ask."""
         self.unsure = False
         """Whether replies are missing that have told what it holds."""
         self.lost = False

@@ -32,8 +32,10 @@ local function tell(channel, message)
 end
 
 -- E:w has the idle consumers by the time since when they wait; this much more is added when one is woken, so that the next
--- message wakes another.  Whoever was woken a second ago and did not come may be woken again.
+-- message wakes another.  Whoever was woken a second ago and did not come may be woken again.  The fraction says how many messages
+-- more than one a consumer may be given before it shows itself again.
 local WOKEN = 1e15
+local SHARE = 4096
 
 -- Let up to *count* idle consumers of queue E look, those who have waited longest first.
 local function wake(E, count)
@@ -53,10 +55,11 @@ local function wake(E, count)
 end
 
 -- Give *element*, which has nobody to wait behind, to an idle consumer of queue E, so that it need not ask; return whether there
--- was one.  It must have shown itself lately: what a process is given that stands still waits for the end of its lease.
+-- was one.  It must have shown itself lately: what a process is given that stands still waits for the end of its lease.  A "+"
+-- behind its name says that it still counts as idle, behind all others.
 local function give(E, element, priorities)
   if #element > 8192 then return false end
-  local name = redis.call('ZRANGE', E .. ':w', text(now - 1200), '(' .. text(WOKEN), 'BYSCORE', 'LIMIT', 0, 1)[1]
+  local name, since = unpack(redis.call('ZRANGE', E .. ':w', text(now - 1200), '(' .. text(WOKEN), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES'))
   if not name then return false end
   local expires = struct.unpack('>I6', element, 9)
   local process, session = string.match(name, '^(.-)/(.*)$')
@@ -66,10 +69,16 @@ local function give(E, element, priorities)
   for p = 0, priorities - 1 do lines[p + 2] = E .. ':r' .. p end
   if redis.call('EXISTS', unpack(lines)) > 0 then return false end
   local held, number = E .. ':h:' .. name, string.sub(element, 1, 6)
+  local more = math.floor(tonumber(since) % 1 * SHARE)
   redis.call('HSET', held, number, element)
-  redis.call('ZREM', E .. ':w', name)
-  if redis.call('SPUBLISH', E .. ':c:' .. process, session .. ' ' .. element) > 0 then return true end
+  if more > 0 then
+    redis.call('ZADD', E .. ':w', string.format('%.17g', now + (more - 1) / SHARE), name)
+  else
+    redis.call('ZREM', E .. ':w', name)
+  end
+  if redis.call('SPUBLISH', E .. ':c:' .. process, session .. (more > 0 and '+ ' or ' ') .. element) > 0 then return true end
   redis.call('HDEL', held, number)
+  redis.call('ZREM', E .. ':w', name)
   return false
 end
 

@@ -30,7 +30,8 @@ local quick, quickly = pcall(function()
             deadline = ms + lease
             redis.call('ZADD', E .. ':n', string.format('%.0f', deadline), name)
           end
-          if ARGV[3] == '1' then redis.call('ZADD', E .. ':w', string.format('%.0f', ms), name) end
+          local gifts = tonumber(ARGV[3])
+          if gifts > 0 then redis.call('ZADD', E .. ':w', string.format('%.17g', ms + math.min(gifts - 1, 4095) / 4096), name) end
           local nearest = due[2] and tonumber(due[2]) - ms or -1
           if first[1] ~= name and (nearest < 0 or tonumber(first[2]) - ms < nearest) then nearest = tonumber(first[2]) - ms end
           return {deadline - ms, 0, 0, nearest, taken}

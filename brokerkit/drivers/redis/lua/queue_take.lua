@@ -1,15 +1,15 @@
 -- Hand elements to a session.
 -- flags: allow-oom
 -- uses: queue_quick common queue_base
--- ARGV: 1 session, 2 how many at most, 3 '1' if it waits where there is none, 4 '1' if it may be listed as waiting, 5 '1' if it
---       was told to drain, 6 how many it knows to hold (checked if given)
+-- ARGV: 1 session, 2 how many at most, 3 how many it may be given while it waits where there is none, 0 if it does not wait, 4 '1'
+--       if it may be listed as waiting, 5 '1' if it was told to drain, 6 how many it knows to hold (checked if given)
 -- Returns ms that the session owns what it holds; how many were dropped because they had expired; 0, LONELY, DRAIN or UNKNOWN;
 -- ms after which something may be there without a wake, -1 for never; the elements.
 local LONELY, DRAIN, UNKNOWN = 1, 2, 3
 local NEVER = string.rep('\0', 6)
 local ENOUGH = 1048576  -- bytes in one reply, if it is more than one element
 local FIRST = 16        -- elements that are looked at before anything is known of their sizes
-local name, room, waits, listed, drains = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1', ARGV[5] == '1'
+local name, room, gifts, listed, drains = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5] == '1'
 local taken = {}
 local expired, moved, bytes = 0, 0, 0
 local cuts = {}         -- by list: how many elements at its head are done with
@@ -172,6 +172,6 @@ return run(function()
   local known = tonumber(ARGV[6])
   if known and redis.call('HLEN', E .. ':h:' .. name) ~= known then return {owned, expired, UNKNOWN, 0, taken} end
   if more or moved >= BATCH then return {owned, expired, 0, 0, taken} end
-  if waits then redis.call('ZADD', E .. ':w', text(now), name) end
+  if gifts > 0 then redis.call('ZADD', E .. ':w', string.format('%.17g', now + math.min(gifts - 1, SHARE - 1) / SHARE), name) end
   return {owned, expired, 0, hint(), taken}
 end)
