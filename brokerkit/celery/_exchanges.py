@@ -327,7 +327,8 @@ class Exchanges:
             return True
         known = self._known.get(queue)
         now = time.monotonic()
-        if known is None or now >= known[1]:
+        # What is to be kept is not lost because somebody has declared the queue a moment ago.
+        if known is None or now >= known[1] or (frame.lasting and not known[0]):
             there = await self.broker.exists(self.names.queue(queue))
             if len(self._known) >= KNOWN:
                 self._known.clear()

@@ -121,3 +121,12 @@ def test_an_exchange_that_is_deleted_is_listened_to_by_nobody(place: Place) -> N
         with pytest.raises(NotFound):
             while True:  # until the producer has heard of it
                 send(producer, box.exchange.name, "", task="add", id="2")
+
+
+def test_what_is_to_be_kept_goes_to_a_queue_that_was_declared_just_now(place: Place) -> None:
+    queue = Queue("plain")
+    with connect(place) as reader, connect(place, 1) as producer:
+        send(producer, "", "plain")  # there is no such queue yet
+        queue(reader.channel()).declare()
+        send(producer, "", "plain")
+        assert len(Reader(reader, queue).read(1)) == 1
