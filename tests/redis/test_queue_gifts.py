@@ -163,20 +163,28 @@ async def test_more_is_not_given_until_it_asks_again(server: RedisServer) -> Non
 
 async def test_who_does_not_look_is_given_one_and_no_more(server: RedisServer) -> None:
     await declare(server, LONG)
-    async with process(server) as p, process(server) as other, p.consume(LONG) as consumer:
-        assert not await consumer.receive(10, 0.05)
-        hand, given = consumer.hand, list[bytes]()
+    async with process(server) as p, process(server) as other, other.consume(LONG) as second:
+        async with p.consume(LONG) as consumer:
+            hand, given = consumer.hand, list[bytes]()
 
-        def handed(data: bytes, more: bool = False) -> None:
-            given.append(data)
-            hand(data, more)
+            def handed(data: bytes, more: bool = False) -> None:
+                given.append(data)
+                hand(data, more)
 
-        consumer.hand = handed  # type: ignore[method-assign]
-        for n in range(3):
-            await other.put(LONG, [str(n)])
+            consumer.hand = handed  # type: ignore[method-assign]
+            waiting = asyncio.ensure_future(second.receive(10, SOON))
             await asyncio.sleep(0.05)
-        assert len(given) == 1
-        assert ids(await take(consumer, 3)) == ["0", "1", "2"]
+            assert not await consumer.receive(10, 0.05)  # it is still in the list of those who wait
+            for n in range(6):
+                await other.put(LONG, [str(n)])
+                (m,) = await waiting
+                assert (m.record.id, m.deliveries) == (str(n), 1)
+                await done(second, [m])
+                waiting = asyncio.ensure_future(second.receive(10, SOON))
+                await asyncio.sleep(0.05)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert len(given) == 1
 
 
 async def test_what_has_a_priority_is_given_and_overtakes_nothing_urgent(server: RedisServer) -> None:
