@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import Final, Literal, TypeAlias
+
+from msgspec import structs
 
 from .._redact import error_text
 from .._tasks import Hosted
 from ..errors import BrokerError
-from ..policy import MAX_DELAY
+from ..policy import MAX_BODY, MAX_DELAY
 from ._envelope import level, pack, redelivered, unseal
 from ._item import PUBLISHED, Item, published
 
@@ -88,6 +91,9 @@ class Outcomes:
         except BrokerError as error:
             # The connection is gone, or the message is another one's by now: it comes again.
             logger.debug("queue %s: %s was not settled: %s", item.queue, message.id, error_text(error))
+            if message.outcome is None:
+                with suppress(BrokerError):
+                    await message.release()
         except Exception:
             logger.exception("queue %s: %s was not settled", item.queue, message.id)
 
@@ -104,10 +110,15 @@ async def copy(item: Item, delay: float, *, again: bool) -> None:
     if again:
         payload = unseal(body)  # the consumer may have changed the one that it got
         redelivered(payload)
-        body = pack(payload)
+        marked = pack(payload)
+        if len(marked) <= MAX_BODY:  # what a service has published may have no room for the mark
+            body = marked
     priority = min(level(item.payload["properties"].get("priority")), feed.address.priorities - 1)
     headers = {PUBLISHED: repr(published(message))}
     wait = min(max(0.0, delay), MAX_DELAY)
     await message.publish(feed.address, body, id=message.id, headers=headers, delay=wait, priority=priority)
+    expires = message._item.record.expires
+    if expires is not None and message._staged:  # by the server's clock, which a number of seconds would not keep to
+        message._staged[-1] = structs.replace(message._staged[-1], expires=expires)
     await message.ack()
     feed.last = message
