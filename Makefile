@@ -17,7 +17,7 @@ FEATURES := $(abspath $(VENV))/features.jsonl
 WAITING := $(addprefix tests/conformance/test_,redis.py valkey.py kafka.py kafka_old.py)
 # Brokers that differ little from newer ones.
 MORE := tests/conformance/test_kafka_oldest_sharing.py
-MANY := -n 16 --dist worksteal
+MANY := -n 16 --dist loadgroup
 # Which is how much longer than on an idle machine things may take on Kafka, beside so many others.
 PATIENCE := 1.5
 # Each of their tests kills and freezes brokers of its own, three at a time: too much for every day.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +42,8 @@ TOGETHER: Final = tuple(
 
 One process runs all that one of these finds, or that it finds with the same words in its group.
 """
+LONG: Final = re.compile(r"tests/(benchmarks|celery|faults|processes|servers)/|tests/conformance/test_kafka")
+"""Where tests take seconds: they start programs, or wait for a Kafka."""
 RUN = pytest.StashKey[kafka.Run]()
 
 
@@ -62,6 +66,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     scheduling = LoadScopeScheduling(config, log)
     scheduling._split_scope = scope
     return scheduling
+
+
+def spread(nodeids: Sequence[str]) -> list[int]:
+    """Return the order in which many processes run tests: the long ones are spread over all but the end of the run.
+
+    So there are always as many of them at a time, and in the end nobody waits for one.
+    """
+    seen: Counter[str] = Counter()
+    kinds = [nodeid.partition("::")[0] if LONG.match(nodeid) else "" for nodeid in nodeids]
+    sizes = Counter(kinds)
+    places = []
+    for number, kind in enumerate(kinds):
+        places.append(((0.9 if kind else 1.0) * seen[kind] / sizes[kind], number))
+        seen[kind] += 1
+    return [number for _, number in sorted(places)]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the tests for the scheduler above, which takes them as they come."""
+    if getattr(config.option, "loadgroup", False):  # as pytest-xdist tells its processes
+        items[:] = [items[number] for number in spread([item.nodeid for item in items])]
 
 
 def pytest_configure(config: pytest.Config) -> None:

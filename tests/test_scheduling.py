@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TOGETHER, scope
+from .conftest import LONG, TOGETHER, scope, spread
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +48,15 @@ def test_what_is_named_is_there() -> None:
         assert found, tests.pattern
         if name := re.search(r"test_\w+", test):
             assert f"def {name[0]}(" in found[0].read_text(encoding="utf-8")
+
+
+def test_long_tests_are_spread_over_the_run_and_none_is_at_its_end() -> None:
+    long = [f"tests/celery/test_{name}.py::test_{number}" for name in ("a", "b") for number in range(9)]
+    short = [f"tests/unit/test_a.py::test_{number}" for number in range(100)]
+    order = spread([*long, *short])
+    assert sorted(order) == list(range(118))
+    ordered = [[*long, *short][number] for number in order]
+    assert [nodeid for nodeid in ordered if nodeid in short] == short
+    places = [place for place, nodeid in enumerate(ordered) if LONG.match(nodeid)]
+    assert max(later - sooner for sooner, later in zip(places, places[2:], strict=False)) <= 15
+    assert places[-1] < 110
