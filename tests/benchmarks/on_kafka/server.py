@@ -11,8 +11,8 @@ from ..frame import Backend
 
 PREFIX: Final = "bench"
 """What the names of all topics begin with that measuring makes."""
-JVM: Final = ("-XX:TieredStopAtLevel=4", "-Xmx1g")
-"""Unlike the brokers of the tests, this one is to be as fast as it can be."""
+JVM: Final = ("-XX:TieredStopAtLevel=4", "-Xms1g", "-Xmx1g")
+"""Unlike the brokers of the tests, this one is to be as fast as it can be; the heap is that of Kafka's own start script."""
 SHARING: Final = {
     "group.share.min.heartbeat.interval.ms": "5000",
     "group.share.heartbeat.interval.ms": "5000",
