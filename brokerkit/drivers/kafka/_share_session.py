@@ -38,6 +38,8 @@ LINGER: Final = 0.005
 """Seconds that a member waits for more room before it asks for little, where much is to be had."""
 DEFERRED: Final = 0.05
 """Seconds for which little is not said, unless somebody waits for it: what arrives comes no sooner than that is stored."""
+SOON: Final = 0.04
+"""The same where something has just come: what comes next may take as long as storing does."""
 RENEWED: Final = 0.6
 """How much of a lock is left when it is renewed: a process may stand still for half of it, and a request takes time."""
 ANSWERED: Final = 5.0
@@ -124,6 +126,8 @@ class Session:
         """Nothing is asked for before."""
         self._spoke = 0.0
         """When it last said something."""
+        self._fresh = False
+        """Whether the last request has brought something."""
         self._wait = SHORT
         self._failures = 0
         self._said = ""
@@ -218,7 +222,7 @@ class Session:
 
     def _defers(self, now: float) -> bool:
         """Return whether what there is to say is said later."""
-        if self.busy or now >= self._spoke + DEFERRED:
+        if self.busy or now >= self._spoke + (SOON if self._fresh else DEFERRED):
             return False
         return all(place.patient for place in self.places.values())
 
@@ -323,13 +327,14 @@ class Session:
             return 0
         got = self._take_in(parts_of, wanted, until)
         self.busy = 2 * got >= records
+        self._fresh = got > 0
         self._wait = SHORT if got or parcels else min(LONG, 2 * self._wait)
         now = self._loop.time()
         if not got and not parcels and now < sent + wait / 2:
             self._until = max(self._until, now + PAUSE)
         pause = throttled(answer)
-        if not pause and owner.contended:
-            await asyncio.sleep(0)  # so that who waits for room comes first
+        if not pause and (got or owner.contended):
+            await asyncio.sleep(0)  # so that what came is handed out, and who waits for room comes first
         return pause
 
     def _patience(self, holds: bool) -> float:
