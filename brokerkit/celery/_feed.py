@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -13,7 +12,7 @@ from .._subscription import Subscription
 from .._tasks import Hosted
 from ..address import Queue
 from ..broker import Broker
-from ..errors import BrokerError, Closed, DeliveryLost
+from ..errors import BrokerError, Closed
 from ..message import Message
 
 AT_ONCE: Final = 256
@@ -42,8 +41,6 @@ class Feed:
         """Whether anything is still to be delivered."""
         self.held = 0
         """Messages that came and are not settled."""
-        self.last: Message[bytes] | None = None
-        """What was acknowledged last."""
         self.lock = asyncio.Lock()
         """Held by who receives one by one."""
         self._broker = broker
@@ -78,13 +75,6 @@ class Feed:
             self._prefetch = prefetch
             if self._subscription is not None:
                 self._subscription.prefetch = prefetch
-
-    async def flush(self) -> None:
-        """Return when the last acknowledgement, and so all before it, is stored."""
-        last = self.last
-        if last is not None:
-            with suppress(DeliveryLost, Closed):
-                await last.ack(confirm=True)
 
     async def receive(self, timeout: float) -> Sequence[Message[bytes]]:
         """Return one message, or none after *timeout* seconds."""

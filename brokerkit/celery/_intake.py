@@ -35,16 +35,19 @@ SURPLUS: Final = 0.25
 ACKED: Final = 10_000
 """Acknowledged messages that are kept in mind."""
 LEAVE: Final = 10.0
-"""Seconds in which a closing channel's outcomes are stored."""
+"""Seconds in which a closing channel's outcomes are passed on."""
 
 
-_Key: TypeAlias = tuple[str, str, float]
+_Key: TypeAlias = tuple[str, str, float, int]
 
 
 def _key(feed: Feed, message: Message[bytes]) -> _Key:
-    """Return what *message* has in common with itself when it comes again, but with no other, nor with a copy of it."""
+    """Return what *message* has in common with itself when it comes again, but with no other, nor with a copy that it marked.
+
+    Others may have its id, if a service has chosen that, and on Kafka its time, which is in milliseconds.
+    """
     record = message._item.record
-    return feed.queue, record.id, record.timestamp
+    return feed.queue, record.id, record.timestamp, hash(record.body)
 
 
 class Intake:
@@ -260,8 +263,8 @@ class Intake:
         key = _key(feed, message)
         known = self._known.get(key)
         if known is not None:
-            # Its connection was lost, so it came again, while its consumer still works on it: once is enough.
-            known.message = message
+            # Its connection or its lease was lost, so it came again while its consumer works on it: once is enough.
+            await known.replace(message)
             return None
         if key in self._acked:
             await message.ack()
@@ -432,17 +435,6 @@ class Intake:
         self._known.pop(key, None)
         return key
 
-    async def flush(self, timeout: float = LEAVE) -> bool:
-        """Return when all acknowledgements are stored; False if they are not after *timeout* seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._outcomes.settled()
-                for feed in (*self._feeds.values(), *self._getting.feeds):
-                    await feed.flush()
-        except TimeoutError:
-            return False
-        return True
-
     # ------------------------------------------------------------------ one by one
 
     async def get(self, queue: str, no_ack: bool = False) -> Item | None:
@@ -492,8 +484,8 @@ class Intake:
             async with asyncio.timeout(LEAVE):
                 await self._outcomes.settled()
         except TimeoutError:
-            logger.warning("%r: what it did last is not stored after %g s: it comes again", self, LEAVE)
-        try:
+            logger.warning("%r: what it did last is not passed on after %g s: it comes again", self, LEAVE)
+        try:  # leaving a queue stores what was passed on
             async with asyncio.timeout(LEAVE / 3):
                 await asyncio.gather(*(feed.close() for feed in feeds), *self._tasks, return_exceptions=True)
         except TimeoutError:

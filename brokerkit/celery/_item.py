@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final
 
+from ..errors import BrokerError
 from ..message import Message
 from ._feed import Feed
 from ._mailboxes import Mailbox
@@ -15,7 +17,7 @@ PUBLISHED: Final = "celery-published"
 class Item:
     """A message on its way to a consumer of Kombu: each is settled once, by its intake."""
 
-    __slots__ = ("box", "early", "feed", "message", "no_ack", "payload", "queue", "since")
+    __slots__ = ("also", "box", "early", "feed", "message", "no_ack", "payload", "queue", "since")
 
     def __init__(
         self,
@@ -37,6 +39,21 @@ class Item:
         self.early = False
         """Not due yet when it came."""
         self.since = 0.0
+        self.also: list[Message[bytes]] | None = None
+        """The same message, stored more than once: these end with it."""
+
+    async def replace(self, message: Message[bytes]) -> None:
+        """Be settled by *message*: the same one, which came again."""
+        before, self.message = self.message, message
+        if before is None or before._settler is not message._settler:
+            return  # what a lost connection has left behind settles nothing any more
+        if before.position == message.position:
+            with suppress(BrokerError):
+                await before.release()  # its lease was lost: nobody gets it by this, but its session forgets it
+        elif self.also is None:
+            self.also = [before]
+        else:
+            self.also.append(before)
 
 
 def published(message: Message[bytes]) -> float:

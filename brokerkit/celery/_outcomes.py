@@ -75,13 +75,16 @@ class Outcomes:
             await self._wake
 
     async def _settle(self, kind: Kind, item: Item) -> None:
-        message, feed = item.message, item.feed
-        if message is None or feed is None:
+        message = item.message
+        if message is None:
             return
+        if item.also is not None:
+            for other in item.also:
+                with suppress(BrokerError):
+                    await (other.release() if kind == "release" else other.ack())
         try:
             if kind == "ack":
                 await message.ack()
-                feed.last = message
             elif kind == "requeue":
                 await copy(item, 0.0, again=True)
             elif kind == "reject":
@@ -121,4 +124,3 @@ async def copy(item: Item, delay: float, *, again: bool) -> None:
     if expires is not None and message._staged:  # by the server's clock, which a number of seconds would not keep to
         message._staged[-1] = structs.replace(message._staged[-1], expires=expires)
     await message.ack()
-    feed.last = message
