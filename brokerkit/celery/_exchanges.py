@@ -239,10 +239,11 @@ class Exchanges:
             return
         if not self._bindings.follows:
             await self._in_time(self._bindings.ready(), exchange, timeout)
-        if is_control(exchange):
+        control = is_control(exchange)
+        if control:
             await self.revokes.note(frame.body, timeout)
         queues = self._bindings.route(exchange, key)
-        if not queues and (frame.task or frame.lasting):
+        if not queues and not control and (frame.task or frame.lasting):
             queues = await self._look(frame, timeout)
         if not queues:
             await self._spread(frame, timeout)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.common import Broadcast
+from kombu.pidbox import Mailbox
 
 from brokerkit.celery import _exchanges
 from brokerkit.errors import NotFound
@@ -102,6 +103,16 @@ def test_what_is_no_task_and_no_queue_gets_is_told_once(place: Place, caplog: py
         assert warned(caplog) == 2
         Producer(producer.channel()).publish("body", exchange="nowhere", routing_key="other", delivery_mode=1)
         assert warned(caplog) == 2
+
+
+def test_commands_of_the_remote_control_need_no_queue(caplog: pytest.LogCaptureFixture) -> None:
+    with placed("memory") as place, connect(place) as connection, connect(place, 1) as other:
+        node = Mailbox("celery", type="fanout").Node("w1", channel=connection.channel())
+        node.listen(callback=lambda *_: None)
+        box = Mailbox("celery", type="fanout")(other)
+        box.multi_call("ping", timeout=0.1)
+        box.cast(["w1"], "revoke", {"task_id": "x"})
+    assert warned(caplog) == 0
 
 
 def test_of_what_is_told_not_everything_is_kept_in_mind(monkeypatch: pytest.MonkeyPatch) -> None:
