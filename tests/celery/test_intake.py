@@ -15,7 +15,7 @@ from brokerkit.celery._item import Item
 from brokerkit.errors import NotFound
 from brokerkit.message import Message, Stored
 
-from .channels import SYSTEMS, Place, Process, body_of, eventually, placed, plain, redelivered
+from .channels import SYSTEMS, Place, Process, body_of, placed, plain, redelivered
 
 pytestmark = pytest.mark.asyncio
 
