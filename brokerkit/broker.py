@@ -334,4 +334,4 @@ class Broker(Publisher):
         self._check()
         found = await self._driver.health()
         problems = [*found.problems, *(line for intake in self._intakes for line in intake.problems())]
-        return Health(ok=found.ok and not problems, problems=tuple(problems))
+        return Health(ok=found.ok and not problems, problems=tuple(problems), connected=found.connected)

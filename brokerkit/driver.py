@@ -152,6 +152,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     ok: bool
     problems: tuple[str, ...] = ()
+    connected: bool = True
+    """Whether the message system has just answered: if so, the problems are those of some consumers."""
 
 
 Revoked: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[None]]

@@ -35,6 +35,8 @@ CALL = 30.0
 """Seconds that a call may take, where it does not say: a broker that is away must not hold a worker's thread for ever."""
 MORE = 2.0
 """Seconds that publishing may take beyond its own timeout, until it is given up."""
+ANSWER = 3.0
+"""Seconds that a broker has to show that it is there, when somebody connects once more."""
 TRAIL = 2.0
 """Seconds that closing waits for events that are on their way."""
 TRAILS = 5000
@@ -125,16 +127,25 @@ class Bridge:
     # ------------------------------------------------------------------ life
 
     def connect(self) -> None:
-        """Connect, unless it is."""
+        """Connect; where that was done before, see whether the broker is there.
+
+        Who connects again after an error, be it a worker or a publisher, so waits as Celery's settings say.
+        """
         with self._opening:
-            if self._open:
-                if self._leaving is not None:
-                    self.post(self._stay)
+            if not self._open:
+                self.broker = self.target.connect()
+                self.loop = self._all.loop()
+                self._run(self._enter, ())
+                self._open = True
                 return
-            self.broker = self.target.connect()
-            self.loop = self._all.loop()
-            self._run(self._enter, ())
-            self._open = True
+        if self._leaving is not None:
+            self.post(self._stay)
+        self._run(self._look, (), ANSWER)
+
+    async def _look(self) -> None:
+        health = await self.broker.health()
+        if not health.connected:
+            raise BrokerUnavailable(health.problems[0])
 
     async def _enter(self) -> None:
         self._thread = threading.get_ident()

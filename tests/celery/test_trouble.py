@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
+from brokerkit.celery import _channel
+
 from ..servers import RedisServer
 from ..servers.kafka import KafkaCluster, shared_kafka
 from .checker import Harm, check, ours
@@ -156,6 +158,25 @@ def test_publishing_fails_when_there_is_no_broker(hire: Hire, broker: Broker) ->
     with pytest.raises((*crew.app.connection().connection_errors, kombu.exceptions.OperationalError)):
         crew.send("add", 1, 1, retry=False, ignore_result=True)
     assert now() - begin < 30 * PATIENCE
+
+
+@feature("broker_restart")
+def test_publishing_is_tried_again_for_as_long_as_the_policy_says(
+    hire: Hire, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_channel, "PUBLISH_TIMEOUT", 0.2)
+    policy = {"max_retries": 60, "interval_start": 0.5, "interval_step": 0, "interval_max": 0.5}
+    crew = hire(url=broker.url, task_publish_retry_policy=policy)
+    crew.send("add", 1, 1, ignore_result=True)
+    broker.kill()
+    back = threading.Timer(2.0, broker.start)
+    back.start()
+    try:
+        crew.send("add", 2, 2, ignore_result=True)
+    finally:
+        back.join()
+    with crew.app.connection_for_write() as connection:
+        assert connection.default_channel.queue_declare("jobs").message_count >= 2
 
 
 @feature("secrets")

@@ -139,15 +139,17 @@ class KafkaDriver:
     async def health(self) -> Health:
         """Tell whether the cluster answers, and what does not work."""
         if self._context is None or self._closed:
-            return Health(ok=False, problems=("the connection is closed",))
+            return Health(ok=False, problems=("the connection is closed",), connected=False)
         context = self._context
         problems = [f"{reader!r}: {reader.problem}" for reader in context.readers if reader.problem is not None]
         problems += self._upkeep.problems if self._upkeep is not None else ()
+        connected = True
         try:
             await context.cluster.refreshed(_LOOK)
         except BrokerError as error:
             problems.insert(0, str(error))
-        return Health(ok=not problems, problems=tuple(problems))
+            connected = False
+        return Health(ok=not problems, problems=tuple(problems), connected=connected)
 
     async def browse(
         self, address: Address, *, limit: int, start: Start | None = None, after: str | None = None

@@ -345,11 +345,13 @@ class MemoryDriver:
     async def health(self) -> Health:
         """Tell what does not work."""
         problems = [f"{consumer!r}: {consumer.error}" for consumer in self.consumers if consumer.error is not None]
+        connected = True
         try:
             await self.ready()
         except BrokerError as error:
             problems.insert(0, str(error))
-        return Health(ok=not problems, problems=tuple(problems))
+            connected = False
+        return Health(ok=not problems, problems=tuple(problems), connected=connected)
 
     async def declare(self, address: Address) -> None:
         """Create *address* if it is missing."""

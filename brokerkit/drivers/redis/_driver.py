@@ -162,16 +162,18 @@ class RedisDriver:
     async def health(self) -> Health:
         """Tell whether the server answers, and what does not work."""
         if self._context is None or self._closed:
-            return Health(ok=False, problems=("the connection is closed",))
+            return Health(ok=False, problems=("the connection is closed",), connected=False)
         context = self._context
         problems = [f"{reader!r}: {reader.problem}" for reader in context.readers if reader.problem is not None]
         problems += [f"{channel.decode()}: {why}" for channel, why in context.wakes.refused.items()]
+        connected = True
         for link in {context.link, context.sealed}:
             try:
                 await link.command(b"PING", timeout=_PING)
             except BrokerError as error:
                 problems.insert(0, str(error))
-        return Health(ok=not problems, problems=tuple(problems))
+                connected = False
+        return Health(ok=not problems, problems=tuple(problems), connected=connected)
 
     async def browse(
         self, address: Address, *, limit: int, start: Start | None = None, after: str | None = None

@@ -254,7 +254,7 @@ class DriverHealth(Suite):
         address = raw_address(system, kind)
         async with raw(system, address) as r, r.consume(address):
             health = await r.driver.health()
-            assert (health.ok, health.problems) == (True, ())
+            assert (health.ok, health.problems, health.connected) == (True, (), True)
 
     async def test_health_is_bad_while_disconnected_and_good_again_afterwards(self, system: Harness) -> None:
         """Driver.health: it never raises, and says in a line what does not work."""
@@ -262,6 +262,7 @@ class DriverHealth(Suite):
             await system.disconnect(r.broker)
             health = await r.driver.health()
             assert not health.ok
+            assert not health.connected
             assert health.problems
             assert all("\n" not in problem for problem in health.problems)
             await system.reconnect(r.broker)
@@ -286,7 +287,8 @@ class DriverHealth(Suite):
             await asyncio.wait([receiving])
 
             async def bad() -> bool:
-                return not (await r.driver.health()).ok
+                health = await r.driver.health()
+                return not health.ok and health.connected
 
             if receiving.exception() is None:
                 await system.eventually(bad, "a consumer of a deleted address is a problem")
