@@ -21,7 +21,7 @@ from ...driver import Delivery, Source
 from ...errors import BrokerError, Closed, ConfigError, NotFound, PositionLost
 from ...events import PartitionPaused, PartitionResumed
 from ...policy import LOG_AHEAD, LONE_DELIVERY
-from ._context import Context
+from ._context import POLL, Context, next_poll
 from ._keys import entity
 from ._link import Argument
 from ._scripts import TOPIC_NOTE, TOPIC_READ
@@ -32,8 +32,6 @@ from ._topic_place import all_ended
 
 logger = logging.getLogger("brokerkit")
 
-POLL: Final = 1.0
-"""Seconds after which partitions are looked at although nobody has told of anything new."""
 END_LOOKS: Final = 0.2
 """Seconds between looks whether the other members of a group have come to the end, too."""
 _CLAIMS: Final = 256
@@ -72,7 +70,7 @@ class TopicReader:
         self._storing = False
         self._overtaken: deque[PositionLost] = deque()
         self._reading: list[Claim] = []
-        self._read_at = 0.0
+        self._poll_at = math.inf
         self._limit = 0
         self._waiter: asyncio.Future[None] | None = None
         self._until = math.inf
@@ -171,7 +169,10 @@ class TopicReader:
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = min(self._until, loop.time() + (END_LOOKS if self._ends is not None else POLL))
+        now = loop.time()
+        if self._poll_at == math.inf:
+            self._poll_at = next_poll(now)
+        self._timer_at = min(self._until, self._poll_at, math.inf if self._ends is None else now + END_LOOKS)
         self._timer = loop.call_at(self._timer_at, self._ring)
 
     def _ring(self) -> None:
@@ -183,8 +184,8 @@ class TopicReader:
         now = loop.time()
         if now >= self._until or self._ends is not None:
             self._wake()
-        if now >= self._read_at + POLL:
-            self._read_at = now
+        if now >= self._poll_at:
+            self._poll_at = next_poll(now)
             self._look_at_all()
         if self._waiter is not None and not self._waiter.done():
             self._arm(loop)
@@ -338,9 +339,8 @@ class TopicReader:
         return most if claim.end is None else min(most, claim.end - tracker.high)
 
     def _read(self, reading: list[Claim], rows: list[tuple[Claim, int, bytes]], room: int) -> None:
-        now = get_running_loop().time()
         commits, member = self._commits, self._membership
-        number, positions = (0, {}) if commits is None else commits.ride(reading, now)
+        number, positions = (0, {}) if commits is None else commits.ride(reading, get_running_loop().time())
         args: list[Argument] = [self._group or "", b"" if member is None else member.name, number, room]
         for claim, most, wanted in rows:
             start = claim.scan if claim.planned else claim.start()
@@ -354,7 +354,6 @@ class TopicReader:
                 positions.get(claim, b""),
             )
         self._reading = reading
-        self._read_at = now
         answer = self._link.call(TOPIC_READ, self._keys, args, timeout=PATIENT)
         answer.add_done_callback(self._answered)
 
