@@ -19,6 +19,8 @@ TOP_PRIORITY: Final = 9
 _OURS: Final = b'{"body":"'
 """How the text begins that is read the fast way.  Kombu's own writer puts a space behind the colon: what only that can write,
 such as numbers of more than 64 bits, only Kombu's own reader reads."""
+_BODIES: Final = frozenset((str, bytes, list, dict))
+_LIMITS: Final = frozenset((int, float, type(None)))
 _TYPED: Final = b'"__type__"'
 _encoder: Any = kombu_json.JSONEncoder()
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
@@ -171,10 +173,36 @@ def unseal(body: bytes) -> dict[str, Any]:
                 payload["body"] = base64.b64decode(payload["body"], validate=True)
             except (TypeError, ValueError) as error:
                 raise DecodeError("no message of Celery: its body is no base64") from error
+    for name in ("content-type", "content-encoding"):
+        if payload[name].__class__ is not str and payload[name] is not None:
+            raise DecodeError(f"no message of Celery: {name!r} is no text")
+    if payload["body"].__class__ not in _BODIES:
+        raise DecodeError("no message of Celery: its body is no text")
     info = properties.get("delivery_info")
     if info.__class__ is not dict:
         properties["delivery_info"] = {}
     return cast("dict[str, Any]", payload)
+
+
+def check_task(headers: Mapping[str, Any]) -> None:
+    """Look at those of *headers* over which a worker of Celery ends when they are something else.
+
+    Raises:
+        DecodeError: these are the headers of no task.
+    """
+    if headers["task"].__class__ is not str:
+        raise DecodeError("no task of Celery: the header 'task' is no text")
+    id = headers.get("id")
+    if not id or id.__class__ not in (str, int):
+        raise DecodeError("no task of Celery: it has no 'id' in its headers")
+    limits = headers.get("timelimit")
+    if limits and not (
+        limits.__class__ is list and len(limits) == 2 and all(each.__class__ in _LIMITS for each in limits)
+    ):
+        raise DecodeError("no task of Celery: 'timelimit' in its headers is not two numbers")
+    stamps, stamped = headers.get("stamps"), headers.get("stamped_headers")
+    if (stamps and stamps.__class__ is not dict) or (stamped and stamped.__class__ is not list):
+        raise DecodeError("no task of Celery: 'stamps' or 'stamped_headers' in its headers are none")
 
 
 def redelivered(payload: dict[str, Any]) -> None:
@@ -218,5 +246,5 @@ def level(value: object) -> int:
     """Return *value*, a message's ``priority``, as a number from 0 to 9."""
     try:
         return min(max(int(cast(Any, value)), 0), TOP_PRIORITY)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0

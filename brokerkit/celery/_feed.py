@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
 
+from .._redact import error_text
 from .._subscription import Subscription
 from .._tasks import Hosted
 from ..address import Queue
 from ..broker import Broker
-from ..errors import BrokerError, Closed
+from ..errors import BrokerError, BrokerUnavailable, Closed
 from ..message import Message
+
+logger = logging.getLogger("brokerkit")
 
 AT_ONCE: Final = 256
 """Messages that are taken over in one go."""
@@ -106,6 +110,11 @@ class Feed:
             self._fail(Closed(f"the queue {self.queue} is not read any more"))
         except BrokerError as error:
             self._fail(error)
+        except Exception as error:
+            logger.exception("queue %s: reading it failed", self.queue)
+            failed = BrokerUnavailable(f"reading the queue {self.queue} failed: {error_text(error)}")
+            failed.__cause__ = error
+            self._fail(failed)
 
     def _fail(self, error: BrokerError) -> None:
         if self._failed is not None and not self._hosted.stopping.is_set():

@@ -8,18 +8,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final
 
 from .._redact import error_text
 from ..address import Queue
 from ..errors import BrokerError, DecodeError, NotFound
 from ..message import Message
 from ..policy import MAX_PREFETCH
-from ._envelope import due, level, pack, redelivered, unseal
+from ._envelope import check_task, due, level, pack, redelivered, unseal
 from ._exchanges import Exchanges
 from ._feed import Feed
 from ._getting import Getting
-from ._item import Item, published
+from ._item import Item, Key, key_of, published
 from ._mailboxes import Mailbox
 from ._outcomes import Kind, Outcomes, copy
 from ._pace import Pace
@@ -36,18 +36,6 @@ ACKED: Final = 10_000
 """Acknowledged messages that are kept in mind."""
 LEAVE: Final = 10.0
 """Seconds in which a closing channel's outcomes are passed on."""
-
-
-_Key: TypeAlias = tuple[str, str, float, int]
-
-
-def _key(feed: Feed, message: Message[bytes]) -> _Key:
-    """Return what *message* has in common with itself when it comes again, but with no other, nor with a copy that it marked.
-
-    Others may have its id, if a service has chosen that, and on Kafka its time, which is in milliseconds.
-    """
-    record = message._item.record
-    return feed.queue, record.id, record.timestamp, hash(record.body)
 
 
 class Intake:
@@ -69,9 +57,9 @@ class Intake:
         """Handed over and not settled."""
         self._surplus: deque[Item] = deque()
         """What came and has no credit."""
-        self._known: dict[_Key, Item] = {}
+        self._known: dict[Key, Item] = {}
         """What is here and not settled."""
-        self._acked: dict[_Key, None] = {}
+        self._acked: dict[Key, None] = {}
         """What was acknowledged lately: what comes again all the same was acknowledged while the connection was away."""
         self._adjusting = False
         self._early = 0
@@ -238,7 +226,7 @@ class Intake:
         revokes = self._exchanges.revokes
         items: list[Item] = []
         for message in messages:
-            item = await self._open(feed, message)
+            item = await self._take(feed, message)
             if item is None:
                 feed.held -= 1
                 continue
@@ -258,9 +246,20 @@ class Intake:
         self._adjust()
         self._watch()
 
+    async def _take(self, feed: Feed, message: Message[bytes]) -> Item | None:
+        """Do what `_open` does; no message keeps those behind it from coming."""
+        try:
+            return await self._open(feed, message)
+        except BrokerError:
+            raise
+        except Exception as error:
+            logger.exception("queue %s: %s cannot be read", feed.queue, message.id)
+            await message.reject(f"no message of Celery: {error_text(error)}")
+            return None
+
     async def _open(self, feed: Feed, message: Message[bytes]) -> Item | None:
         """Return what *message* is for Kombu; None if it is nothing to hand over now."""
-        key = _key(feed, message)
+        key = key_of(feed.queue, message)
         known = self._known.get(key)
         if known is not None:
             # Its connection or its lease was lost, so it came again while its consumer works on it: once is enough.
@@ -271,6 +270,8 @@ class Intake:
             return None
         try:
             payload = unseal(message.body)
+            if "task" in payload["headers"]:
+                check_task(payload["headers"])
         except DecodeError as error:
             await message.reject(error_text(error))
             return None
@@ -424,14 +425,14 @@ class Intake:
             if not self._closed:
                 asyncio.get_running_loop().call_soon(box.ring)
 
-    def _forget(self, item: Item) -> _Key | None:
+    def _forget(self, item: Item) -> Key | None:
         if item.early:
             self._early -= 1
             self._limit -= self._unlimited
         if item.feed is None or item.message is None:
             return None
         item.feed.held -= 1
-        key = _key(item.feed, item.message)
+        key = key_of(item.queue, item.message)
         self._known.pop(key, None)
         return key
 
@@ -451,7 +452,7 @@ class Intake:
         return await self._getting.get(queue, found, no_ack)
 
     async def _got(self, feed: Feed, message: Message[bytes]) -> Item | None:
-        item = await self._open(feed, message)
+        item = await self._take(feed, message)
         if item is not None:
             feed.held += 1
             self._out.add(item)

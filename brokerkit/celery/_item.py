@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ..errors import BrokerError
 from ..message import Message
@@ -62,3 +62,15 @@ def published(message: Message[bytes]) -> float:
         return float(message.headers[PUBLISHED])
     except (KeyError, ValueError):
         return message.timestamp.timestamp()
+
+
+Key: TypeAlias = tuple[str, str, float, int]
+
+
+def key_of(queue: str, message: Message[bytes]) -> Key:
+    """Return what *message* of *queue* has in common with itself when it comes again, but with no copy that was marked.
+
+    Others may have its id, if a service has chosen that, and on Kafka its time, which is in milliseconds.
+    """
+    record = message._item.record
+    return queue, record.id, record.timestamp, hash(record.body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils.json import dumps
 
-from brokerkit.celery._envelope import Envelope, due, level, pack, redelivered, seal, unseal, wait
+from brokerkit.celery._envelope import Envelope, check_task, due, level, pack, redelivered, seal, unseal, wait
 from brokerkit.errors import DecodeError, EncodeError
 
 JSON = st.recursive(
@@ -109,6 +110,42 @@ def test_an_envelope_of_a_service_is_what_kombu_reads() -> None:
 def test_what_is_no_message_of_kombu_cannot_be_read(body: bytes) -> None:
     with pytest.raises(DecodeError):
         unseal(body)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"body": 5}, {"body": None}, {"body": True}, {"content-type": 5}, {"content-type": ["a"]},
+        {"content-encoding": 7}, {"content-encoding": {}},
+    ],
+)  # fmt: skip
+def test_what_ends_who_reads_it_is_no_message_of_kombu(wrong: dict[str, Any]) -> None:
+    right: dict[str, Any] = {"body": "", "content-type": None, "content-encoding": None, "properties": {}}
+    assert unseal(json.dumps(right).encode())["body"] == ""
+    with pytest.raises(DecodeError, match="no message of Celery"):
+        unseal(json.dumps({**right, **wrong}).encode())
+
+
+TASK = {"task": "add", "id": "1", "timelimit": [None, 1.5], "stamps": {"a": ["b"]}, "stamped_headers": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "right", [{}, {"id": 5}, {"timelimit": None}, {"timelimit": []}, {"stamps": None}, {"stamped_headers": None}]
+)
+def test_headers_of_a_task(right: dict[str, Any]) -> None:
+    check_task({**TASK, **right})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"task": ["x"]}, {"task": {}}, {"task": None}, {"id": None}, {"id": ["a"]}, {"id": ""}, {"timelimit": "x"},
+        {"timelimit": [1]}, {"timelimit": ["a", "b"]}, {"timelimit": {"a": 1}}, {"stamps": 5}, {"stamped_headers": 7},
+    ],
+)  # fmt: skip
+def test_headers_over_which_a_worker_ends_are_those_of_no_task(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError, match="no task of Celery"):
+        check_task({**TASK, **wrong})
 
 
 def test_what_is_no_json_is_refused_before_it_is_sent() -> None:

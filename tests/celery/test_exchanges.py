@@ -471,12 +471,12 @@ async def test_a_service_reads_and_writes_what_celery_does(place: Place) -> None
 
     @service.subscribe(queue)
     async def handle(got: Message[Envelope]) -> None:
-        await got.publish(back, Envelope(body=got.value.body + "!", headers={"task": got.value.headers["task"]}))
+        await got.publish(back, Envelope(body=got.value.body + "!", headers=got.value.headers))
 
     async with place.process() as process, place.process() as other, service.running(other.broker):
         await process.put("celery", "a")
         (item,) = await (await process.channel("back")).take(1)
-        assert (body_of(item), item.payload["headers"]) == ("a!", {"task": "jobs.add"})
+        assert (body_of(item), item.payload["headers"]) == ("a!", {"task": "jobs.add", "id": "a"})
 
 
 async def test_publishing_tells_the_error_of_any_queue(here: Place) -> None:

@@ -369,14 +369,14 @@ async def test_what_comes_again_while_its_consumer_works_is_not_handed_over_twic
         feed, before = channel.intake._feeds["q"], item.message
         assert before is not None
         again: Message[bytes] = Message(before._item, before._reader, before._settler, 0)  # type: ignore[arg-type]
-        before._settler = object()  # type: ignore[assignment]  # that of a connection that was lost
+        settler, before._settler = before._settler, object()  # type: ignore[assignment]  # of a lost connection
         await channel.intake._arrived(feed, [again])
         assert (channel.count, feed.held, item.message) == (0, 1, again)
         assert before.outcome is None  # nothing is left that it could settle
         channel.intake.ack([item])
         await channel.nothing()
         assert again.outcome is not None
-        late: Message[bytes] = Message(before._item, before._reader, before._settler, 0)  # type: ignore[arg-type]
+        late: Message[bytes] = Message(before._item, before._reader, settler, 0)  # type: ignore[arg-type]
         await channel.intake._arrived(feed, [late])
         assert (channel.count, feed.held) == (0, 0)
         assert late.outcome is not None

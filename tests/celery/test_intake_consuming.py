@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from brokerkit.celery import _intake, _revokes
+from brokerkit.celery._envelope import unseal
 from brokerkit.celery._item import Item
-from brokerkit.errors import NotFound
+from brokerkit.errors import BrokerUnavailable, NotFound
 
-from .channels import SYSTEMS, Place, Process, body_of, eventually, placed, plain, redelivered
+from .channels import SYSTEMS, Place, Process, body_of, eventually, message, placed, plain, redelivered
 
 pytestmark = pytest.mark.asyncio
 
@@ -210,6 +212,55 @@ async def test_a_queue_that_is_deleted_here_is_not_made_anew(here: Place) -> Non
         assert isinstance(channel.failures[0], NotFound)
         await channel.intake.consume("q")
         await process.put("q", "a")
+        assert bodies(await channel.take(1)) == ["a"]
+
+
+async def test_what_fails_to_be_read_is_a_dead_letter_and_what_is_behind_it_comes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(body: bytes) -> Any:
+        if b"bad" in body:
+            raise RuntimeError("of another kind than expected")
+        return unseal(body)
+
+    monkeypatch.setattr("brokerkit.celery._intake.unseal", fails)
+    async with place.process() as process:
+        channel = await process.channel("q", prefetch=1)
+        await process.put("q", "bad", "good")
+        (item,) = await channel.take(1)
+        assert body_of(item) == "good"
+        channel.intake.ack([item])
+        await process.put("one", "bad", "good")
+        got = await channel.intake.get("one")
+        assert got is not None
+        assert body_of(got) == "good"
+        channel.intake.ack([got])
+        await channel.intake.close()
+        assert len(await process.letters("q")) == len(await process.letters("one")) == 1
+    assert sum("cannot be read" in record.getMessage() for record in caplog.records) == 2
+
+
+async def test_a_queue_that_is_not_read_any_more_is_told(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    async with here.process() as process:
+        channel = await process.channel("q")
+        monkeypatch.setattr(channel.intake, "_take", fails)
+        await process.put("q", "a")
+        await eventually(lambda: channel.failures)
+        (failure,) = channel.failures
+        assert isinstance(failure, BrokerUnavailable)  # so the worker connects again
+        assert bodies(await (await process.channel("q")).take(1)) == ["a"]
+
+
+@pytest.mark.parametrize("priority", [float("inf"), "x", None, 10**40])
+async def test_a_priority_that_is_none_is_the_lowest(here: Place, priority: Any) -> None:
+    async with here.process(eta_window=0.1) as process:
+        channel = await process.channel("q")
+        text = json.dumps({**message("a", task="add", id="1", eta=at(0.5)), "properties": {"priority": priority}})
+        body = text.replace("Infinity", "1e999").encode()
+        await process.broker.publish(process.exchanges.names.queue("q"), body)  # by somebody else, and without a delay
         assert bodies(await channel.take(1)) == ["a"]
 
 
