@@ -217,7 +217,7 @@ class Session:
         self.lease: int = client.call("queue_join", [E], self.name, settings)
 
     def take(self, most: int, *, wait: bool = False) -> list[Taken]:
-        reply = self.client.call("queue_take", [self.E], self.name, most, int(wait), int(wait), 0)
+        reply = self.client.call("queue_take", [self.E], self.name, most, int(wait), int(wait), 0, "", 0)
         owned, _, _, _, elements = reply
         assert 0 < owned <= self.lease
         return [element(data) for data in elements]

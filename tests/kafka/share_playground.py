@@ -31,7 +31,8 @@ from brokerkit.errors import BrokerError, BrokerUnavailable, DeliveryLost
 from brokerkit.events import Event
 
 LIMIT = 5
-TERMS = Terms("share", limit=LIMIT, lock=4.0)
+LEASE = 4.0
+TERMS = Terms("share", limit=LIMIT, lock=LEASE)
 
 
 class Entry:
@@ -167,6 +168,7 @@ class FakeShare:
         widens: bool,
     ) -> None:
         self.world: World = cluster.world
+        self.lock = lock or LEASE
         self.told = told
         self.problem: BrokerError | None = None
         self.arrivals: deque[Lock] = deque()

@@ -19,6 +19,7 @@ from brokerkit.testing import VirtualLoop
 from .share_playground import FakeShare, World, copied, installed
 
 RECORDS = 150
+LEASE = 0.4
 OUT = Queue("out", bytes)
 
 
@@ -32,11 +33,13 @@ class Program:
         """How often each message was acknowledged without an error."""
         self.holders: dict[str, object] = {}
         """Who has what in hand."""
-        self.terms = Terms("share", limit=world.limit, lock=4.0)
+        self.proven = 0
+        """How often something came beside what had come alone."""
+        self.terms = Terms("share", limit=world.limit, lock=LEASE)
 
     async def read(self, rounds: int) -> None:
         """Enter, work for some rounds, and leave or die with whatever is in hand."""
-        world, me, hand = self.world, object(), dict[str, Delivery]()
+        world, me, hand, lone = self.world, object(), dict[str, Delivery](), dict[object, float]()
         dies = self.random.random() < 0.1
 
         async def revoked(deliveries: Sequence[Delivery]) -> None:
@@ -47,7 +50,7 @@ class Program:
         prefetch = self.random.randint(1, 20)
         async with ShareConsumer(world.context(), world.queue, prefetch, revoked, self.terms) as consumer:
             for _ in range(rounds):
-                await self.receive(consumer, me, hand)
+                await self.receive(consumer, me, hand, lone)
                 await self.act(consumer, me, hand)
                 share = consumer._share
                 if self.random.random() < 0.02 and isinstance(share, FakeShare):
@@ -62,17 +65,25 @@ class Program:
                 hosted.task.cancel()
                 await asyncio.wait([hosted.task])
 
-    async def receive(self, consumer: ShareConsumer, me: object, hand: dict[str, Delivery]) -> None:
+    async def receive(
+        self, consumer: ShareConsumer, me: object, hand: dict[str, Delivery], lone: dict[object, float]
+    ) -> None:
+        """Receive something; *lone* is since when what came alone is in hand."""
         if self.random.random() < 0.1:
             consumer.prefetch = self.random.randint(0, 20)
-        receiving = asyncio.ensure_future(consumer.receive(self.random.randint(1, 30), self.random.random() * 0.3))
+        limit, timeout = self.random.randint(1, 30), self.random.random() * 0.3
+
+        async def timed() -> tuple[Sequence[Delivery], float]:
+            return await consumer.receive(limit, timeout), asyncio.get_running_loop().time()
+
+        receiving = asyncio.ensure_future(timed())
         if self.random.random() < 0.2:
             await self.world.pause()
             receiving.cancel()
         await asyncio.wait([receiving])
         if receiving.cancelled():
             return
-        got = receiving.result()
+        got, now = receiving.result()
         assert len(hand) + len(got) <= max(consumer.prefetch, len(hand))
         for delivery in got:
             id = delivery.record.id
@@ -80,9 +91,16 @@ class Program:
             assert id not in self.holders or id in self.world.excused, f"{id} is in two hands"
             hand[id] = delivery
             self.holders[id] = me
+        there = {delivery.token for delivery in hand.values()}
+        for token in lone.keys() - there:
+            del lone[token]
+        if got:
+            assert all(now >= since + LEASE for since in lone.values()), "something came beside what is not proven"
+            self.proven += bool(lone)
         if any(delivery.deliveries >= LONE_DELIVERY for delivery in got):
-            assert len(hand) == 1, "it did not come alone"
-        assert not got or len(hand) == 1 or not any(d.deliveries >= LONE_DELIVERY for d in hand.values())
+            assert len(got) == 1, "it did not come alone"
+            assert len(hand) == len(lone) + 1, "it came beside what is not proven"
+            lone[got[0].token] = now
 
     async def act(self, consumer: ShareConsumer, me: object, hand: dict[str, Delivery]) -> None:
         """Settle or release some of what is in hand."""
@@ -129,7 +147,7 @@ class Program:
                 del self.holders[id]
 
 
-async def play(seed: int) -> None:
+async def play(seed: int) -> int:
     world = World(seed, limit=10)
     program = Program(world)
     ids = [f"m{number}" for number in range(RECORDS)]
@@ -153,15 +171,18 @@ async def play(seed: int) -> None:
     assert not world.dropped
     assert all(program.done[id] or id in world.excused for id in ids)
     assert {record.id for record in world.copies} <= set(ids)
+    return program.proven
 
 
 @pytest.mark.parametrize("first", range(0, 40, 10))
 def test_whatever_happens_each_message_is_done(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
+    proven = 0
     for seed in range(first, first + 10):
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             try:
-                runner.run(play(seed))
+                proven += runner.run(play(seed))
             except BaseException as error:
                 error.add_note(f"seed {seed}")
                 raise
+    assert proven

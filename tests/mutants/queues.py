@@ -5,6 +5,7 @@ from __future__ import annotations
 from .mutant import Mutant, clauses
 
 QUEUE = "brokerkit/drivers/memory/_queue.py"
+LONE = "brokerkit/drivers/_lone.py"
 CONSUMER = "brokerkit/drivers/memory/_consumer.py"
 
 SETTLING: tuple[Mutant, ...] = (
@@ -194,7 +195,7 @@ QUEUES: tuple[Mutant, ...] = (
         name="suspects are not alone",
         breaks="a third delivery comes alone",
         file=QUEUE,
-        old="        while self._suspects and not held and not taken:\n",
+        old="        while self._suspects and not taken and lone.may_come():\n",
         new="        while self._suspects and len(taken) < room:\n",
         tests=clauses("DriverReceive::test_each_of_several_poisonous_records_comes_alone"),
     ),
@@ -202,9 +203,41 @@ QUEUES: tuple[Mutant, ...] = (
         name="others follow a lone delivery",
         breaks="nothing else is handed out beside a lone delivery",
         file=QUEUE,
-        old="                session.lone = lease_of(delivery)\n",
+        old="                lone.came(lease_of(delivery), self.address.lease)\n",
         new="",
         tests=clauses("DriverReceive::test_a_record_delivered_for_the_third_time_comes_alone"),
+    ),
+    Mutant(
+        name="a lone delivery holds up others for ever",
+        breaks="what was in hand for a lease holds up nothing",
+        file=LONE,
+        old="        if lease < math.inf:\n",
+        new="        if lease < 0:\n",
+        tests=clauses("DriverReceive::test_a_lease_later_others_come_beside_a_lone_delivery"),
+    ),
+    Mutant(
+        name="a lone delivery holds up others for half a lease",
+        breaks="nothing comes beside a lone delivery in its first lease",
+        file=LONE,
+        old="call_later(lease, self._prove)",
+        new="call_later(lease / 2, self._prove)",
+        tests=clauses("DriverReceive::test_before_its_lease_is_over_nothing_comes_beside_a_lone_delivery"),
+    ),
+    Mutant(
+        name="nobody hears that a lone delivery holds up nothing any more",
+        breaks="others come beside it at once",
+        file=LONE,
+        old="            self._proven.append(token)\n            self._wake()\n",
+        new="            self._proven.append(token)\n",
+        tests=clauses("DriverReceive::test_a_lease_later_others_come_beside_a_lone_delivery"),
+    ),
+    Mutant(
+        name="the next suspect waits for the one before",
+        breaks="beside what was in hand for a lease the next one comes that has to be alone",
+        file=LONE,
+        old="return len(self._held) == len(self.proven())",
+        new="return not self._held",
+        tests=clauses("DriverReceive::test_the_next_that_must_come_alone_comes_a_lease_later"),
     ),
     Mutant(
         name="earlier deliveries are forgotten",

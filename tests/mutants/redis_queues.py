@@ -218,9 +218,19 @@ SERVED_QUEUES: tuple[Mutant, ...] = (
         name="suspects come with others",
         breaks="from its third delivery on a message is alone",
         file=TAKE,
-        old="  if redis.call('HLEN', E .. ':h:' .. name) == 0 then\n",
+        old="  if redis.call('HLEN', E .. ':h:' .. name) <= proven then\n",
         new="  if redis.call('HLEN', E .. ':h:' .. name) >= 0 then\n",
         tests=SUSPECT,
+    ),
+    Mutant(
+        name="suspects wait for what holds up nothing",
+        breaks="what was in hand for a lease holds up nothing",
+        file=TAKE,
+        old="local proven = tonumber(ARGV[7] or 0)\n",
+        new="local proven = 0\n",
+        tests=driver(
+            "test_queue_calls", "test_what_comes_alone_comes_beside_no_more_than_a_session_has_lived_with[redis]"
+        ),
     ),
     Mutant(
         name="others come with a suspect",

@@ -65,8 +65,9 @@ class Sessions:
         for name in names:
             await self.call(QUEUE_JOIN, name, "")
 
-    async def take(self, name: str, room: int = 100) -> Held:
-        return Held(self.queue, await self.call(QUEUE_TAKE, name, room, 0, 0, 0))
+    async def take(self, name: str, room: int = 100, *, proven: int | None = None) -> Held:
+        more: tuple[str | int, ...] = () if proven is None else ("", proven)  # older clients do not say it
+        return Held(self.queue, await self.call(QUEUE_TAKE, name, room, 0, 0, 0, *more))
 
     async def end(self, name: str) -> None:
         """Let the lease of a session be over."""

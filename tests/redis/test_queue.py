@@ -364,3 +364,25 @@ async def test_elements_are_counted_as_deliveries_only_when_an_owner_dies(server
                 await take(consumer, 1)
                 if deliveries < 3:
                     other.proxy.kill()
+
+
+async def test_the_next_suspect_comes_a_lease_later_without_a_poll_and_is_settled_as_others_are(
+    server: RedisServer,
+) -> None:
+    brief = queue(lease=1)
+    await declare(server, brief)
+    async with process(server) as p, p.consume(brief, 8) as consumer:
+        await p.put(brief, ["first", "second"], deliveries=2)
+        (first,) = await consumer.receive(8, 1)
+        await p.put(brief, ["other"])
+        began = asyncio.get_running_loop().time()
+        (second,) = await consumer.receive(8, 5)
+        assert second.record.id == "second"
+        assert 0.9 < asyncio.get_running_loop().time() - began < 1.5, "found by a poll"
+        copy = Record(brief, "copy", b"body", timestamp=1.0)
+        settling = asyncio.ensure_future(consumer.settle([Settlement(second, (copy,))]))
+        (other, copied) = await take(consumer, 2)
+        assert {other.record.id, copied.record.id} == {"other", "copy"}
+        assert await settling == [None]
+        await done(consumer, [first, other, copied])
+    assert await left(server, brief) == []

@@ -41,6 +41,7 @@ KEY = entity("queue")
 OUT = queue("out")
 TOPIC = topic("one", partitions=1)
 LONELY = 1
+DRAIN = 2
 
 
 @pytest.fixture(scope="module", params=FLAVORS)
@@ -103,6 +104,19 @@ async def test_the_second_time_that_an_owner_dies_a_message_comes_alone(server: 
     await put(server, QUEUE, "other")
     alone = await sessions.take("p/c")
     assert (alone.ids, alone.ended, alone.state) == (["a"], [2], LONELY)
+
+
+async def test_what_comes_alone_comes_beside_no_more_than_a_session_has_lived_with(server: RedisServer) -> None:
+    sessions = await opened(server, "p/a")
+    await put(server, QUEUE, "a", "b", "c", "d", deliveries=2)
+    assert (await sessions.take("p/a", proven=0)).ids == ["a"]
+    for proven in (None, 0):
+        held = await sessions.take("p/a", proven=proven)
+        assert (held.ids, held.state) == ([], DRAIN)
+    held = await sessions.take("p/a", proven=1)
+    assert (held.ids, held.state) == (["b"], LONELY)
+    assert (await sessions.take("p/a", proven=1)).state == DRAIN
+    assert (await sessions.take("p/a", proven=2)).ids == ["c"]
 
 
 async def test_what_is_released_is_held_no_more_and_once_in_line(server: RedisServer) -> None:

@@ -224,6 +224,7 @@ class TopicConsumer(Owner):
         self._cluster.watchers.discard(self._widened)
         if self._timer is not None:
             self._timer.cancel()
+        self._lone.close()
         for claim in self._claims.values():
             claim.gone = True
         if self._copies is not None:

@@ -18,6 +18,7 @@ from ...address import AnyQueue, AnyTopic, Queue
 from ...driver import Delivery, Revoked, Source
 from ...errors import BrokerError, Closed, ConfigError, PositionLost
 from ...events import Expired, PartitionPaused, PartitionResumed
+from .._lone import Lone
 from ._claim import Claim, Lease, lease_of
 from ._commit import Commits
 from ._context import Context
@@ -28,7 +29,9 @@ from ._life import Life
 logger = logging.getLogger("brokerkit")
 
 POLL: Final = 1.0
-"""Seconds after which all partitions are looked at although nobody has told of anything new."""
+"""Seconds after which all partitions are looked at although nobody has told of anything new; without a group, with which time
+brings nothing:"""
+_IDLE: Final = 10.0
 END_LOOKS: Final = 0.2
 """Seconds between looks whether the end is reached, by this member and by the others of its group."""
 _AGAIN: Final = 0.2
@@ -61,9 +64,13 @@ class Reader(Life):
         self._others_ended = False
         self._looked = -math.inf
         self._suspect: Claim | None = None
-        """Its next record has to come alone, as soon as nothing is in hand."""
-        self._lone: Lease | None = None
-        """What came alone, until its outcome is stored."""
+        """Its next record has to come alone, as soon as nothing is in hand that is not proven."""
+        self._lone = Lone(self._held, self._wake)
+        """What was received alone.  Of a topic, which has no lease, it is never proven."""
+        self._solo: Lease | None = None
+        """What comes alone, until it is received."""
+        self._doubt = False
+        """Whether outcomes must be stored before others come, since something came alone."""
         self._storing = False
         self._unnoted = False
         """Whether what was handed out must not be received before that is stored."""
@@ -134,6 +141,8 @@ class Reader(Life):
                 self._hand_out(limit)
             if fetched and not self._unnoted and not self._doubtful():
                 if self._commits is None or not self._commits.unsent:
+                    if self._solo is not None:
+                        self._received_alone()
                     return [fetched.popleft() for _ in range(min(limit, len(fetched)))]
                 self._commits.unsent = False
                 await asyncio.sleep(0)  # the note is written before the program sees what it is about
@@ -164,13 +173,14 @@ class Reader(Life):
         if self._timer is not None:
             self._timer.cancel()
         now = loop.time()
-        self._timer_at = at = min(self._until, now + min(END_LOOKS if self._ends is not None else POLL, self._due()))
+        looks = END_LOOKS if self._ends is not None else _IDLE if self._group is None and not self._held else POLL
+        self._timer_at = at = min(self._until, now + min(looks, self._due()))
         self._timer = loop.call_at(at, self._ring)
 
     def _due(self) -> float:
         """Return in how many seconds the first of what waits for its time is due."""
         if not isinstance(self._address, Queue):
-            return POLL
+            return math.inf
         waits = [claim.soon - claim.now() for claim in self._claims.values()]
         return max(0.001, min(waits, default=POLL))
 
@@ -207,15 +217,15 @@ class Reader(Life):
         room = min(self._prefetch - len(held), limit)
         lone, suspect = self._lone, self._suspect
         self._blocked = True
-        if fetcher is None or room <= 0 or (lone is not None and lone in held) or self._doubtful():
+        if fetcher is None or room <= 0 or (lone.active and lone.holds_up()) or self._doubtful():
             return
         if suspect is not None and (suspect.gone or suspect.revoking or not suspect.alone):
             suspect = self._suspect = None
-        if suspect is not None and held:
+        if suspect is not None and not lone.may_come():
             return
-        if (suspect is not None or lone is not None) and not self._all_stored():
+        if (suspect is not None or self._doubt) and not self._all_stored():
             return
-        self._lone = None
+        self._doubt = False
         if suspect is not None and self._hand_out_alone(suspect):
             return
         self._blocked = False
@@ -263,8 +273,7 @@ class Reader(Life):
                 break
         if touched:
             self._note(touched)
-        elif self._suspect is not None and not held and self._all_stored():
-            self._lone = None
+        elif self._suspect is not None and self._lone.may_come() and self._all_stored():
             self._hand_out_alone(self._suspect)
 
     def _hand_out_alone(self, claim: Claim) -> bool:
@@ -273,12 +282,18 @@ class Reader(Life):
         delivery = claim.hand_out_alone(self._held)
         if delivery is None:
             return False
-        self._lone = lease_of(delivery)
+        self._solo = lease_of(delivery)
+        self._doubt = True
         self._fetched.append(delivery)
         self._news[claim] = None
         self._blocked = True
         self._note([claim])
         return True
+
+    def _received_alone(self) -> None:
+        """What came alone is received: from now on it is proven, or not, that the program lives on with it."""
+        lease, self._solo = self._solo, None
+        self._lone.came(lease, self._address.lease if isinstance(self._address, Queue) else math.inf)
 
     def _note(self, claims: Collection[Claim]) -> None:
         """Have it noted that records of *claims* are handed out; before one comes again, that is awaited."""

@@ -150,6 +150,7 @@ class ShareConsumer(ShareOwner):
         for timer in (self._alarm, self._absence):
             if timer is not None:
                 timer.cancel()
+        self._lone.close()
         if self._copies is not None:
             self._copies.abort()
         if self._returns is not None:

@@ -22,6 +22,7 @@ from ...driver import Delivery, Revoked
 from ...errors import Closed, ConfigError
 from ...events import Expired
 from ...policy import LONE_DELIVERY
+from .._lone import Lone
 from ._context import Context
 from ._engine import Terms
 from ._life import Life
@@ -76,10 +77,10 @@ class ShareReader(Life):
         self._suspects: deque[Lease] = deque()
         """What of it has to come alone."""
         self._alone = False
-        """Whether nothing but one suspect is in hand, and nothing can come."""
+        """Whether nothing but one suspect is in hand, and what is proven, and nothing can come."""
         self._isolating = False
-        self._lone: Lease | None = None
-        """What came alone, until it is settled."""
+        self._lone = Lone(self._held, self._freed)
+        """What was received alone."""
         self._careful = 0
         """How many are acquired at a time after a suspect; 0 for as many as there is room for."""
         self._changed = asyncio.Event()
@@ -222,7 +223,8 @@ class ShareReader(Life):
         share, returns = self._share, self._returns
         if share is None or returns is None:
             return
-        if self._leaving or self._suspects or self._lone is not None or self._error is not None or returns.pressing:
+        lone = self._lone.active and self._lone.holds_up()
+        if self._leaving or self._suspects or lone or self._error is not None or returns.pressing:
             room = 0
         else:
             waiting = len(self._ready) + share.untaken()
@@ -334,20 +336,22 @@ class ShareReader(Life):
         """Return up to *limit* deliveries, as far as there is room."""
         out: list[Delivery] = []
         ready, held = self._ready, self._held
-        if self._lone is not None or self._pressed():
+        if (self._lone.active and self._lone.holds_up()) or self._pressed():
             return out
         now = get_running_loop().time()
         if self._suspects:
-            if self._alone and not held and self._prefetch > 0 and self._suspects[0].lock.until > now:
+            mine = self._alone and len(held) < self._prefetch and self._lone.may_come()
+            if mine and self._suspects[0].lock.until > now:
                 self._alone = False
                 lease = self._suspects.popleft()
                 if self._late(lease):
                     self._look_at(lease, now)
                     self._changed.set()
                     return out
-                self._lone = lease
                 self._careful = 1
                 out.append(self._deliver(lease))
+                if self._share is not None:
+                    self._lone.came(lease, self._share.lock)
             return out
         room = min(limit, self._prefetch - len(held))
         if ready and room <= 0:
@@ -391,9 +395,7 @@ class ShareReader(Life):
         return delivery
 
     def _freed(self) -> None:
-        """Something that was received is in hand no more."""
-        if self._lone is not None and self._lone not in self._held:
-            self._lone = None
+        """Something that was received is in hand no more, or holds up nothing any more."""
         self._make_room()
         self._wake()
 
@@ -421,7 +423,7 @@ class ShareReader(Life):
                     self._later.clear()
                     if (stored := self._put_back(others)) is not None:
                         await stored
-                elif self._held or self._puts_back():
+                elif not self._lone.may_come() or self._puts_back():
                     await self._changed.wait()
                 elif self._share is not None and await self._share.quiet(_QUIET) and self._nothing_else():
                     self._alone = True
@@ -438,7 +440,8 @@ class ShareReader(Life):
         return returns is not None and len(returns) > 0 and returns.problem is None
 
     def _nothing_else(self) -> bool:
-        return len(self._suspects) == 1 and not (self._ready or self._later or self._held or self._puts_back())
+        others = self._ready or self._later or not self._lone.may_come()
+        return len(self._suspects) == 1 and not (others or self._puts_back())
 
     async def _received_alone(self) -> None:
         """Return when the suspect was received or is gone, or something else has come."""

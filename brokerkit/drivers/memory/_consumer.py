@@ -128,6 +128,7 @@ class Consumer(ABC):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._session.lone.close()
         faults = self._link.faults
         if faults.dead or faults.away or faults.frozen:
             self.suspend()

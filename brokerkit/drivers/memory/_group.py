@@ -73,7 +73,7 @@ class Member(Session):
             topic.refresh()
         taken: list[Delivery] = []
         room = min(self.prefetch - len(self.held), limit)
-        if room <= 0 or (self.lone is not None and self.occupied()):
+        if room <= 0 or (self.lone.active and self.lone.holds_up()):
             self.blocked = True
             return taken
         self.blocked = False
@@ -97,7 +97,7 @@ class Member(Session):
                 done = self._take_run(claim, limit - len(taken), taken, stood)
             else:
                 done = self._take_carefully(claim, limit, taken, stood)
-            if self.lone is not None or done is None:
+            if self.lone.active or done is None:
                 break
             if done:
                 pending.popleft()
@@ -161,7 +161,7 @@ class Member(Session):
             self.held[lease] = delivery = Delivery(record, lease, position, deliveries)
             taken.append(delivery)
             if alone:
-                self.lone = lease
+                self.lone.came(lease)
                 return False
         return False
 

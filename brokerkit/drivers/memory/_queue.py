@@ -177,7 +177,7 @@ class QueueStore:
             if least:
                 self.pass_on(session)
             return []
-        if self._careful or session.lone is not None:
+        if self._careful or session.lone.active:
             return self._take_carefully(session, room, least, expired)
         session.blocked = False
         ready = len(lowest)
@@ -208,21 +208,21 @@ class QueueStore:
     def _take_carefully(
         self, session: Session, room: int, least: int, expired: Callable[[int], None]
     ) -> list[Delivery]:
-        held = session.held
-        session.blocked = session.occupied()
+        held, lone = session.held, session.lone
+        session.blocked = lone.holds_up()
         if session.blocked:
             if least:
                 self.pass_on(session)
             return []
         epoch, before = self._timers.epoch(), self._stored
         taken: list[Delivery] = []
-        while self._suspects and not held and not taken:
+        while self._suspects and not taken and lone.may_come():
             delivery = self._suspects.popleft()
             if _expired(delivery, epoch):
                 self._stored -= 1
             else:
                 taken.append(delivery)
-                session.lone = lease_of(delivery)
+                lone.came(lease_of(delivery), self.address.lease)
         self._undrain(session)
         if not taken:
             if self._drains(session):
@@ -255,7 +255,7 @@ class QueueStore:
                 self._stored -= 1
 
     def _drains(self, session: Session) -> bool:
-        """Return whether *session* has to settle what it holds before it gets more, so that it can take a suspect."""
+        """Return whether *session* has to have its hands free before it gets more, so that it can take a suspect."""
         if session not in self._draining and len(self._draining) < len(self._suspects):
             self._draining[session] = None
         return session in self._draining

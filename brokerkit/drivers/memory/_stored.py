@@ -10,6 +10,7 @@ import msgspec
 from ...driver import Delivery, Record
 from ...errors import BrokerError, BufferFull, ConfigError, TooLarge
 from ...policy import MAX_BODY
+from .._lone import Lone
 
 
 class Lease(msgspec.Struct, eq=False, gc=False):
@@ -56,21 +57,13 @@ class Session:
         """How many deliveries it holds at most."""
         self.held: dict[object, Delivery] = {}
         """By `Lease`, the oldest first."""
-        self.lone: Lease | None = None
-        """The delivery that had to come alone, as long as it is held."""
+        self.lone = Lone(self.held, owner.wake)
+        """What of it had to come alone."""
         self.blocked = False
         """Whether the last look found only what has to wait until something is settled."""
         self.deadline: float | None = None
         self.woken = False
         """Whether its owner was woken for a record and has not looked yet."""
-
-    def occupied(self) -> bool:
-        """Return whether a delivery that had to come alone is still in hand."""
-        if self.lone is not None:
-            if self.lone in self.held:
-                return True
-            self.lone = None
-        return False
 
 
 def too_large(record: Record) -> TooLarge:

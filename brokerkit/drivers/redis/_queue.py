@@ -11,6 +11,7 @@ from ...address import AnyQueue
 from ...driver import Delivery, Revoked, Settlement, Source
 from ...errors import BrokerError, CapabilityError, Closed, ConfigError, DeliveryLost, NotFound
 from ...events import Expired
+from .._lone import Lone
 from ._context import Context
 from ._frames import elements
 from ._link import Unanswered
@@ -129,16 +130,11 @@ class QueueConsumer(Member):
                 self._bell.pass_on(self)
 
     def _room(self, session: Session, limit: int) -> int:
-        held = session.held
+        held, lone = session.held, session.lone
         if not held:
-            session.lone = None
             return min(limit, self._prefetch)
-        if session.drains and not session.pressed:
+        if (lone.active and lone.holds_up()) or (session.drains and not session.pressed and not lone.may_come()):
             return 0
-        if session.lone is not None:
-            if session.lone in held:
-                return 0
-            session.lone = None
         return min(limit, self._prefetch - len(held))
 
     async def _take(self, session: Session, room: int, waits: bool) -> Sequence[Delivery] | None:
@@ -147,6 +143,7 @@ class QueueConsumer(Member):
         if self._size > 8192:
             room = min(room, max(1, ENOUGH // self._size))
         known = b"" if session.asking else len(session.held)
+        proven = _proven(session.lone) if session.lone.active else 0
         sent = time.monotonic()
         session.kept = False
         gifts = (min(room, GIFTS) if self._sparse else 1) if waits else 0
@@ -154,7 +151,7 @@ class QueueConsumer(Member):
             reply = await self._link.call(
                 QUEUE_TAKE,
                 self._keys,
-                (name, room, gifts, flags[session.listed], flags[session.drains], known),
+                (name, room, gifts, flags[session.listed], flags[session.drains], known, proven),
                 timeout=self._timeout,
                 again=False,
             )
@@ -192,7 +189,7 @@ class QueueConsumer(Member):
             self._size = sum(map(len, handed)) // len(handed)
             taken = self._deliver(session, handed)
             if state == _LONELY:
-                session.lone = taken[0].token  # type: ignore[assignment]
+                session.lone.came(taken[0].token, self._bell.lease)
             return taken
         if session.drains:
             session.listed = False
@@ -409,3 +406,14 @@ class QueueConsumer(Member):
             lost = unheld(delivery.token)
             if lost is not None:
                 raise lost
+
+
+def _proven(lone: Lone) -> int:
+    """Return beside how many that the server knows to be held one may come that has to be alone; 0 if something else is held.
+
+    What is being settled does not count: it is unknown whether the server knows it as held.
+    """
+    if not lone.may_come():
+        return 0
+    tokens: Sequence[Lease] = lone.proven()  # type: ignore[assignment]
+    return sum(not lease.tried for lease in tokens)

@@ -150,7 +150,7 @@ class Member(ABC):
                 self._bell.leave([name])
                 raise Closed("this consumer was left")
             self._bell.lease = lease / 1000
-            self.session = session = Session(name, sent + lease / 1000)
+            self.session = session = Session(name, sent + lease / 1000, self._waiting.wake)
             self._bell.admit(self, session)
             return session
 
@@ -296,6 +296,7 @@ class Member(ABC):
         """Let others have what *session* holds; return when that is sure."""
         session.lost = True
         session.held.clear()
+        session.lone.close()
         self._bell.dismiss(session)
         return self._bell.leave([*session.past, session.name])
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
 from ...driver import Delivery
 from ...errors import DeliveryLost
+from .._lone import Lone
 
 
 class Lease(msgspec.Struct, eq=False, gc=False):
@@ -41,7 +43,7 @@ class Session:
         "unsure",
     )
 
-    def __init__(self, name: bytes, owned: float) -> None:
+    def __init__(self, name: bytes, owned: float, wake: Callable[[], object]) -> None:
         self.name = name
         self.past: list[bytes] = []
         """Names that it had before, if the server may not know the present one yet."""
@@ -55,10 +57,10 @@ class Session:
         """What came without being asked for, and was not handed out yet."""
         self.flights: list[list[bytes]] = []
         """Numbers that are being settled."""
-        self.lone: Lease | None = None
-        """What had to come alone, as long as it is held."""
+        self.lone = Lone(self.held, wake)
+        """What had to come alone; *wake* is called when it holds up nothing any more."""
         self.drains = False
-        """Whether it must have its hands free before it gets more."""
+        """Whether it must have its hands free, but for what is proven, before it gets more."""
         self.pressed = False
         """Whether it was woken nevertheless, and asks whether that still holds."""
         self.listed = False

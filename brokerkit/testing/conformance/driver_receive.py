@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -10,7 +11,7 @@ from ...driver import Delivery
 from ...errors import PositionLost
 from ...policy import Start
 from ._harness import Harness, Kind
-from ._raw import ids, names, raw, raw_address, raw_topic
+from ._raw import ids, names, raw, raw_address, raw_queue, raw_topic
 from ._runner import Suite, needs
 
 
@@ -321,6 +322,64 @@ class DriverReceive(Suite):
                     assert len(got) == 1
                     await r.nothing(consumer)
                     await r.done(consumer, *got)
+
+    @needs("queue")
+    async def test_before_its_lease_is_over_nothing_comes_beside_a_lone_delivery(self, system: Harness) -> None:
+        """Consumer.receive: nothing else for one lease, neither another that must come alone nor any other."""
+        queue = raw_queue(system, lease=4 * system.lease)
+        async with raw(system, queue) as r:
+            await r.publish([r.record(queue, id, deliveries=2) for id in names(2)])
+            async with r.consume(queue) as consumer:
+                alone = await r.take(consumer, 1)
+                await r.put(queue, names(3, "other"))
+                assert not await consumer.receive(100, 3 * system.lease)
+                await r.done(consumer, *alone)
+                assert len(await r.drain(consumer)) == 4
+
+    @needs("queue")
+    async def test_a_lease_later_others_come_beside_a_lone_delivery(self, system: Harness) -> None:
+        """Consumer.receive: after one lease in hand it holds up nothing, and stays its owner's."""
+        queue = raw_queue(system)
+        async with raw(system, queue) as r:
+            await r.publish([r.record(queue, "poison", deliveries=2)])
+            async with r.consume(queue, prefetch=4) as consumer:
+                alone = await r.take(consumer, 1)
+                began = system.now()
+                await r.put(queue, names(5))
+                others = await r.take(consumer, 3)
+                assert began + 0.9 * system.lease <= system.now() < began + system.lease + system.deadline / 4
+                await r.nothing(consumer)  # it counts for the credit
+                await r.done(consumer, *others, confirm=True)
+                others += await r.take(consumer, 2)
+                await asyncio.sleep(system.lease)
+                await r.done(consumer, *alone, confirm=True)
+                await r.done(consumer, *others[3:], confirm=True)
+                assert ids(others) == names(5)
+                assert {delivery.deliveries for delivery in others} == {1}
+            assert not await r.left(queue)
+
+    @needs("queue")
+    async def test_the_next_that_must_come_alone_comes_a_lease_later(self, system: Harness) -> None:
+        """Consumer.receive: one after the other, each beside those that were in hand for one lease, and beside nothing else."""
+        queue = raw_queue(system)
+        async with raw(system, queue) as r:
+            await r.publish([r.record(queue, id, deliveries=2) for id in names(3)])
+            async with r.consume(queue) as consumer:
+                taken: list[Delivery] = []
+                came: list[float] = []
+                for _ in range(3):
+                    taken += await r.take(consumer, 1)
+                    came.append(system.now())
+                assert all(second - first >= 0.9 * system.lease for first, second in itertools.pairwise(came))
+                await r.put(queue, ["other"])
+                other = await r.take(consumer, 1)
+                assert system.now() - came[-1] >= 0.9 * system.lease
+                await r.publish([r.record(queue, "last", deliveries=2)])
+                await r.nothing(consumer)
+                await r.done(consumer, *other)
+                taken += await r.take(consumer, 1)
+                await r.done(consumer, *taken)
+                assert ids(taken) == ["last", *names(3)]
 
     async def test_a_crash_counts_one_delivery(self, system: Harness, kind: Kind) -> None:
         """Delivery.deliveries: ownerships including this one."""

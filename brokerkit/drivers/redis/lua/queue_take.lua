@@ -2,7 +2,8 @@
 -- flags: allow-oom
 -- uses: queue_quick common queue_base
 -- ARGV: 1 session, 2 how many at most, 3 how many it may be given while it waits where there is none, 0 if it does not wait, 4 '1'
---       if it may be listed as waiting, 5 '1' if it was told to drain, 6 how many it knows to hold (checked if given)
+--       if it may be listed as waiting, 5 '1' if it was told to drain, 6 how many it knows to hold (checked if given), 7 how many
+--       of these have come alone a lease ago if it holds nothing else, or nothing
 -- Returns ms that the session owns what it holds; how many were dropped because they had expired; 0, LONELY, DRAIN or UNKNOWN;
 -- ms after which something may be there without a wake, -1 for never; the elements.
 local LONELY, DRAIN, UNKNOWN = 1, 2, 3
@@ -10,6 +11,7 @@ local NEVER = string.rep('\0', 6)
 local ENOUGH = 1048576  -- bytes in one reply, if it is more than one element
 local FIRST = 16        -- elements that are looked at before anything is known of their sizes
 local name, room, gifts, listed, drains = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5] == '1'
+local proven = tonumber(ARGV[7] or 0)
 local taken = {}
 local expired, moved, bytes = 0, 0, 0
 local cuts = {}         -- by list: how many elements at its head are done with
@@ -77,9 +79,9 @@ local function reclaim()
   return #gone == 40
 end
 
--- Take one of the *suspects*, of which each comes alone, if the session has its hands free.
+-- Take one of the *suspects*, of which each comes alone, if the session has its hands free but for what it has lived with.
 local function take_suspect(suspects)
-  if redis.call('HLEN', E .. ':h:' .. name) == 0 then
+  if redis.call('HLEN', E .. ':h:' .. name) <= proven then
     take_from(E .. ':x', 1)
     suspects = suspects - (cuts[E .. ':x'] or 0)
     if drains then redis.call('SREM', E .. ':y', name) end
