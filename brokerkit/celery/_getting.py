@@ -14,8 +14,11 @@ from ._exchanges import Exchanges
 from ._feed import Feed
 from ._item import Item
 
-TRIES: Final = (0.2, 5.0)
+SHORT: Final = 0.2
+LONG: Final = 5.0
 """Seconds for which one message is waited for: where the queue seems empty, and where it does not."""
+MEANWHILE: Final = 0.02
+"""Seconds for what came while its size was asked for."""
 LINGER: Final = 2.0
 """Seconds for which a queue stays open for the next one."""
 
@@ -39,29 +42,29 @@ class Getting:
 
     async def get(self, queue: str, address: Queue[bytes], no_ack: bool) -> Item | None:
         """Return the next message of *queue*, or None if there is none."""
-        for wait in TRIES:
+        while True:
             feed = self._feeds.get(queue)
             if feed is None:
                 feed = self._feeds[queue] = Feed(self._exchanges.broker, queue, address, no_ack)
             async with feed.lock:
-                if feed.left:
-                    continue  # closed while this waited for its turn
-                feed.no_ack = no_ack
-                item = await self._get(feed, wait)
-            if item is not None or not await self._exchanges.size(queue):
-                return item
-        return None
+                if not feed.left:
+                    feed.no_ack = no_ack
+                    return await self._get(feed)
+                if self._feeds.get(queue) is feed:  # else it was closed while this waited for its turn
+                    del self._feeds[queue]
 
-    async def _get(self, feed: Feed, timeout: float) -> Item | None:
+    async def _get(self, feed: Feed) -> Item | None:
         timer = self._timers.pop(feed.queue, None)
         if timer is not None:
             timer.cancel()
-        item: Item | None = None
         try:
             await feed.open(feed.held + 1)
             feed.allow(feed.held + 1)
-            while item is None and (messages := await feed.receive(timeout)):
-                item = await self._received(feed, messages[0])
+            item = await self._next(feed, SHORT)
+            if item is None:
+                # Of what is on its way to this process, or here, the size knows nothing.
+                empty = not await self._exchanges.size(feed.queue)
+                item = await self._next(feed, MEANWHILE if empty else LONG)
         except BaseException:
             if feed.left and self._feeds.get(feed.queue) is feed:
                 del self._feeds[feed.queue]
@@ -71,6 +74,12 @@ class Getting:
             if self._feeds.get(feed.queue) is feed:
                 loop = asyncio.get_running_loop()
                 self._timers[feed.queue] = loop.call_later(LINGER, self._look, feed)
+        return item
+
+    async def _next(self, feed: Feed, timeout: float) -> Item | None:
+        item: Item | None = None
+        while item is None and (messages := await feed.receive(timeout)):
+            item = await self._received(feed, messages[0])
         return item
 
     def adjust(self) -> None:

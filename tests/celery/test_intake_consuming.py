@@ -13,6 +13,7 @@ import pytest
 
 from brokerkit.celery import _intake, _revokes
 from brokerkit.celery._envelope import unseal
+from brokerkit.celery._feed import Feed
 from brokerkit.celery._item import Item
 from brokerkit.errors import BrokerUnavailable, NotFound
 
@@ -166,6 +167,38 @@ async def test_one_message_at_a_time(place: Place) -> None:
         assert bodies([one, two, three]) == ["a", "b", "c"]
         other.intake.ack([three])
         assert await channel.intake.get("q") is None
+
+
+async def test_a_message_that_comes_while_the_size_is_asked_for_is_fetched(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size knows nothing of what is in the hands of this process."""
+    async with place.process() as process:
+        channel = await process.channel()
+
+        async def size(queue: str) -> int:
+            await process.put(queue, "a")
+            feed = channel.intake._getting._feeds[queue]
+            subscription = feed._subscription
+            assert subscription is not None
+            await eventually(lambda: subscription.intake.ready)
+            return 0
+
+        monkeypatch.setattr(process.exchanges, "size", size)
+        item = await channel.intake.get("q")
+        assert item is not None
+        assert body_of(item) == "a"
+
+
+async def test_who_asks_while_the_queue_is_left_asks_again(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with here.process() as process:
+        channel = await process.channel()
+        await process.put("q", "a")
+        answers = [True, True, True]
+        monkeypatch.setattr(Feed, "left", property(lambda _: bool(answers) and answers.pop()))
+        item = await channel.intake.get("q")
+        assert item is not None
+        assert body_of(item) == "a"
 
 
 async def test_one_message_of_a_mailbox(here: Place) -> None:
