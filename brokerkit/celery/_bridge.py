@@ -229,12 +229,6 @@ class Bridge:
             raise
         return call.result()
 
-    async def acall(self, function: Callable[[Unpack[Args]], Coroutine[Any, Any, T]], *args: *Args) -> T:
-        """Do what `call` does, from another event loop, which goes on meanwhile."""
-        if self._process != os.getpid():
-            raise Closed(f"the connection to {self.system} belongs to the parent process: connect again after a fork")
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), self.loop))
-
     def post(self, function: Callable[[Unpack[Args]], object], *args: *Args) -> None:
         """Have *function* called on the loop soon, in order; what gathers until then costs one wake-up.
 

@@ -137,25 +137,6 @@ def test_what_interrupts_the_caller_stops_the_call(bridge: Bridge) -> None:
     assert bridge.call(twice, 1) == 2
 
 
-def test_another_event_loop_may_call_and_goes_on_meanwhile(bridge: Bridge) -> None:
-    async def main() -> int:
-        assert asyncio.get_running_loop() is not bridge.loop
-        going = asyncio.Event()
-
-        async def wait() -> int:
-            await asyncio.sleep(0.01)
-            return 7
-
-        async def go() -> None:
-            going.set()
-
-        number, _ = await asyncio.gather(bridge.acall(wait), go())
-        assert going.is_set()
-        return number
-
-    assert asyncio.run(main()) == 7
-
-
 def test_nothing_waits_while_frames_are_collected(bridge: Bridge) -> None:
     token = _collect.frames.set([])
     try:
