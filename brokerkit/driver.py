@@ -201,7 +201,9 @@ class Consumer(Protocol):
 
         Called by one task at a time.  Cancelling it must lose nothing: the records come out of a later call.  A record
         delivered for the third time or more without an outcome must come alone, and nothing else is handed to this consumer
-        until it is settled or released; what was fetched with it is handed back without counting a delivery.
+        until it is settled or released; what was fetched with it is handed back without counting a delivery.  A queue's
+        holds up others for one lease of the queue only: then they come beside it at once, and the next that must come
+        alone may do so when nothing is in hand but what was for a lease.
 
         Raises:
             BrokerUnavailable: the connection is gone; leave the consumer and enter a new one.

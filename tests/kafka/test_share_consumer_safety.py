@@ -14,7 +14,7 @@ from brokerkit.errors import (
     TooLarge,
 )
 
-from .share_playground import LIMIT, World
+from .share_playground import LEASE, LIMIT, World
 from .share_rules import SOON, eventually, held, ids, names, play, reading
 
 # ---------------------------------------------------------------------- alone
@@ -90,6 +90,52 @@ def test_a_suspect_that_is_released_holds_nothing_up() -> None:
             taken = await r.drain()
             assert sorted(ids(taken)) == [*names(5), "poison"]
             assert [d.deliveries for d in taken if d.record.id == "poison"] == [3]
+
+    play(main)
+
+
+def test_what_was_in_hand_for_a_lease_holds_up_nothing() -> None:
+    async def main(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        for id in names(3):
+            world.store(id, deliveries=2)
+        async with reading(world, prefetch=5) as r:
+            taken: list[str] = []
+            for _ in range(3):
+                began = loop.time()
+                taken += ids(await r.consumer.receive(100, SOON))
+                assert len(taken) == 1 or LEASE - 0.1 < loop.time() - began < LEASE + 0.1
+            assert sorted(taken) == names(3)
+            for id in names(3, "n"):
+                world.store(id)
+            began = loop.time()
+            others = await r.take(2)
+            assert LEASE - 0.1 < loop.time() - began < LEASE + 0.1
+            await r.nothing()
+            await r.done(*others)
+            assert len(await r.drain()) == 1
+            assert len(held(r)) == 3
+
+    play(main)
+
+
+def test_a_suspect_that_has_no_room_beside_long_ones_goes_to_others() -> None:
+    async def main(world: World) -> None:
+        world.store("first", deliveries=2)
+        async with reading(world, prefetch=3) as one, reading(world) as other:
+            assert not await other.consumer.receive(10, 0)
+            assert ids(await one.take(1)) == ["first"]
+            world.store("m")
+            short = await one.take(1)
+            waiting = asyncio.ensure_future(one.consumer.receive(10, SOON))
+            await asyncio.sleep(0)
+            world.store("second", deliveries=2)
+            await eventually(lambda: bool(one.consumer._suspects))
+            one.consumer.prefetch = 1
+            await one.done(*short)
+            assert ids(await other.take(1)) == ["second"]
+            assert not await waiting
+            assert ids(held(one)) == ["first"]
 
     play(main)
 

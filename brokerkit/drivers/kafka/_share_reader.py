@@ -340,8 +340,10 @@ class ShareReader(Life):
             return out
         now = get_running_loop().time()
         if self._suspects:
-            mine = self._alone and len(held) < self._prefetch and self._lone.may_come()
-            if mine and self._suspects[0].lock.until > now:
+            mine = self._alone and self._lone.may_come()
+            if mine and held and len(held) >= self._prefetch:
+                self._give_back()  # else it would wait for as long as what is proven runs
+            elif mine and len(held) < self._prefetch and self._suspects[0].lock.until > now:
                 self._alone = False
                 lease = self._suspects.popleft()
                 if self._late(lease):
