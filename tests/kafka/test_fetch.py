@@ -259,8 +259,8 @@ async def test_an_idle_reader_asks_seldom() -> None:
         async with reading(c, topic, dict.fromkeys(range(4), 0)):
             await asyncio.sleep(1.2)
             before = network.seen[1]
-            await asyncio.sleep(2)
-            assert 2 <= network.seen[1] - before <= 6
+            await asyncio.sleep(4.5)
+            assert 2 <= network.seen[1] - before <= 6, "more seldom while nothing comes, but not for ever"
 
 
 # ---------------------------------------------------------------------- what is not there

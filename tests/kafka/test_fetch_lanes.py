@@ -260,7 +260,7 @@ async def test_a_partition_with_enough_at_hand_is_not_asked_for_and_the_others_d
             reader.fetcher.take(0, 10_000)
             await rest(0)
         await rest(0.7)
-        assert script.asked[-1].wait == 0.5, "one request for both again"
+        assert script.asked[-1].wait >= 0.5, "one request for both again"
         assert sorted(script.asked[-1].parts) == [0, 1]
 
 

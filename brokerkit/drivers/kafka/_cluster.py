@@ -36,7 +36,9 @@ PAUSE: Final = 0.05
 _REGULAR: Final = 30.0
 """Seconds after which metadata is looked at without a cause."""
 _ABSENT: Final = 1.0
-"""The same while a topic that somebody waits for does not exist."""
+"""The same while a topic that somebody waits for does not exist; after some such looks"""
+_LONG_ABSENT: Final = 2.0
+_SOME: Final = 10
 _LOOK: Final = 3.0
 """Seconds until another broker is asked for metadata: one that is frozen must not keep everybody waiting."""
 _GONE: Final = 0.3
@@ -342,10 +344,13 @@ class Cluster:
                 self._waiting.remove(waiting)
 
     async def _keep_fresh(self) -> None:
+        looks = 0
         while True:
             absent = {name for name in self._watched if self.known(name) is None}
-            with anyio.move_on_after(_ABSENT if absent else _REGULAR) as waited:
+            patience = _ABSENT if looks < _SOME else _LONG_ABSENT
+            with anyio.move_on_after(patience if absent else _REGULAR) as waited:
                 await self._due.wait()
+            looks = looks + 1 if waited.cancelled_caught else 0
             self._due.clear()
             before = self.problem
             # Many may wait for what comes some day: nothing else has to be looked at for that.

@@ -38,6 +38,8 @@ HELD: Final = 64 * PARTITION
 """Bytes that many partitions share: each is asked for less."""
 LEAST: Final = 64 * 1024
 """What is asked for at least of a partition, and in one answer of a broker that is slow."""
+LONGEST: Final = 2.0
+"""Seconds that a request waits at the broker at most, where nothing has come for long: what comes is answered at once."""
 BRIEF: Final = 0.05
 """Seconds that a request waits at the broker while others may have to follow it."""
 MARGIN: Final = 3.0
@@ -410,6 +412,8 @@ class _Lane:
         self.most = ANSWER
         """Bytes of an answer: less where these take too long."""
         self.margin = MARGIN
+        self._wait = fetcher.wait
+        """Seconds that a request waits for something to come: more while nothing does."""
 
     def __repr__(self) -> str:
         return f"<Lane {'1' if self._first is None else '2'} to broker {self.node} of {self._fetcher!r}>"
@@ -429,12 +433,13 @@ class _Lane:
                 await self._rest(soon)
                 continue
             # Whoever enters waits for the first answers: those say at once where everything ends.
-            wait = 0.0 if any(part.end is None for part in parts) else self._fetcher.wait
+            wait = 0.0 if any(part.end is None for part in parts) else self._wait
             try:
                 pause = await self._ask(parts, wait if every and self._first is None else min(wait, BRIEF))
             except Exception as error:
                 failures += 1
                 self._note(error)
+                self._wait = self._fetcher.wait
                 pause = min(_REFUSED, PAUSE * 2 ** min(failures - 1, 8))
             else:
                 failures = 0
@@ -471,7 +476,11 @@ class _Lane:
         self.margin = max(MARGIN, self.margin / 2)
         if throttled > 0:
             return min(throttled, _THROTTLED)
-        return 0 if found or (wait and loop.time() >= begun + wait / 2) else PAUSE
+        if found or not wait or loop.time() < begun + wait / 2:
+            return 0 if found else PAUSE
+        if wait == self._wait:
+            self._wait = max(wait, min(LONGEST, 2 * wait))
+        return 0
 
     def _note(self, error: Exception) -> None:
         self._fetcher.note(error)

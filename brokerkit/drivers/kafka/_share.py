@@ -30,11 +30,12 @@ logger = logging.getLogger("brokerkit")
 CLOSING: Final = 3.0
 """Seconds that closing takes at most."""
 _TICK: Final = 0.25
-"""Seconds between looks at what runs out, at most."""
+"""Seconds between looks at what runs out, at most; with nothing in hand that could:"""
+_IDLE: Final = 1.0
 _LOCK: Final = 30.0
 """For how long brokers lock a record unless they are told otherwise."""
-_LATE: Final = 2.0
-"""Seconds behind which an answer is late: the broker may not lead its partitions any more."""
+_LATE: Final = 1.5
+"""Seconds behind its wait after which an answer is late: the broker may not lead its partitions any more."""
 _STALL: Final = 1.0
 """Seconds for which the oldest record in hand has to be the same until it holds up the others."""
 _ABSENT: Final = 1.0
@@ -74,6 +75,7 @@ class Share:
         self.hand = Hand()
         self.opener = Opener(topic)
         self.lock = lock or _LOCK
+        self._learned = False
         self.hand.margin = min(1.0, self.lock / 4)
         self._told = told
         self._timeout = timeout
@@ -284,7 +286,8 @@ class Share:
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(min(_TICK, self.lock / 16))
+            idle = self._learned and not any(place.locks for place in self._places.values())
+            await asyncio.sleep(min(_IDLE if idle else _TICK, self.lock / 16))
             try:
                 self._look_after(loop.time())
             except Exception:
@@ -455,6 +458,13 @@ class Share:
     def _feed(self) -> None:
         for session in self._hungry:
             session.wake()
+
+    def learn(self, lock: float) -> None:
+        """Take in for how long the broker locks a record."""
+        self._learned = True
+        if lock != self.lock:
+            self.lock = lock
+            self.hand.margin = min(1.0, lock / 4)
 
     def changed(self, regained: Sequence[Lock] = ()) -> None:
         """Take in that something may have come, and what is ours again."""

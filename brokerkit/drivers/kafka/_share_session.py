@@ -30,7 +30,8 @@ logger = logging.getLogger("brokerkit")
 ANSWER: Final = 4 * 1024 * 1024
 """Bytes of one answer; a single batch may be larger."""
 WAIT: Final = 0.5
-"""Seconds that a request waits at the broker while nothing is in hand."""
+"""Seconds that a request waits at the broker while nothing is in hand.  It doubles while nothing comes, up to"""
+IDLE: Final = 2.0
 SHORT: Final = 0.02
 """The same while something is: what is said of it waits behind that.  It doubles while nothing happens, up to"""
 LONG: Final = 0.1
@@ -80,6 +81,10 @@ class Owner(Protocol):
         """Whether other sessions wait for room."""
         ...
 
+    def learn(self, lock: float, /) -> None:
+        """Take in what the broker says `lock` is."""
+        ...
+
     def changed(self, regained: list[Lock] = ..., /) -> None:
         """Take in that something may have come, and what is ours again."""
         ...
@@ -107,7 +112,7 @@ class Session:
         self.asked = 0
         """How many records the request that is under way may bring."""
         self.since: float | None = None
-        """When that was sent, with nothing before that would have to be answered late."""
+        """When that is to be answered at the latest, if nothing comes."""
         self.busy = True
         """Whether there was as much as was asked for."""
         self.soonest = math.inf
@@ -115,20 +120,17 @@ class Session:
         self.over = False
         self.problem: BrokerError | None = None
         """Why nothing comes, if nothing does."""
-        self._telling = False
-        """Whether the request that is under way says something."""
+        self._telling = False  # whether the request that is under way says something
         self._renewing = False
         self._epoch = OPEN
         self._wire: Wire | None = None
         self._known: set[int] = set()
         """The partitions that the broker has in the session."""
-        self._until = 0.0
-        """Nothing is asked for before."""
-        self._spoke = 0.0
-        """When it last said something."""
-        self._fresh = False
-        """Whether the last request has brought something."""
+        self._until = 0.0  # nothing is asked for before
+        self._spoke = 0.0  # when it last said something
+        self._fresh = False  # whether the last request has brought something
         self._wait = SHORT
+        self._idle = WAIT
         self._failures = 0
         self._said = ""
 
@@ -252,16 +254,17 @@ class Session:
                     parcels[index] = parcel
         return parcels
 
-    async def _send(self, request: Any, patience: float, *, telling: bool) -> Any:
+    async def _send(self, request: Any, patience: float, *, wait: float = 0.0, telling: bool) -> Any:
         wire = self._wire
         if wire is None:
             cluster = self._owner.cluster
             wire = await cluster.open(self.node, self, timeout=cluster.settings.connect_timeout)
             self._wire = wire
-        self.since = self._loop.time()
+        now = self._loop.time()
+        self.since = now + wait
         self._telling = telling
         if telling:
-            self._spoke = self.since
+            self._spoke = now
         try:
             return await wire.send(request, patience)
         finally:
@@ -311,7 +314,7 @@ class Session:
         )
         self.asked = records
         try:
-            answer = await self._send(request, wait + self._patience(holds), telling=bool(parcels))
+            answer = await self._send(request, wait + self._patience(holds), wait=wait, telling=bool(parcels))
         finally:
             self.asked = 0
         if answer.error_code is not ErrorCode.none:
@@ -329,6 +332,7 @@ class Session:
         self.busy = 2 * got >= records
         self._fresh = got > 0
         self._wait = SHORT if got or parcels else min(LONG, 2 * self._wait)
+        self._idle = WAIT if got or parcels or holds else min(IDLE, 2 * self._idle)
         now = self._loop.time()
         if not got and not parcels and now < sent + wait / 2:
             self._until = max(self._until, now + PAUSE)
@@ -346,7 +350,7 @@ class Session:
         owner = self._owner
         if owner.contended:
             return SHORT
-        return min(self._wait, owner.lock / 10) if holds else min(WAIT, owner.lock / 4)
+        return min(self._wait, owner.lock / 10) if holds else min(self._idle, owner.lock / 4)
 
     def _count(self) -> None:
         self._epoch = OPEN + 1 if self._epoch == _LAST_EPOCH else self._epoch + 1
@@ -355,9 +359,8 @@ class Session:
 
     def _learn(self, answer: Any) -> None:
         lock = answer.acquisition_lock_timeout.total_seconds()
-        if lock > 0 and lock != self._owner.lock:
-            self._owner.lock = lock
-            self._owner.hand.margin = min(1.0, lock / 4)
+        if lock > 0:
+            self._owner.learn(lock)
 
     # ------------------------------------------------------------------ what is answered
 
@@ -441,9 +444,8 @@ class Session:
             self._until = now + _REFUSED
             self._fail(of_code(int(code), self._what(int(code)), answer.error_message))
             return 0
-        error = of_code(
-            int(code), f"the session of group {self._owner.group} at broker {self.node}", answer.error_message
-        )
+        session = f"the session of group {self._owner.group} at broker {self.node}"
+        error = of_code(int(code), session, answer.error_message)
         if code in _SESSION:
             logger.info("%r: %s", self, error)
             self._lose()
@@ -455,12 +457,8 @@ class Session:
         raise error
 
     def _what(self, code: int) -> str:
-        owner = self._owner
-        return (
-            f"READ on topic {owner.topic}"
-            if code == ErrorCode.topic_authorization_failed
-            else f"READ on group {owner.group}"
-        )
+        topic = code == ErrorCode.topic_authorization_failed
+        return f"READ on topic {self._owner.topic}" if topic else f"READ on group {self._owner.group}"
 
     # ------------------------------------------------------------------ what goes wrong
 
