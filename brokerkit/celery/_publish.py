@@ -186,7 +186,7 @@ class _Sender:
                     return result
             backend: Any = self._app.backend
             if backend.__class__.__name__ == "RPCBackend":
-                return await self._beside_results(loop, call)  # the answers come to the thread that asked
+                return await self.watcher.call(call)  # the answers come to the thread that asked
             return await line.in_thread(self._waiting, call)
         finally:
             _async.reset(token)
@@ -235,28 +235,6 @@ class _Sender:
 
         setattr(on_task_call, _SENDER, True)
         backend.on_task_call = on_task_call
-
-    async def _beside_results(self, loop: asyncio.AbstractEventLoop, call: Callable[..., Any]) -> Any:
-        future: asyncio.Future[Any] = loop.create_future()
-
-        def settle(value: object, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
-
-        def job() -> None:
-            value = failure = None
-            try:
-                value = call()
-            except Exception as error:
-                failure = error
-            loop.call_soon_threadsafe(settle, value, failure)
-
-        self.watcher.run(job)
-        return await future
 
     async def _store(self, line: _Line, frame: Frame) -> None:
         """Publish *frame*, as often as Celery's configuration says."""

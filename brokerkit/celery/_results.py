@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Generic, cast
+from typing import Any, Generic, TypeAlias, cast
 
 from celery import states
 from celery.backends.base import DisabledBackend
@@ -128,14 +128,16 @@ def _throw(stock: Any, meta: dict[str, Any]) -> Any:
 class _Watch:
     """Somebody who waits for one task."""
 
-    __slots__ = ("due", "future", "id", "loop", "pause")
+    __slots__ = ("due", "future", "id", "pause")
 
-    def __init__(self, id: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, id: str) -> None:
         self.id = id
-        self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.due = 0.0
         self.pause = FIRST
+
+
+_Job: TypeAlias = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 
 class Watcher:
@@ -145,7 +147,9 @@ class Watcher:
         self._app = app
         self._changed = threading.Condition()
         self._new: list[_Watch] = []
-        self._jobs: list[Callable[[], None]] = []
+        self._watches: list[_Watch] = []
+        """What the thread asks for; its own."""
+        self._jobs: list[_Job] = []
         self._running = False
         self._failing: float | None = None
 
@@ -158,17 +162,19 @@ class Watcher:
 
     def watch(self, id: str) -> asyncio.Future[Any]:
         """Return a future of what the backend stores of task *id* when it has ended."""
-        watch = _Watch(id, asyncio.get_running_loop())
+        watch = _Watch(id)
         with self._changed:
             self._new.append(watch)
             self._wake()
         return watch.future
 
-    def run(self, job: Callable[[], None]) -> None:
-        """Have *job* run in the thread."""
+    def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Have *function* called in the thread, and return a future of what it returns."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         with self._changed:
-            self._jobs.append(job)
+            self._jobs.append((future, function))
             self._wake()
+        return future
 
     def _wake(self) -> None:
         if self._running:
@@ -181,30 +187,48 @@ class Watcher:
                 threading.Thread(target=self._main, name="brokerkit results of Celery", daemon=True).start()
 
     def _main(self) -> None:
-        watches: list[_Watch] = []
-        while True:
-            with self._changed:
-                if not self._new and not self._jobs:
-                    wait = min((watch.due for watch in watches), default=time.monotonic() + IDLE) - time.monotonic()
-                    if wait > 0:
-                        self._changed.wait(wait)
-                if not self._new and not self._jobs and not watches:
-                    self._running = False
-                    return
-                watches += self._new
-                jobs = self._jobs
-                self._new, self._jobs = [], []
-            for job in jobs:
-                job()
-            watches = [watch for watch in watches if not watch.future.done()]
-            now = time.monotonic()
-            asked = [watch for watch in watches if watch.due <= now]
-            if asked:
-                ready = self._look(asked)
-                watches = [watch for watch in watches if watch not in ready]
+        # Nothing may end the thread but `_next`, or keep those who wait from an answer: there is no other one.
+        while (jobs := self._next()) is not None:
+            for future, function in jobs:
+                try:
+                    value = function()
+                except BaseException as error:
+                    _settle(future, error=error)
+                else:
+                    _settle(future, value)
+            try:
+                self._ask()
+            except BaseException as error:
+                logger.exception("asking for results failed")
+                for watch in self._watches:
+                    _settle(watch.future, error=RuntimeError(f"asking for the result failed: {error!r}"))
+                self._watches = []
+
+    def _next(self) -> list[_Job] | None:
+        """Wait until there is something to do, and return what is to be called; None ends the thread."""
+        with self._changed:
+            if not self._new and not self._jobs:
+                wait = min((watch.due for watch in self._watches), default=time.monotonic() + IDLE) - time.monotonic()
+                if wait > 0:
+                    self._changed.wait(wait)
+            if not self._new and not self._jobs and not self._watches:
+                self._running = False
+                return None
+            self._watches += self._new
+            jobs = self._jobs
+            self._new, self._jobs = [], []
+            return jobs
+
+    def _ask(self) -> None:
+        """Ask for all that is due at once, and tell those whose results are there."""
+        self._watches = [watch for watch in self._watches if not watch.future.done()]
+        now = time.monotonic()
+        asked = [watch for watch in self._watches if watch.due <= now]
+        if asked:
+            told = self._look(asked)
+            self._watches = [watch for watch in self._watches if watch not in told]
 
     def _look(self, asked: list[_Watch]) -> set[_Watch]:
-        """Ask for all of *asked* at once; return those that are ready."""
         try:
             found = self._fetch({watch.id for watch in asked})
             self._failing = None
@@ -215,22 +239,28 @@ class Watcher:
                 logger.warning("the result backend failed, and is asked again: %r", error)
             if now - self._failing > PATIENCE:
                 for watch in asked:
-                    _settle(watch, error)
+                    _settle(watch.future, error=error)
                 return set(asked)
             found = {}
         now = time.monotonic()
-        ready: set[_Watch] = set()
+        told: set[_Watch] = set()
         for watch in asked:
-            meta = found.get(watch.id)
-            if meta is not None and meta["status"] in states.READY_STATES:
-                ready.add(watch)
-                _settle(watch, meta)
+            try:
+                meta = self._meta(found.get(watch.id))
+            except Exception as error:  # something else than a result is stored there
+                _settle(watch.future, error=error)
+                told.add(watch)
+                continue
+            if meta is not None:
+                _settle(watch.future, meta)
+                told.add(watch)
             else:
                 watch.due = now + watch.pause
                 watch.pause = min(watch.pause * 2, LONGEST)
-        return ready
+        return told
 
-    def _fetch(self, ids: set[str]) -> dict[str, dict[str, Any]]:
+    def _fetch(self, ids: set[str]) -> dict[str, Any]:
+        """Return what the backend has of *ids*, encoded where it gives all at once."""
         backend: Any = self._app.backend
         if hasattr(backend, "mget") and hasattr(backend, "get_key_for_task"):
             order = list(ids)
@@ -238,17 +268,26 @@ class Watcher:
             values = backend.mget(keys)
             if hasattr(values, "items"):  # of what is there, by key
                 values = [values.get(key, values.get(backend.key_t(key))) for key in keys]
-            return {id: backend.decode_result(value) for id, value in zip(order, values, strict=True) if value}
+            return dict(zip(order, values, strict=True))
         return {id: backend.get_task_meta(id) for id in ids}
 
+    def _meta(self, stored: Any) -> dict[str, Any] | None:
+        """Return what *stored* says of a task that has ended, None of others."""
+        if not stored:
+            return None
+        meta: dict[str, Any] = stored if isinstance(stored, dict) else self._app.backend.decode_result(stored)
+        return meta if meta["status"] in states.READY_STATES else None
 
-def _settle(watch: _Watch, outcome: Any) -> None:
+
+def _settle(future: asyncio.Future[Any], value: object = None, error: BaseException | None = None) -> None:
+    """Give *future*, of another thread's loop, its result."""
+
     def settle() -> None:
-        if not watch.future.done():
-            if isinstance(outcome, BaseException):
-                watch.future.set_exception(outcome)
+        if not future.done():
+            if error is None:
+                future.set_result(value)
             else:
-                watch.future.set_result(outcome)
+                future.set_exception(error)
 
     with suppress(RuntimeError):  # the loop has ended
-        watch.loop.call_soon_threadsafe(settle)
+        future.get_loop().call_soon_threadsafe(settle)

@@ -309,3 +309,46 @@ async def test_a_backend_that_fails_is_asked_again(app: Any, monkeypatch: pytest
     failures += [OSError("away")] * 100
     with pytest.raises(OSError, match="away"):
         await Result(app.AsyncResult("two"), watcher).get(LIMIT)
+
+
+async def test_who_goes_away_while_something_is_published_leaves_the_thread_of_results_to_others() -> None:
+    """A cancelled request of an async view: its event loop ends with it, and what it has begun comes back to nobody."""
+    app = build("memory://", "rpc://", broker_transport_options={"prefix": f"{secrets.token_hex(3)}."})
+    begun, over = threading.Event(), threading.Event()
+
+    def wait(**_: object) -> None:
+        begun.set()
+        over.wait(LIMIT)
+
+    async def go_away() -> None:
+        asyncio.create_task(adelay(app.tasks["c.add"], 1, 2))  # noqa: RUF006  # which the end of the loop cancels
+        assert await asyncio.to_thread(begun.wait, LIMIT)
+
+    signals.before_task_publish.connect(wait)
+    try:
+        await asyncio.to_thread(asyncio.run, go_away())
+    finally:
+        signals.before_task_publish.disconnect(wait)
+        over.set()
+    async with asyncio.timeout(LIMIT):
+        await adelay(app.tasks["c.add"], 3, 4)
+    app.close()
+    pools.reset()
+
+
+async def test_who_waits_is_told_of_what_is_no_result(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = Watcher(app)
+    junk, id = secrets.token_hex(8), secrets.token_hex(8)
+    app.backend.set(app.backend.get_key_for_task(junk), "[1]")
+    with pytest.raises(TypeError):
+        await Result(app.AsyncResult(junk), watcher).get(LIMIT)
+
+    def end(ids: set[str]) -> Any:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watcher, "_fetch", end)
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await Result(app.AsyncResult(id), watcher).get(LIMIT)
+    app.backend.store_result(id, 5, "SUCCESS")
+    assert await Result(app.AsyncResult(id), watcher).get(LIMIT) == 5
