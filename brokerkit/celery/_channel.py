@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +21,13 @@ from ..errors import Closed, NotFound
 from . import _collect
 from ._bridge import MORE, Bridge
 from ._envelope import seal
+from ._exchanges import EVENTS_PREFIX
 from ._intake import Intake
 from ._item import Item
 from ._qos import Message as _Message
 from ._qos import QoS as _QoS
+
+logger = logging.getLogger("brokerkit")
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds that one attempt to publish may take, where the caller does not say; Celery makes several."""
@@ -89,8 +94,6 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._paced = False
         """Celery has put a function of its own into the place of `QoS.can_consume`, to fetch only what can begin at once."""
         self._allowed = -1
-        self._ttl: dict[str, float] = {}
-        """The x-message-ttl of queues, in seconds."""
 
     def __repr__(self) -> str:
         return f"<Channel {self.channel_id} of {self.bridge!r}>"
@@ -120,10 +123,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         exchange = exchange or ""
         routing_key = routing_key or ""
         properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
-        if exchange:
-            frame = seal(message, exchange, self._type(exchange), routing_key)
-        else:
-            frame = seal(message, "", "direct", routing_key, ttl=self._ttl.get(routing_key) if self._ttl else None)
+        frame = seal(message, exchange, self._type(exchange) if exchange else "direct", routing_key)
         limit = confirm_timeout or timeout or PUBLISH_TIMEOUT
         out = _collect.frames.get()
         if out is not None:
@@ -165,10 +165,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                     "404",
                 )
             return queue_declare_ok_t(name, self._size(name), 0)
-        arguments = arguments or {}
-        if isinstance(ttl := arguments.get("x-message-ttl"), (int, float)):
-            self._ttl[name] = ttl / 1000
-        count = self.bridge.call(self._declare, name, durable, exclusive, auto_delete, arguments)
+        count = self.bridge.call(self._declare, name, durable, exclusive, auto_delete, arguments or {})
         return queue_declare_ok_t(name, count, 0)
 
     async def _declare(
@@ -218,7 +215,6 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return
         self.bridge.call(self._exchanges.delete, queue)
         self.state.queue_bindings_delete(queue)
-        self._ttl.pop(queue, None)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Forget *exchange*, with its bindings."""
@@ -372,7 +368,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if receiver is None:
             self.bridge.post(self._release, [item])
             return False
-        receiver[1](self._message(item))
+        message = self._message(item)
+        try:
+            receiver[1](message)
+        except Exception:
+            if not _is_gossip(item):
+                raise
+            # Each worker hears all of them: what somebody sends wrongly would end all at once.
+            logger.exception("queue %s: a message is dropped, which its reader cannot take", item.queue)
+            if not item.no_ack:
+                self.qos.reject(message.delivery_tag)
         return True
 
     def _message(self, item: Item) -> _Message:
@@ -469,6 +474,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def _get_free_channel_id(self) -> int:
         return self.connection.next_channel_id()
+
+
+def _is_gossip(item: Item) -> bool:
+    """Tell whether *item* is an event that a worker reads."""
+    return item.queue.startswith(EVENTS_PREFIX) and "celery.worker.consumer.consumer" in sys.modules
 
 
 def _is_event(message: Mapping[str, Any]) -> bool:

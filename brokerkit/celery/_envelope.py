@@ -72,8 +72,8 @@ class Frame:
         """Whether its sender wants it to be kept: AMQP's delivery mode 2, Kombu's default."""
 
 
-def seal(message: Mapping[str, Any], exchange: str, type: str, routing_key: str, *, ttl: float | None = None) -> Frame:
-    """Return *message*, as Kombu prepared it, ready to be published; *ttl* is what its queue demands.
+def seal(message: Mapping[str, Any], exchange: str, type: str, routing_key: str) -> Frame:
+    """Return *message*, as Kombu prepared it, ready to be published.
 
     What is a task is not dropped when its time is over: then the worker would not say that it was revoked.
 
@@ -87,12 +87,8 @@ def seal(message: Mapping[str, Any], exchange: str, type: str, routing_key: str,
         task = "task" in headers
         if headers.get("eta"):
             eta = due(headers["eta"])
-    if not task:
-        expires = ttl
-        if properties.get("expiration"):
-            own = _expiration(properties["expiration"])
-            if own is not None:
-                expires = own if ttl is None else min(own, ttl)
+    if not task and properties.get("expiration"):
+        expires = _expiration(properties["expiration"])
     priority = properties.get("priority")
     if priority:
         priority = level(priority)

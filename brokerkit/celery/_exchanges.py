@@ -34,8 +34,8 @@ THERE: Final = 60.0
 """Seconds for which that is believed."""
 _OID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Names of the queues of ``rpc://``: the id of who waits for results."""
-_EVENTS: Final = "celeryev."
-_NAMED_ONLY: Final = (_EVENTS, "bcast.")
+EVENTS_PREFIX: Final = "celeryev."
+_NAMED_ONLY: Final = (EVENTS_PREFIX, "bcast.")
 UNROUTED: Final = 1000
 """Exchanges and keys that were warned about."""
 
@@ -126,7 +126,9 @@ class Exchanges:
             await self._bindings.bind(Binding(exchange, type, routing_key, queue))
             return
         await self.boxes.bind(box, exchange, BoxBinding(type, routing_key))
-        if not (is_control(exchange) or queue.startswith(_EVENTS)):  # whoever sends there does not ask who listens
+        if not (
+            is_control(exchange) or queue.startswith(EVENTS_PREFIX)
+        ):  # whoever sends there does not ask who listens
             await self._bindings.listen(exchange, type)
         if type == "fanout" and is_control(exchange):
             self.revokes.serve(queue)
@@ -154,6 +156,7 @@ class Exchanges:
             await self._bindings.drop(queue)
             self._durable.discard(queue)
             self._known.pop(queue, None)
+            self._ttls.pop(queue, None)
             await self.broker.delete(self.names.queue(queue))
 
     async def resolve(self, queue: str) -> Mailbox | Queue[bytes]:

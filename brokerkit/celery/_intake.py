@@ -137,7 +137,7 @@ class Intake:
         """Do what comes before the first message of a durable queue."""
         await self._outcomes.open()
         async with self._preparing:
-            if self._exchanges.revokes.serving and not self._prepared:
+            if self._exchanges.revokes.wanted and not self._prepared:
                 await self._exchanges.revokes.load()
                 self._prepared = True
 

@@ -99,10 +99,20 @@ class Revokes:
         """When each was revoked, the oldest first."""
         self._stamps: dict[tuple[str, str], float] = {}
         self._nodes: set[str] = set()
+        self._aimed: list[Revoked] = []
+        """Meant for certain workers, and learned before it was known which one this is."""
 
     def serve(self, queue: str) -> None:
         """Say that this process is the worker that gets its commands through *queue*, ``<node>.<namespace>.pidbox``."""
         self._nodes.add(queue.removesuffix(_PIDBOX).rpartition(".")[0])
+        aimed, self._aimed = self._aimed, []
+        for revoked in aimed:
+            self._learn(revoked)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this process is a worker, which may have no remote control yet: some pools begin it behind the tasks."""
+        return self.serving or "celery.worker.consumer.consumer" in sys.modules
 
     @property
     def serving(self) -> bool:
@@ -145,6 +155,8 @@ class Revokes:
 
     def _learn(self, revoked: Revoked) -> None:
         if revoked.nodes is not None and not self._nodes.intersection(revoked.nodes):
+            if not self._nodes and len(self._aimed) < MANY:
+                self._aimed.append(revoked)
             return
         for id in revoked.ids:
             self._ids.pop(id, None)

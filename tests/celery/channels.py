@@ -163,3 +163,10 @@ async def eventually(holds: Any) -> None:
     async with asyncio.timeout(WAIT):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+async def eventually_table(exchanges: Any, exchange: str, wanted: dict[str, str]) -> None:
+    """Wait until the bindings of *exchange* are *wanted*: queues by routing key."""
+    async with asyncio.timeout(30):
+        while {key: queue for key, _, queue in await exchanges.table(exchange)} != wanted:
+            await asyncio.sleep(0.02)

@@ -12,14 +12,26 @@ from typing import Any
 import pytest
 
 from brokerkit import Service
-from brokerkit.celery import _bindings, _follower, _mailboxes
+from brokerkit.celery import _mailboxes
 from brokerkit.celery._envelope import Envelope, seal
 from brokerkit.celery._follower import Follower
 from brokerkit.celery._names import service_queue
 from brokerkit.message import Message
 from tests.servers import shared
 
-from .channels import SYSTEMS, Channel, Place, Process, body_of, eventually, message, placed, plain, task
+from .channels import (
+    SYSTEMS,
+    Channel,
+    Place,
+    Process,
+    body_of,
+    eventually,
+    eventually_table,
+    message,
+    placed,
+    plain,
+    task,
+)
 
 pytestmark = pytest.mark.asyncio
 REPLY = {"durable": False, "auto_delete": True, "arguments": {"x-expires": 10_000}}
@@ -82,12 +94,6 @@ async def test_bindings_route_what_other_processes_publish(place: Place) -> None
         await everything.nothing()
     async with place.process() as later:
         await eventually_table(later.exchanges, "tasks", {"mail.*": "mail", "video.*": "late"})
-
-
-async def eventually_table(exchanges: Any, exchange: str, wanted: dict[str, str]) -> None:
-    async with asyncio.timeout(30):
-        while {key: queue for key, _, queue in await exchanges.table(exchange)} != wanted:
-            await asyncio.sleep(0.02)
 
 
 async def test_a_fanout_exchange_gives_to_every_queue_that_is_bound(place: Place) -> None:
@@ -339,6 +345,16 @@ async def test_a_queue_of_the_broker_drops_what_is_too_old_but_no_task(place: Pl
         await channel.nothing()
 
 
+async def test_a_queue_that_is_made_anew_has_no_time_to_live_of_its_predecessor(here: Place) -> None:
+    async with here.process() as process:
+        await process.exchanges.declare("q", process, arguments={"x-message-ttl": 100})
+        await process.exchanges.delete("q")
+        await process.exchanges.declare("q", process)
+        await process.exchanges.publish(plain("a", "", "q"))
+        await asyncio.sleep(0.15)
+        assert await bodies(await process.channel("q"), 1) == ["a"]
+
+
 async def test_priorities_are_served_where_there_are_any(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     async with place.process() as process:
         await process.put("q", "low")
@@ -377,72 +393,6 @@ async def test_a_deleted_queue_is_gone_with_its_bindings(place: Place) -> None:
         assert not await exchanges.exists("q")
 
 
-async def test_a_queue_that_another_process_has_deleted_is_bound_again_when_it_is_declared_again(place: Place) -> None:
-    async with place.process() as process, place.process() as other:
-        for n in range(2):  # the second time it knows by what it follows
-            await process.exchanges.declare("q", process)
-            await process.exchanges.bind("q", "x", "direct", "k")
-            await process.exchanges.publish(plain(f"{n} before", "x", "k"))
-            assert await bodies(await other.channel("q"), 1) == [f"{n} before"]
-            await other.channels.pop().intake.close()
-            await other.exchanges.delete("q")
-            await eventually_table(process.exchanges, "x", {})
-            await process.exchanges.restore("q")
-            await process.exchanges.bind("q", "x", "direct", "k")
-            await process.exchanges.publish(plain(f"{n} after", "x", "k"))
-            assert await bodies(await other.channel("q"), 1) == [f"{n} after"]
-            await other.channels.pop().intake.close()
-
-
-async def test_a_binding_that_another_process_takes_back_at_once_is_made_again(place: Place) -> None:
-    """What was read a moment ago is not believed by who binds once more."""
-    async with place.process() as process, place.process() as other:
-        await process.exchanges.declare("q", process)
-        await process.exchanges.bind("q", "x", "direct", "k")
-        await other.exchanges.unbind("q", "x", "k")
-        await process.exchanges.bind("q", "x", "direct", "k")
-        async with place.process() as producer:
-            assert [queue for _, _, queue in await producer.exchanges.table("x")] == ["q"]
-
-
-async def test_what_was_unbound_on_purpose_is_not_bound_again_by_who_reads_all_anew(here: Place) -> None:
-    async with here.process() as process, here.process() as other:
-        await process.exchanges.declare("q", process)
-        await process.exchanges.bind("q", "x", "direct", "k")
-        await other.exchanges.unbind("q", "x", "k")
-        bindings = process.exchanges._bindings
-        await bindings.ready()  # which stores again what was lost
-        assert bindings.of_exchange("x") == []
-        async with here.process() as producer:
-            assert await producer.exchanges.table("x") == []
-
-
-async def test_no_queue_is_without_its_binding_while_all_are_read_anew(
-    here: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was unbound and bound again, so that one of the records in between says that it is not bound."""
-    monkeypatch.setattr(_follower, "AHEAD", 1)
-    async with here.process() as process:
-        bindings = process.exchanges._bindings
-        await process.exchanges.declare("q", process)
-        for _ in range(3):
-            await process.exchanges.bind("q", "x", "direct", "k")
-            await process.exchanges.unbind("q", "x", "k")
-        await process.exchanges.bind("q", "x", "direct", "k")
-        seen: list[object] = []
-        real = _bindings._Reading.take
-
-        def take(self: Any, messages: Any) -> None:
-            real(self, messages)
-            seen.append(bindings.route("x", "k"))
-
-        monkeypatch.setattr(_bindings._Reading, "take", take)
-        await bindings.close()
-        await bindings.ready()
-        assert len(seen) >= 7
-        assert set(seen) == {("q",)}
-
-
 async def test_the_table_of_an_exchange_is_what_kombu_expects(here: Place) -> None:
     async with here.process() as process:
         await process.exchanges.declare("q", process)
@@ -451,16 +401,6 @@ async def test_the_table_of_an_exchange_is_what_kombu_expects(here: Place) -> No
         table = await process.exchanges.table("x")
         assert [(key, queue) for key, _, queue in table] == [("a.*", "q"), ("b", "box")]
         assert table[0][1] == "^a\\.[^\\.]+$"
-
-
-async def test_bindings_that_are_lost_are_stored_again_by_who_made_them(here: Place) -> None:
-    async with here.process() as process, here.process() as other:
-        await process.exchanges.declare("q", process)
-        await process.exchanges.bind("q", "x", "direct", "k")
-        await process.broker.delete(process.exchanges.names.bindings)
-        process.exchanges._bindings._read_at = 0
-        await process.exchanges.bind("q", "x", "direct", "k")
-        await eventually_table(other.exchanges, "x", {"k": "q"})
 
 
 async def test_a_service_reads_and_writes_what_celery_does(place: Place) -> None:

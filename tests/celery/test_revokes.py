@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -188,3 +189,29 @@ async def test_the_newest_revokes_are_kept(here: Place, monkeypatch: pytest.Monk
             revokes._learn(Revoked(now, [str(n)], {"header": [str(n)]}))
         assert [n for n in range(5) if revokes.look({"id": str(n)}, now)] == [2, 3, 4]
         assert [n for n in range(5) if revokes.look({"id": "x", "stamps": {"header": str(n)}}, now)] == [3, 4]
+
+
+async def test_revokes_are_read_by_a_worker_that_has_no_remote_control_yet(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gevent it begins beside the tasks, and so behind the first of them."""
+    async with place.process() as producer:
+        await producer.put("q", "a", "b", "c")
+        await tell(producer, "revoke", task_id="a")
+        await tell(producer, "revoke", ["w1@h"], task_id="b")
+        await tell(producer, "revoke", ["w2@h"], task_id="c")
+    async with place.process() as process:
+        plain = await process.channel("q")
+        got = await plain.take(3)
+        assert not state.revoked
+        plain.intake.release(got)
+        await plain.intake.close()
+    monkeypatch.setitem(sys.modules, "celery.worker.consumer.consumer", sys)
+    async with place.process() as process:
+        channel = await process.channel("q")
+        await channel.take(3)
+        assert set(state.revoked) == {"a"}
+        await worker(process, "w1@h")
+        revokes = process.exchanges.revokes
+        assert revokes.look({"id": "b"}, time.time())
+        assert not revokes.look({"id": "c"}, time.time())

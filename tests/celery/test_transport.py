@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,33 @@ def test_a_transient_queue_that_is_declared_again_on_its_connection_is_bound_aga
     second = Reader(connection, commands, no_ack=True)
     publish(connection, commands, 2)
     assert [message.payload for message in second.read(1)] == [2]
+
+
+@pytest.mark.parametrize("no_ack", [True, False])
+def test_an_event_that_is_none_does_not_end_a_worker(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, no_ack: bool
+) -> None:
+    """Each worker hears the others' events, so one that is wrong would end them all."""
+    events = Queue("celeryev.1", Exchange("celeryev", "topic"), routing_key="#", auto_delete=True, durable=False)
+    seen: list[str] = []
+
+    def take(body: Any, message: Any) -> None:
+        seen.append(body["hostname"])
+        if not no_ack:
+            message.ack()
+
+    reader = Reader(connection, events, no_ack=no_ack)
+    reader.consumer.on_message, reader.consumer.callbacks = None, [take]
+    publish(connection, events, {"no": "hostname"})
+    with pytest.raises(KeyError):  # a program of its own, which has to know
+        connection.drain_events(timeout=WAIT)
+    monkeypatch.setitem(sys.modules, "celery.worker.consumer.consumer", sys)
+    publish(connection, events, {"no": "hostname"}, {"hostname": "w1"})
+    while not seen:
+        connection.drain_events(timeout=WAIT)
+    assert seen == ["w1"]
+    assert sum("which its reader cannot take" in record.getMessage() for record in caplog.records) == 1
+    assert len(reader.channel.qos.items) == (0 if no_ack else 1)  # that of the program
 
 
 def test_one_drain_hands_out_one_answer(connection: Any) -> None:
