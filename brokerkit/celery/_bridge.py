@@ -114,7 +114,8 @@ class Bridge:
         self._thread = 0
         """The loop's."""
         self._opening = threading.Lock()
-        self._open = False
+        self.opened = False
+        """Whether it was connected, and not closed."""
         self._posts: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._posted = False
         self._leaving: asyncio.TimerHandle | None = None
@@ -132,15 +133,15 @@ class Bridge:
         Who connects again after an error, be it a worker or a publisher, so waits as Celery's settings say.
         """
         with self._opening:
-            if not self._open:
+            if not self.opened:
                 self.broker = self.target.connect()
                 self.loop = self._all.loop()
                 self._run(self._enter, ())
-                self._open = True
+                self.opened = True
                 return
+        self._run(self._look, (), ANSWER)
         if self._leaving is not None:
             self.post(self._stay)
-        self._run(self._look, (), ANSWER)
 
     async def _look(self) -> None:
         health = await self.broker.health()
@@ -172,7 +173,7 @@ class Bridge:
 
     async def close(self) -> None:
         """Close it, on the loop."""
-        opened, self._open = self._open, False
+        opened, self.opened = self.opened, False
         if not opened:
             return
         try:
@@ -311,6 +312,9 @@ class _Bridges:
         try:
             bridge.connect()
         except BaseException:
+            if bridge.opened:
+                bridge.release()
+                raise
             with self._lock:
                 bridge.users -= 1
                 if self._open.get(target) is bridge:

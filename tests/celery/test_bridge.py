@@ -252,6 +252,35 @@ def test_a_broker_that_is_absent_is_tried_anew_each_time() -> None:
             acquire(absent)
 
 
+async def away(_: Bridge) -> None:
+    raise BrokerUnavailable("away")
+
+
+def test_who_connects_while_the_broker_is_away_takes_the_bridge_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = acquire(to("brokerkit+memory://outage"))
+    with monkeypatch.context() as outage:
+        outage.setattr(Bridge, "_look", away)
+        for _ in range(3):
+            with pytest.raises(BrokerUnavailable):
+                acquire(to("brokerkit+memory://outage"))
+    again = acquire(to("brokerkit+memory://outage"))
+    assert again is bridge
+    assert bridge.users == 2
+    bridge.release()
+    again.release()
+
+
+def test_a_bridge_that_only_such_have_tried_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bridge, "LINGER", 0.01)
+    bridge = acquire(to("brokerkit+memory://abandoned"))
+    closed = closing(bridge)
+    bridge.users = 0  # as between a release and the end of its time
+    monkeypatch.setattr(Bridge, "_look", away)
+    with pytest.raises(BrokerUnavailable):
+        acquire(to("brokerkit+memory://abandoned"))
+    closed.result(WAIT)
+
+
 def test_the_end_of_a_process_closes_its_connections() -> None:
     program = """
         import logging
