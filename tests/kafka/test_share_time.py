@@ -8,10 +8,11 @@ import time
 import pytest
 
 from brokerkit.drivers.kafka._share_locks import HELD, LOST, OVER
+from brokerkit.drivers.kafka._share_session import SOON as SAID_AGAIN
 from brokerkit.errors import BrokerUnavailable, DeliveryLost
 
 from .reading import cluster
-from .share_pretender import ACKNOWLEDGE, SharePretender, said
+from .share_pretender import ACKNOWLEDGE, FETCH, SharePretender, said
 from .sharing import Member, member
 
 pytestmark = pytest.mark.asyncio
@@ -48,6 +49,39 @@ async def test_what_is_done_is_not_renewed_besides() -> None:
         await one.until(lambda: len(broker.done()) == 20)
         assert broker.counts() == [1] * 20
         assert all(broker.said_of(offset).count("A") == 1 for offset in range(20))
+
+
+async def test_who_has_nothing_in_hand_asks_more_seldom_until_something_comes() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        await one.until(lambda: len(broker.heard) >= 4)
+        waits = [heard.wait for heard in broker.heard]
+        assert waits[:4] == [0.5, 1.0, 2.0, 2.0]
+        broker.put(1)
+        locks = await one.have(1)
+        assert await one.confirm(locks) == [None]
+        before = len(broker.heard)
+        await one.until(lambda: len(broker.heard) > before + 1)
+        assert broker.heard[-1].wait <= 1.0
+
+
+async def test_what_is_done_is_said_right_behind_what_comes_and_soon_if_nothing_does() -> None:
+    async with SharePretender() as broker, cluster(broker.url) as c, member(c, "orders") as one:
+        begun = time.monotonic()
+        for number in range(1, 61):
+            broker.put(1)
+            (lock,) = (await one.have(number))[-1:]
+            one.finish([lock])
+            await asyncio.sleep(0.005)
+        await one.until(lambda: len(broker.done()) == 60)
+        talks = [heard for heard in broker.heard if heard.said]
+        assert all(heard.key == FETCH for heard in talks), "never on its own, where there is room"
+        assert 3 <= len(talks) <= 2 + (time.monotonic() - begun) / SAID_AGAIN, "together with others"
+        broker.put(1)
+        locks = await one.have(61)
+        one.finish(locks[-1:])
+        begun = time.monotonic()
+        await one.until(lambda: len(broker.done()) == 61)
+        assert time.monotonic() - begun < 0.5
 
 
 async def test_nothing_is_acknowledged_behind_its_deadline() -> None:
