@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brokerkit.drivers.redis._context import POLL
-from brokerkit.drivers.redis._link import Link
+from brokerkit.drivers.redis._link import POLL, Link
 from brokerkit.drivers.redis._scripts import TOPIC_READ
 from brokerkit.drivers.redis._topic import TopicConsumer
 from tests.servers import FLAVORS, RedisServer
@@ -44,12 +43,17 @@ async def test_readers_that_wait_look_together(server: RedisServer, monkeypatch:
     addresses = [topic(f"topic{number}") for number in range(5)]
     await declare(server, *addresses)
     writes: list[int] = []
-    batch = Link._batch
+    sweeps: list[float] = []
+    batch, sweep = Link._batch, Link._sweep
 
     def counted(link: Link, now: float) -> bytes:
         data = batch(link, now)
         writes.append(data.count(TOPIC_READ.sha))
         return data
+
+    def timed(link: Link) -> None:
+        sweeps.append(link._sweeps_at)
+        sweep(link)
 
     async with process(server) as p, asyncio.TaskGroup() as tasks:
         consumers = [consume(p, address, group=None) for address in addresses]
@@ -59,6 +63,7 @@ async def test_readers_that_wait_look_together(server: RedisServer, monkeypatch:
             waiting.append(tasks.create_task(consumer.receive(1, SOON)))
             await asyncio.sleep(POLL / len(consumers) / 2)  # they begin at different times
         monkeypatch.setattr(Link, "_batch", counted)
+        monkeypatch.setattr(Link, "_sweep", timed)
         async with asyncio.timeout(SOON):
             while sum(writes) < 3 * len(consumers):
                 await asyncio.sleep(POLL / 4)
@@ -68,6 +73,8 @@ async def test_readers_that_wait_look_together(server: RedisServer, monkeypatch:
             await consumer.__aexit__(None, None, None)
     looks = [count for count in writes if count]
     assert set(looks) == {len(consumers)}, writes
+    # The first may be that of a call before.
+    assert sweeps[1:] == [at for at in sweeps[1:] if at % POLL == 0], "the loop is woken besides"
 
 
 @pytest.mark.parametrize("group", [GROUP, None])

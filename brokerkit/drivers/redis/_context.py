@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -11,14 +11,6 @@ from ...events import Listener
 from ._link import Link
 from ._options import Settings
 from ._wake import Wakes
-
-POLL: Final = 1.0
-"""Seconds after which partitions are looked at although nobody has told of anything new."""
-
-
-def next_poll(now: float) -> float:
-    """Return when readers look next: all at the same time, and queues with them, which makes them one write and one read."""
-    return (now // POLL + 1) * POLL
 
 
 class Reader(Protocol):

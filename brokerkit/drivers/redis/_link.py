@@ -29,6 +29,8 @@ logger = logging.getLogger("brokerkit")
 
 GRACE: Final = 1.0
 """Seconds without a connection after which calls that were never sent fail, and consumers are told."""
+POLL: Final = 1.0
+"""Seconds after which consumers look for what nobody has told them of."""
 _SWEEP: Final = 0.1
 _MAX_WRITE: Final = 1024 * 1024
 _RELOADS: Final = 5
@@ -130,11 +132,13 @@ class Link:
         if self._wire is None and (refusal := self._refusal()) is not None:
             future.set_exception(refusal)
             return future
-        self._waiting.append(_Call(packed, script, loop.time() + timeout, again, future))
+        now = loop.time()
+        deadline = now + timeout
+        self._waiting.append(_Call(packed, script, deadline, again, future))
         if self._wake is not None and self._wire is not None:
             self._stir()
-        if self._swept is None:
-            self._sweep_soon(loop)
+        if self._swept is None or deadline < self._sweeps_at:
+            self._sweep_by(loop, now, deadline)
         return future
 
     def was_sent(self, future: asyncio.Future[Any]) -> bool:
@@ -420,7 +424,7 @@ class Link:
         if now - self._sweeps_at > GRACE:
             # This process stood still, not the server: what it has answered meanwhile is read first.
             self._heard = now
-            self._sweep_soon(loop)
+            self._sweep_at(loop, now + _SWEEP)
             return
         for call in self._waiting:
             if now >= call.deadline and not call.future.done():
@@ -443,15 +447,30 @@ class Link:
             )
             if self._scope is not None:
                 self._scope.cancel()
-        if self._waiting or self._unanswered:
-            self._sweep_soon(loop)
+        if self._unanswered or (self._waiting and self._wire is None):
+            self._sweep_at(loop, now + _SWEEP)
+        elif self._waiting:  # since this turn: it is as if they came now
+            self._sweep_by(loop, now, min(call.deadline for call in self._waiting))
 
-    def _sweep_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sweeps_at = loop.time() + _SWEEP
-        self._swept = loop.call_at(self._sweeps_at, self._sweep)
+    def _sweep_by(self, loop: asyncio.AbstractEventLoop, now: float, deadline: float) -> None:
+        """Sweep in time for *deadline*, or when consumers look: what is answered at once costs no turn of the loop then."""
+        when = min(next_poll(now), max(now + _SWEEP, min(deadline, now + self.settings.timeout)))
+        if self._swept is None or when < self._sweeps_at:
+            self._sweep_at(loop, when)
+
+    def _sweep_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._swept is not None:
+            self._swept.cancel()
+        self._sweeps_at = when
+        self._swept = loop.call_at(when, self._sweep)
 
     def _slow(self) -> BrokerError:
         return BrokerUnavailable(f"{self.settings.shown} is too slow: a call waited for its turn until its deadline")
+
+
+def next_poll(now: float) -> float:
+    """Return when all who wait look next: together, which makes that one write, answered by one read."""
+    return (now // POLL + 1) * POLL
 
 
 _WAITAOF: Final = _pack(b"WAITAOF", b"1", b"0", b"0")

@@ -21,9 +21,9 @@ from ...driver import Delivery, Source
 from ...errors import BrokerError, Closed, ConfigError, NotFound, PositionLost
 from ...events import PartitionPaused, PartitionResumed
 from ...policy import LOG_AHEAD, LONE_DELIVERY
-from ._context import POLL, Context, next_poll
+from ._context import Context
 from ._keys import entity
-from ._link import Argument
+from ._link import POLL, Argument, next_poll
 from ._scripts import TOPIC_NOTE, TOPIC_READ
 from ._topic_claim import Claim, Lease, Plan, lease_of
 from ._topic_commit import Commits
@@ -186,7 +186,8 @@ class TopicReader:
             self._wake()
         if now >= self._poll_at:
             self._poll_at = next_poll(now)
-            self._look_at_all()
+            # Consumers of queues, which wake now, call in the next turn.
+            loop.call_soon(self._look_at_all)
         if self._waiter is not None and not self._waiter.done():
             self._arm(loop)
 
