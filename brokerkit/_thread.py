@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import selectors
 import sys
@@ -13,9 +14,9 @@ from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, TypeVar, cast, overload
 
-import anyio
-
 T = TypeVar("T")
+
+logger = logging.getLogger("brokerkit")
 
 _AGAIN = 0.1
 """Seconds until a task that is still there is cancelled again: a cancellation that meets an answer may get lost."""
@@ -29,7 +30,7 @@ class Portal:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.stopped = asyncio.Event()
+        self.stopped = False
         self.tasks: set[asyncio.Task[None]] = set()
 
     @overload
@@ -55,7 +56,7 @@ class Portal:
         return result(self.start_task_soon(function, *args))
 
     def _begin(self, future: Future[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
-        if self.stopped.is_set():
+        if self.stopped:
             future.cancel()
         if future.cancelled():
             return
@@ -70,6 +71,18 @@ class Portal:
 
         future.add_done_callback(given_up)
 
+    def stop(self) -> None:
+        """Have the loop come to its end, on the loop."""
+        self.stopped = True
+        self.loop.stop()
+
+    async def end(self) -> None:
+        """Cancel what was begun, and wait for it."""
+        for task in self.tasks:
+            cancel(task)
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
 
 async def _carry_out(future: Future[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
     try:
@@ -82,8 +95,6 @@ async def _carry_out(future: Future[Any], function: Callable[..., Any], args: tu
     except BaseException as error:
         if future.set_running_or_notify_cancel():
             future.set_exception(error)
-        if not isinstance(error, Exception):
-            raise
     else:
         if future.set_running_or_notify_cancel():
             future.set_result(value)
@@ -147,9 +158,9 @@ class LoopThread:
         self.forget()
 
     def enter(self) -> Portal:
-        """Return the way into the loop, which runs until the last user left."""
+        """Return the way into the loop, which runs until the last user left; if it broke down, there is a new one."""
         with self._lock:
-            if self._portal is None:
+            if self._portal is None or self._portal.loop.is_closed():
                 started: _Started = Future()
                 if _green():
                     self._thread = _Native(started)
@@ -166,22 +177,26 @@ class LoopThread:
             self._users -= 1
             if self._users or self._portal is None or self._thread is None:
                 return
-            self._portal.loop.call_soon_threadsafe(self._portal.stopped.set)
+            with suppress(RuntimeError):  # it broke down
+                self._portal.loop.call_soon_threadsafe(self._portal.stop)
             self._thread.join()
             self._portal = self._thread = None
 
 
-def _run(started: _Started, **options: object) -> None:
-    async def main() -> None:
-        portal = Portal(asyncio.get_running_loop())
+def _run(started: _Started, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        portal = Portal(runner.get_loop())
         started.set_result(portal)
-        await portal.stopped.wait()
-        for task in portal.tasks:
-            cancel(task)
-        if portal.tasks:
-            await asyncio.wait(portal.tasks)
-
-    anyio.run(main, backend="asyncio", backend_options=options)
+        while not portal.stopped:
+            try:
+                portal.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # asyncio lets these two out, of any task and callback; this thread is not the program.
+                logger.exception("a task or callback would have ended an event loop that others use: it goes on")
+            except Exception:
+                logger.exception("an event loop broke down: what runs on it is cancelled")
+                portal.stopped = True
+        runner.run(portal.end())
 
 
 def _let_go(loop: asyncio.AbstractEventLoop) -> None:

@@ -9,14 +9,14 @@ import logging
 import os
 import threading
 import types
-from collections.abc import Callable, Container, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from .._thread import LoopThread, acquire
+from .._thread import LoopThread, Portal, acquire
 
 logger = logging.getLogger("brokerkit")
 
@@ -35,26 +35,25 @@ class Home:
     def __init__(self) -> None:
         self._thread = LoopThread()
         self._lock = threading.Lock()
+        self._portal: Portal | None = None
         self.known: asyncio.AbstractEventLoop | None = None
-        self._own: set[asyncio.Task[Any]] = set()
         os.register_at_fork(after_in_child=self._forked)
         atexit.register(self._end)
 
     def _forked(self) -> None:
         self._lock = threading.Lock()
-        self.known = None
-        self._own = set()
+        self._portal = self.known = None
         self._thread.forked()
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop; the first call starts its thread, which lasts as long as the process."""
         loop = self.known
-        if loop is None:
+        if loop is None or loop.is_closed():
             with self._lock:
                 loop = self.known
-                if loop is None:
-                    loop = self.known = self._thread.enter().loop
-                    self._own = asyncio.all_tasks(loop)
+                if loop is None or loop.is_closed():
+                    self._portal = self._thread.enter()
+                    loop = self.known = self._portal.loop
         return loop
 
     @contextmanager
@@ -67,15 +66,15 @@ class Home:
             self.known = before
 
     def _end(self) -> None:
-        for task in self._own:  # none where the thread was never started
+        if self._portal is not None:
             with suppress(Exception):
-                asyncio.run_coroutine_threadsafe(_end_all(self._own), task.get_loop()).result(GRACE + AGAIN)
+                self._portal.start_task_soon(_end_all).result(GRACE + AGAIN)
 
 
-async def _end_all(own: Container[asyncio.Task[Any]]) -> None:
+async def _end_all() -> None:
     """Cancel what tasks have left behind, so that it can clean up before the process ends."""
     loop = asyncio.get_running_loop()
-    left = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task() and task not in own]
+    left = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
     for task in left:
         task.cancel()
     if left:

@@ -132,6 +132,12 @@ def test_chains_and_chords(hired: Hired, pool: str) -> None:
 
 
 @each(*POOLS)
+def test_a_coroutine_that_exits_ends_no_other(hired: Hired, pool: str) -> None:
+    assert hired("exits") == "went on"
+    assert hired("add", 2, 3) == 5
+
+
+@each(*POOLS)
 def test_a_soft_limit_is_raised_in_the_coroutine(hired: Hired, pool: str) -> None:
     assert hired("softly", "catch").startswith("cleaned up")
     assert hired("softly", "group").startswith("cleaned up")

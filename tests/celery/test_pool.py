@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -260,3 +262,35 @@ def until(held: Callable[[], object]) -> None:
     while not held():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_a_loop_of_tasks_that_broke_down_is_replaced() -> None:
+    home = _running.Home()
+    home.known = asyncio.new_event_loop()
+    home.known.close()
+    loop = home.loop()
+    assert asyncio.run_coroutine_threadsafe(asyncio.sleep(0, "here"), loop).result(LIMIT) == "here"
+    assert home.loop() is loop
+    home._thread.leave()
+
+
+def test_what_tasks_have_left_behind_cleans_up_when_the_process_ends() -> None:
+    program = """
+import asyncio
+from brokerkit.celery import Celery
+app = Celery(broker="memory://")
+@app.task
+async def begin():
+    async def go_on():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            print("cleaned up", flush=True)
+    kept.append(asyncio.create_task(go_on()))
+    await asyncio.sleep(0)
+kept = []
+begin.apply().get()
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (run.stdout, run.stderr) == ("cleaned up\n", "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import CancelledError
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
-from brokerkit._thread import LoopThread, Portal, begin
+from brokerkit._thread import LoopThread, Portal, begin, result
 
 
 async def begun(steps: list[str]) -> int:
@@ -69,14 +71,14 @@ def test_what_begins_at_once_may_end_or_fail_at_once_too() -> None:
 def test_what_still_runs_at_the_end_is_cancelled() -> None:
     thread = LoopThread()
     portal: Portal = thread.enter()
-    started: asyncio.Event = portal.call(asyncio.Event)
+    started: asyncio.Event = result(portal.start_task_soon(asyncio.Event))
 
     async def forever() -> None:
         started.set()
         await asyncio.Event().wait()
 
     future = portal.start_task_soon(forever)
-    portal.call(started.wait)
+    result(portal.start_task_soon(started.wait))
     thread.leave()
     assert future.cancelled()
     with pytest.raises(RuntimeError):
@@ -88,9 +90,78 @@ def test_a_loop_that_ended_begins_anew() -> None:
     first = thread.enter()
     assert thread.enter() is first
     thread.leave()
-    assert first.call(int, "7") == 7
+    assert result(first.start_task_soon(int, "7")) == 7
     thread.leave()
     second = thread.enter()
     assert second is not first
-    assert second.call(int, "8") == 8
+    assert result(second.start_task_soon(int, "8")) == 8
     thread.leave()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_what_would_end_a_program_ends_no_loop_that_others_use(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = LoopThread()
+    portal = thread.enter()
+    going = portal.start_task_soon(asyncio.sleep, 0.05, "went on")
+
+    def end() -> None:
+        raise error
+
+    async def end_in_a_task() -> None:
+        end()
+
+    def begin_to_end() -> None:
+        portal.loop.call_soon(end)
+        portal.loop.create_task(end_in_a_task())
+
+    result(portal.start_task_soon(begin_to_end))
+    with pytest.raises(type(error)):
+        result(portal.start_task_soon(end))
+    assert going.result(10) == "went on"
+    assert result(portal.start_task_soon(int, "7")) == 7
+    thread.leave()
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [type(error)] * 2
+
+
+def test_tasks_can_neither_stop_the_loop_nor_cancel_it() -> None:
+    thread = LoopThread()
+    portal = thread.enter()
+
+    async def tidy() -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0)
+        portal.loop.stop()
+
+    result(portal.start_task_soon(tidy))
+    for number in range(3):
+        assert portal.start_task_soon(asyncio.sleep, 0.01, number).result(10) == number
+    thread.leave()
+
+
+def test_a_loop_that_breaks_down_ends_what_it_ran_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = LoopThread()
+    broken = thread.enter()
+    waiting = broken.start_task_soon(asyncio.sleep, 60)
+
+    def select(timeout: float | None = None) -> Any:
+        patch.undo()
+        raise OSError("closed by somebody")
+
+    def break_down() -> None:
+        patch.setattr(selector, "select", select)
+
+    selector: Any = broken.loop._selector  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        broken.loop.call_soon_threadsafe(break_down)
+        with pytest.raises(CancelledError):
+            waiting.result(10)
+    assert thread._thread is not None
+    thread._thread.join()
+    anew = thread.enter()
+    assert anew.start_task_soon(asyncio.sleep, 0, "here").result(10) == "here"
+    thread.leave()
+    thread.leave()
+    assert anew.loop.is_closed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -135,6 +136,17 @@ async def parents(self: Any) -> list[str]:
     return [self.request.parent_id, self.request.root_id]
 
 
+async def exits() -> str:
+    """Have the program end in a task of its own, as a library may do."""
+
+    async def leave() -> None:
+        sys.exit(3)
+
+    asyncio.create_task(leave())  # noqa: RUF006  # what becomes of it is the point
+    await asyncio.sleep(0.1)
+    return "went on"
+
+
 async def ignored() -> None:
     raise Ignore
 
@@ -189,7 +201,7 @@ def build(broker: str, backend: str, **config: Any) -> Celery:
     ]
     for function, options in bound:
         app.task(bind=True, name=f"c.{function.__name__}", **options)(function)
-    for function in (add, total, plain, loop, fail, long, stubborn, nested, ignored, rejected, nap, count, busy):
+    for function in (add, total, plain, loop, fail, long, stubborn, nested, exits, ignored, rejected, nap, count, busy):
         app.task(name=f"c.{function.__name__}")(function)
     app.task(name="c.limited", time_limit=0.5)(long)
     app.finalize()
