@@ -12,12 +12,10 @@ from typing import Any, Final, Protocol
 from ...errors import BrokerError, Closed, NotFound
 from ._context import Context
 from ._keys import entity
-from ._link import ignore
+from ._link import ignore, next_poll
 from ._queue_session import Session
 from ._scripts import QUEUE_LEAVE, QUEUE_PASS, QUEUE_RENEW
 
-POLL: Final = 1.0
-"""Seconds after which one of those who wait looks by itself: a wake may be lost, a clock may be set."""
 RENEWALS: Final = 3
 """Times in a lease that it is renewed."""
 
@@ -171,8 +169,8 @@ class Bell:
         """*ringer* waits for something to take."""
         self.waiting[ringer] = None
         if self._poll_at == math.inf:
-            # Polls of all queues come together, which makes them one write.
-            self._poll_at = (asyncio.get_running_loop().time() // POLL + 1) * POLL
+            # A wake may be lost, a clock may be set.
+            self._poll_at = next_poll(asyncio.get_running_loop().time())
             self._arm()
 
     def hint(self, ms: int) -> None:
@@ -203,7 +201,7 @@ class Bell:
             if hinted:
                 self._hint_at = math.inf
             if any(ringer.ring() for ringer in list(self.waiting)):
-                self._poll_at = (now // POLL + 1) * POLL
+                self._poll_at = next_poll(now)
             else:
                 self._poll_at = math.inf
                 if hinted:  # another process may have somebody who waits
