@@ -65,9 +65,11 @@ def revoked_by(body: bytes, at: float) -> Revoked | None:
     except Exception as error:  # whatever a serializer raises: it is no command that we know
         logger.debug("a command to workers cannot be read: %r", error)
         return None
-    if not isinstance(command, dict) or command.get("method") not in _METHODS:
+    if not isinstance(command, dict):
         return None
-    arguments = command.get("arguments") or {}
+    method, arguments = command.get("method"), command.get("arguments")
+    if not isinstance(method, str) or method not in _METHODS or not isinstance(arguments, Mapping):
+        return None
     nodes = command.get("destination")
     return Revoked(
         at,

@@ -85,6 +85,17 @@ async def test_other_commands_revoke_nothing() -> None:
     assert revoked_by(b"revoke", 0) is None
 
 
+@pytest.mark.parametrize("arguments", [None, 5, "a", ["a"], [["task_id", "a"]]])
+async def test_a_command_with_arguments_of_another_kind_revokes_nothing(arguments: object) -> None:
+    body = json.dumps({"method": "revoke", "arguments": arguments, "destination": None})
+    assert revoked_by(pack(message(body)), 0) is None
+
+
+async def test_a_command_whose_method_is_no_text_revokes_nothing() -> None:
+    body = json.dumps({"method": ["revoke"], "arguments": {"task_id": "a"}})
+    assert revoked_by(pack(message(body)), 0) is None
+
+
 async def test_a_pickled_command_is_not_read() -> None:
     told = {"method": "revoke", "arguments": {"task_id": "a"}, "destination": None}
     for serializer, wanted in (("json", ["a"]), ("pickle", None)):
