@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 import brokerkit as bk
 from brokerkit import blocking
 from brokerkit.celery import Result, _publish, adelay, apply, asend_task, queue, task_message
+from brokerkit.celery._bridge import Bridge
 from brokerkit.celery._collect import WouldBlock
 from brokerkit.celery._results import Watcher
 from brokerkit.celery.worker import AsyncWorker
@@ -352,3 +353,26 @@ async def test_who_waits_is_told_of_what_is_no_result(app: Any, monkeypatch: pyt
             await Result(app.AsyncResult(id), watcher).get(LIMIT)
     app.backend.store_result(id, 5, "SUCCESS")
     assert await Result(app.AsyncResult(id), watcher).get(LIMIT) == 5
+
+
+async def test_messages_have_ids_of_their_own_and_not_those_of_their_tasks(app: Any) -> None:
+    """A retry has the id of its task: it is another message, which nothing may take for the first one."""
+    add = app.tasks["c.add"]
+    for _ in range(2):
+        await asyncio.to_thread(add.apply_async, (1, 2), task_id="one")
+        await apply(add.s(1, 2), task_id="one")
+
+    async def read(bridge: Bridge) -> list[bk.Message[bytes]]:
+        names = bridge.exchanges.names
+        return [message async for message in bridge.broker.browse(names.queue("coroutines"), limit=10)]
+
+    def read_all() -> list[bk.Message[bytes]]:
+        with app.connection_for_read() as connection:
+            bridge: Bridge = connection.default_channel.bridge
+            return bridge.call(read, bridge)
+
+    messages = await asyncio.to_thread(read_all)
+    assert [json.loads(message.value)["headers"]["id"] for message in messages] == ["one"] * 4
+    ids = {message.id for message in messages}
+    assert len(ids) == 4
+    assert "one" not in ids
