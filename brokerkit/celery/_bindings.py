@@ -24,6 +24,8 @@ ROUTES: Final = 10_000
 """Routing keys whose queues are kept at hand."""
 FRESH: Final = 1.0
 """Seconds for which what was read and is not followed is believed."""
+READINGS: Final = 3
+"""How often all is read where something changes meanwhile."""
 _topic_exchange: Any = TopicExchange(None)
 
 
@@ -86,6 +88,8 @@ class Bindings:
         """What this process has bound: it is stored again if it gets lost."""
         self._routes: dict[tuple[str, str], tuple[str, ...]] = {}
         self._read_at = -math.inf
+        self._heard = 0
+        """Records that came while they were followed."""
 
     # ------------------------------------------------------------------ asking
 
@@ -116,15 +120,20 @@ class Bindings:
                 await self._read_all()
 
     async def _read_all(self) -> None:
-        began = time.monotonic()
         reading = _Reading(self)
         try:
-            reading.begin()
-            await self._follow(reading).read_stored()
+            for _ in range(READINGS):
+                self._read_at, heard = time.monotonic(), self._heard
+                reading.begin()
+                await self._follow(reading).read_stored()
+                if heard == self._heard:  # else the follower may know better
+                    break
             reading.end()
+        except BaseException:
+            self._read_at = -math.inf
+            raise
         finally:
             self._readings.discard(reading)
-        self._read_at = began
 
     def _follow(self, reading: _Reading) -> Follower:
         async def read() -> None:
@@ -257,6 +266,7 @@ class _Reading:
                 logger.warning("%s: %s is no binding", self._bindings._names.bindings.name, message.position)
                 continue
             if self._notes is None:
+                self._bindings._heard += 1
                 self._bindings._apply(note)
             else:
                 self._notes[_key(note)] = note

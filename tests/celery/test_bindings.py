@@ -9,7 +9,7 @@ import pytest
 
 from brokerkit.celery import _bindings, _follower
 
-from .channels import SYSTEMS, Channel, Place, body_of, eventually_table, placed, plain
+from .channels import SYSTEMS, Channel, Place, body_of, eventually, eventually_table, placed, plain
 
 pytestmark = pytest.mark.asyncio
 
@@ -107,3 +107,25 @@ async def test_bindings_that_are_lost_are_stored_again_by_who_made_them(here: Pl
         process.exchanges._bindings._read_at = 0
         await process.exchanges.bind("q", "x", "direct", "k")
         await eventually_table(other.exchanges, "x", {"k": "q"})
+
+
+async def test_what_was_heard_while_all_was_read_is_not_forgotten(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read may be older than what came meanwhile to who follows."""
+    async with here.process() as process, here.process() as other:
+        bindings = process.exchanges._bindings
+        await bindings.ready()
+        await other.exchanges.declare("q", other)
+        real = _follower.Follower.read_stored
+
+        async def read_stored(follower: _follower.Follower) -> None:
+            await real(follower)
+            monkeypatch.setattr(_follower.Follower, "read_stored", real)
+            await other.exchanges.unbind("q", "x", "k")
+            await eventually(lambda: bindings._heard == 2)
+            assert not bindings.of_exchange("x")
+
+        await other.exchanges.bind("q", "x", "direct", "k")
+        await eventually(lambda: bindings._heard == 1)
+        monkeypatch.setattr(_follower.Follower, "read_stored", read_stored)
+        await bindings.look()
+        assert not bindings.of_exchange("x")
