@@ -377,7 +377,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             # Each worker hears all of them: what somebody sends wrongly would end all at once.
             logger.exception("queue %s: a message is dropped, which its reader cannot take", item.queue)
             if not item.no_ack:
-                self.qos.reject(message.delivery_tag)
+                self.qos.reject(cast(str, message.delivery_tag))
         return True
 
     def _message(self, item: Item) -> _Message:
