@@ -108,7 +108,7 @@ features: $(VENV)/.dev ## Write the tables of docs/celery.md from a run of the t
 
 # All of them take minutes: this is the same part of them each time.
 sample: $(VENV)/.dev
-	@$(BIN)/python -m tests.mutants --sample 80 --seed 1
+	@$(BIN)/python -m tests.mutants --sample 80 --seed 1 --workers 4
 
 mutants: $(VENV)/.dev ## Plant faults and print which test catches each
 	@$(BIN)/python -m tests.mutants

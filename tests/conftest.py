@@ -44,6 +44,8 @@ One process runs all that one of these finds, or that it finds with the same wor
 """
 LONG: Final = re.compile(r"tests/(benchmarks|celery|faults|processes|servers)/|tests/conformance/test_kafka")
 """Where tests take seconds: they start programs, or wait for a Kafka."""
+ENDS: Final = {"together": 0.5, "short": 1.0}
+"""When in a run the last unit of a kind begins; those of each file with long tests have the time between."""
 RUN = pytest.StashKey[kafka.Run]()
 
 
@@ -63,6 +65,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     """
     if config.getvalue("dist") != "loadgroup":
         return None
+    config.option.loadscopereorder = False  # what one process runs together would come first, all at a time
     scheduling = LoadScopeScheduling(config, log)
     scheduling._split_scope = scope
     return scheduling
@@ -73,14 +76,27 @@ def spread(nodeids: Sequence[str]) -> list[int]:
 
     So there are always as many of them at a time, and in the end nobody waits for one.
     """
+    units: dict[str, list[int]] = {}
+    for number, nodeid in enumerate(nodeids):
+        units.setdefault(scope(nodeid), []).append(number)
+    kinds = {name: kind(name, nodeids[numbers[0]]) for name, numbers in units.items()}
+    sizes = Counter(kinds.values())
+    # Not all begin with their first.
+    behind = {name: number / len(sizes) for number, name in enumerate(sizes)}
     seen: Counter[str] = Counter()
-    kinds = [nodeid.partition("::")[0] if LONG.match(nodeid) else "" for nodeid in nodeids]
-    sizes = Counter(kinds)
-    places = []
-    for number, kind in enumerate(kinds):
-        places.append(((0.9 if kind else 1.0) * seen[kind] / sizes[kind], number))
-        seen[kind] += 1
-    return [number for _, number in sorted(places)]
+    places: dict[str, float] = {}
+    for name in units:
+        of = kinds[name]
+        places[name] = ENDS.get(of, 0.9) * (seen[of] + behind[of]) / sizes[of]
+        seen[of] += 1
+    return [number for name in sorted(units, key=lambda name: places[name]) for number in units[name]]
+
+
+def kind(name: str, nodeid: str) -> str:
+    """Return what a unit of tests is spread together with."""
+    if name != nodeid:
+        return "together"
+    return nodeid.partition("::")[0] if LONG.match(nodeid) else "short"
 
 
 @pytest.hookimpl(trylast=True)

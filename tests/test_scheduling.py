@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import LONG, TOGETHER, scope, spread
+from .conftest import TOGETHER, scope, spread
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,11 +52,18 @@ def test_what_is_named_is_there() -> None:
 
 def test_long_tests_are_spread_over_the_run_and_none_is_at_its_end() -> None:
     long = [f"tests/celery/test_{name}.py::test_{number}" for name in ("a", "b") for number in range(9)]
+    crew = [f"tests/celery/test_crew_a.py::test_{number}[{on}]" for on in ("redis", "kafka") for number in range(9)]
     short = [f"tests/unit/test_a.py::test_{number}" for number in range(100)]
-    order = spread([*long, *short])
-    assert sorted(order) == list(range(118))
-    ordered = [[*long, *short][number] for number in order]
+    given = [*long, *crew, *short]
+    order = spread(given)
+    assert sorted(order) == list(range(len(given)))
+    ordered = [given[number] for number in order]
     assert [nodeid for nodeid in ordered if nodeid in short] == short
-    places = [place for place, nodeid in enumerate(ordered) if LONG.match(nodeid)]
+    for on in ("redis", "kafka"):
+        begin = ordered.index(f"tests/celery/test_crew_a.py::test_0[{on}]")
+        assert ordered[begin : begin + 9] == [nodeid for nodeid in crew if on in nodeid], "one after the other"
+        assert begin < 70
+    alone = [nodeid for nodeid in ordered if nodeid not in crew]
+    places = [place for place, nodeid in enumerate(alone) if nodeid in long]
     assert max(later - sooner for sooner, later in zip(places, places[2:], strict=False)) <= 15
     assert places[-1] < 110
