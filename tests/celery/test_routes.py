@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,23 +11,36 @@ from kombu import Connection, Exchange, Producer, Queue
 from kombu.common import Broadcast
 from kombu.pidbox import Mailbox
 
-from brokerkit.celery import _exchanges
+from brokerkit.celery import _bridge, _exchanges
 from brokerkit.errors import NotFound
 
 from .channels import SYSTEMS, Place, placed
-from .reader import Reader
+from .reader import WAIT, Reader
 
 
 @pytest.fixture(params=SYSTEMS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(_bridge, "LINGER", 0.0)
     with placed(request.param) as made:
         yield made
+        end = time.monotonic() + WAIT
+        # Else they make anew what is removed now.
+        while set(bridges).intersection(_bridge._bridges._open.values()) or _bridge._bridges._closing:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        bridges.clear()
+
+
+bridges: list[_bridge.Bridge] = []
 
 
 def connect(place: Place, process: int = 0) -> Any:
     """Return a connection; with another *process* it shares nothing, as other options are another bridge."""
     options = {"prefix": place.prefix, "eta_window": 60 - process}
-    return Connection(f"brokerkit+{place.url}", transport_options=options)
+    connection: Any = Connection(f"brokerkit+{place.url}", transport_options=options)
+    connection.connect()
+    bridges.append(connection.transport.bridge)
+    return connection
 
 
 def test_a_queue_that_another_process_deletes_is_bound_when_it_is_declared_again(place: Place) -> None:
