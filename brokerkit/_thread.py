@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from typing import Any, TypeVar, cast, overload
 
@@ -23,6 +24,11 @@ _AGAIN = 0.1
 
 _inherited: list[object] = []
 """What a child process got by its fork, kept so that nothing of it is ever finalized: it is the parent's."""
+
+
+def keep_inherited(*things: object) -> None:
+    """Keep *things*, which a child process got by its fork."""
+    _inherited.append(things)
 
 
 class Portal:
@@ -46,14 +52,6 @@ class Portal:
         future: Future[Any] = Future()
         self.loop.call_soon_threadsafe(self._begin, future, function, args)
         return future
-
-    @overload
-    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T: ...
-    @overload
-    def call(self, function: Callable[..., T], *args: object) -> T: ...
-    def call(self, function: Callable[..., Any], *args: object) -> Any:
-        """Do the same, and return the result."""
-        return result(self.start_task_soon(function, *args))
 
     def _begin(self, future: Future[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
         if self.stopped:
@@ -147,13 +145,13 @@ class LoopThread:
         self._lock = threading.Lock()
         self._users = 0
         self._portal: Portal | None = None
-        self._thread: threading.Thread | _Native | None = None
+        self._join: Callable[[], object] | None = None
 
     def forked(self) -> None:
         """Begin anew in a child process, and let nothing that it does reach the parent's connections."""
         if self._portal is not None:
             loop = self._portal.loop
-            _inherited.append((self._portal, self._thread, asyncio.all_tasks(loop)))
+            keep_inherited(self._portal, self._join, asyncio.all_tasks(loop))
             _let_go(loop)
         self.forget()
 
@@ -162,11 +160,7 @@ class LoopThread:
         with self._lock:
             if self._portal is None or self._portal.loop.is_closed():
                 started: _Started = Future()
-                if _green():
-                    self._thread = _Native(started)
-                else:
-                    self._thread = threading.Thread(target=_run, args=(started,), name="brokerkit loop", daemon=True)
-                self._thread.start()
+                self._join = start(partial(_run, started), "brokerkit loop")
                 self._portal = result(started)
             self._users += 1
             return self._portal
@@ -175,16 +169,17 @@ class LoopThread:
         """End the loop if this was its last user."""
         with self._lock:
             self._users -= 1
-            if self._users or self._portal is None or self._thread is None:
+            if self._users or self._portal is None or self._join is None:
                 return
             with suppress(RuntimeError):  # it broke down
                 self._portal.loop.call_soon_threadsafe(self._portal.stop)
-            self._thread.join()
-            self._portal = self._thread = None
+            self._join()
+            self._portal = self._join = None
 
 
-def _run(started: _Started, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+def _run(started: _Started) -> None:
+    # In a greenlet the loop would run in the thread of all other greenlets: to asyncio each of them would be inside of it.
+    with asyncio.Runner(loop_factory=_native_loop if is_green() else None) as runner:
         portal = Portal(runner.get_loop())
         started.set_result(portal)
         while not portal.stopped:
@@ -222,7 +217,7 @@ def _let_go(loop: asyncio.AbstractEventLoop) -> None:
 # ---------------------------------------------------------------------- where gevent has patched the standard library
 
 
-def _green() -> bool:
+def is_green() -> bool:
     """Tell whether threads are greenlets here: gevent has put its own into their place."""
     monkey: Any = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
@@ -230,7 +225,7 @@ def _green() -> bool:
 
 def result(future: Future[T]) -> T:
     """Return the result of *future*, which another thread sets; other greenlets go on meanwhile."""
-    if not _green():
+    if not is_green():
         return future.result()
     while True:
         try:
@@ -241,11 +236,56 @@ def result(future: Future[T]) -> T:
                 raise
 
 
+def start(function: Callable[[], object], name: str) -> Callable[[], object]:
+    """Run *function* in a thread of the system, which keeps no process from ending; return what waits for its end.
+
+    Where gevent is, a thread that others start is a greenlet, in the thread of all others.
+    """
+    if not is_green():
+        thread = threading.Thread(target=function, name=name, daemon=True)
+        thread.start()
+        return thread.join
+    ended: Future[None] = Future()
+
+    def main() -> None:
+        try:
+            function()
+        finally:
+            ended.set_result(None)
+
+    _original("_thread", "start_new_thread")(main, ())
+    return partial(result, ended)
+
+
+def settle(future: asyncio.Future[T], value: T | None = None, error: BaseException | None = None) -> None:
+    """Give *future*, of an event loop in another thread, its result, unless it has one or its loop has ended."""
+
+    def now() -> None:
+        if not future.done():
+            if error is None:
+                future.set_result(cast(T, value))
+            else:
+                future.set_exception(error)
+
+    with suppress(RuntimeError):
+        future.get_loop().call_soon_threadsafe(now)
+
+
+def carry_out(future: asyncio.Future[T], function: Callable[[], T]) -> None:
+    """Call *function* here, and give *future*, of an event loop in another thread, what comes of it."""
+    try:
+        value = function()
+    except BaseException as error:
+        settle(future, error=error)
+    else:
+        settle(future, value)
+
+
 def acquire(lock: threading.Lock, timeout: float | None) -> bool:
     """Acquire *lock*, which another thread releases, within *timeout* seconds; other greenlets go on meanwhile."""
     if timeout is not None:
         return lock.acquire(timeout=timeout)
-    if not _green():
+    if not is_green():
         return lock.acquire()
     while not lock.acquire(timeout=3600):
         pass
@@ -258,56 +298,12 @@ def _original(module: str, name: str) -> Any:
     return monkey.get_original(module, name)
 
 
-class _Native:
-    """A thread of the system where gevent makes greenlets of threads.
-
-    In a greenlet the loop would run in the thread of all other greenlets: to asyncio each of them would be inside of it.
-    """
-
-    def __init__(self, started: _Started) -> None:
-        self._started = started
-        self._ended: Future[None] = Future()
-
-    def start(self) -> None:
-        """Begin."""
-        _original("_thread", "start_new_thread")(self._main, ())
-
-    def _main(self) -> None:
-        try:
-            _run(self._started, loop_factory=_native_loop)
-        finally:
-            self._ended.set_result(None)
-
-    def join(self) -> None:
-        """Wait for the end."""
-        result(self._ended)
-
-
 def _native_loop() -> asyncio.AbstractEventLoop:
-    start: Any = _original("_thread", "start_new_thread")
-
     class Loop(asyncio.SelectorEventLoop):
         def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
             # The stock one begins a greenlet, which this thread would never come to.
             future: asyncio.Future[Any] = self.create_future()
-
-            def settle(value: object, error: BaseException | None) -> None:
-                if not future.done():
-                    if error is None:
-                        future.set_result(value)
-                    else:
-                        future.set_exception(error)
-
-            def work() -> None:
-                value = failed = None
-                try:
-                    value = func(*args)
-                except Exception as error:
-                    failed = error
-                with suppress(RuntimeError):  # closed meanwhile
-                    self.call_soon_threadsafe(settle, value, failed)
-
-            start(work, ())
+            start(partial(carry_out, future, partial(func, *args)), "brokerkit executor")
             return future
 
     epoll = hasattr(selectors, "EpollSelector") or "EpollSelector" in _saved("selectors")

@@ -168,19 +168,23 @@ def room(name: str) -> str:
 
 def imports(path: Path) -> Iterator[str]:
     """Yield the names of the modules of brokerkit that a file imports."""
+    for parts in imported(path):
+        yield ".".join(parts if len(parts) == 1 or is_module(parts) else parts[:-1])
+
+
+def imported(path: Path) -> Iterator[list[str]]:
+    """Yield what a file imports of brokerkit, in parts: a module, or one name of it."""
     package = module(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "brokerkit")
+            yield from (alias.name.split(".") for alias in node.names if alias.name.split(".")[0] == "brokerkit")
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
             if base[:1] == ["brokerkit"]:
-                for alias in node.names:
-                    whole = [*base, alias.name]
-                    yield ".".join(whole if is_module(whole) else base)
+                yield from ([*base, alias.name] for alias in node.names)
 
 
 def is_module(parts: list[str]) -> bool:
@@ -220,6 +224,12 @@ def test_a_module_of_a_folder_imports_only_from_rows_above_it(path: Path) -> Non
     used = {name.removeprefix(package) for name in imports(path) if name.startswith(package)}
     below = {name for name in used if places[name] > places[here]}
     assert not below, f"{here} imports {below} from rows below its own"
+
+
+@pytest.mark.parametrize("path", sources("brokerkit"), ids=module)
+def test_what_is_private_to_a_module_is_imported_by_no_other(path: Path) -> None:
+    private = [parts for parts in imported(path) if parts[-1][0] == "_" != parts[-1][1] and not is_module(parts)]
+    assert not private
 
 
 @pytest.mark.parametrize("path", sources("brokerkit"), ids=module)

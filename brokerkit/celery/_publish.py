@@ -27,7 +27,7 @@ from celery.canvas import Signature as StockSignature
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
-from .._thread import _green
+from .._thread import is_green
 from ._collect import Frame, Loop, WouldBlock, frames
 from ._envelope import Envelope
 from ._errors import CONNECTION_ERRORS
@@ -306,7 +306,7 @@ class _Line:
 
     async def in_thread(self, function: Callable[..., Any], *args: object) -> Any:
         """Return what *function* returns, which may block."""
-        if _green():  # threads that others start are greenlets, which this loop's thread never comes to
+        if is_green():  # threads that others start are greenlets, which this loop's thread never comes to
             return await asyncio.get_running_loop().run_in_executor(None, partial(copy_context().run, function, *args))
         return await anyio.to_thread.run_sync(function, *args, limiter=self.threads, abandon_on_cancel=True)
 

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Generic, TypeAlias, cast
 
 from celery import states
@@ -15,7 +14,7 @@ from celery.backends.base import DisabledBackend
 from celery.result import EagerResult, ResultSet
 from typing_extensions import TypeVar
 
-from .._thread import _green, _original
+from .._thread import carry_out, settle, start
 from ..errors import ConfigError
 
 R = TypeVar("R", default=Any)
@@ -181,27 +180,19 @@ class Watcher:
             self._changed.notify()
         else:
             self._running = True
-            if _green():  # a thread would be a greenlet, which this loop's thread never comes to
-                _original("_thread", "start_new_thread")(self._main, ())
-            else:
-                threading.Thread(target=self._main, name="brokerkit results of Celery", daemon=True).start()
+            start(self._main, "brokerkit results of Celery")
 
     def _main(self) -> None:
         # Nothing may end the thread but `_next`, or keep those who wait from an answer: there is no other one.
         while (jobs := self._next()) is not None:
             for future, function in jobs:
-                try:
-                    value = function()
-                except BaseException as error:
-                    _settle(future, error=error)
-                else:
-                    _settle(future, value)
+                carry_out(future, function)
             try:
                 self._ask()
             except BaseException as error:
                 logger.exception("asking for results failed")
                 for watch in self._watches:
-                    _settle(watch.future, error=RuntimeError(f"asking for the result failed: {error!r}"))
+                    settle(watch.future, error=RuntimeError(f"asking for the result failed: {error!r}"))
                 self._watches = []
 
     def _next(self) -> list[_Job] | None:
@@ -239,7 +230,7 @@ class Watcher:
                 logger.warning("the result backend failed, and is asked again: %r", error)
             if now - self._failing > PATIENCE:
                 for watch in asked:
-                    _settle(watch.future, error=error)
+                    settle(watch.future, error=error)
                 return set(asked)
             found = {}
         now = time.monotonic()
@@ -248,11 +239,11 @@ class Watcher:
             try:
                 meta = self._meta(found.get(watch.id))
             except Exception as error:  # something else than a result is stored there
-                _settle(watch.future, error=error)
+                settle(watch.future, error=error)
                 told.add(watch)
                 continue
             if meta is not None:
-                _settle(watch.future, meta)
+                settle(watch.future, meta)
                 told.add(watch)
             else:
                 watch.due = now + watch.pause
@@ -277,17 +268,3 @@ class Watcher:
             return None
         meta: dict[str, Any] = stored if isinstance(stored, dict) else self._app.backend.decode_result(stored)
         return meta if meta["status"] in states.READY_STATES else None
-
-
-def _settle(future: asyncio.Future[Any], value: object = None, error: BaseException | None = None) -> None:
-    """Give *future*, of another thread's loop, its result."""
-
-    def settle() -> None:
-        if not future.done():
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
-
-    with suppress(RuntimeError):  # the loop has ended
-        future.get_loop().call_soon_threadsafe(settle)

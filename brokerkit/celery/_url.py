@@ -16,10 +16,10 @@ from ..broker import Broker
 from ..drivers._url import Secret, Url, nearest, parse
 from ..errors import ConfigError, InsecureCredentials
 from ..events import Listener
-from ._hide import as_uri, hide, masked
+from ._hide import hide
 from ._options import KNOWN, OWN, Setting, own_setting, sift, tls
 
-__all__ = ["Client", "System", "Target", "Whole", "as_uri", "defaults", "hide", "masked", "ours", "target"]
+__all__ = ["Client", "System", "Target", "Whole", "defaults", "ours", "target"]
 
 System = Literal["kafka", "memory", "redis"]
 

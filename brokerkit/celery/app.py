@@ -10,7 +10,7 @@ import celery as stock
 from celery.app import utils as stock_utils
 
 from ..errors import ConfigError
-from . import _publish, _url
+from . import _hide, _publish, _url
 from ._tasks import AsyncTasks
 
 __all__ = ["Celery"]
@@ -54,7 +54,7 @@ class Celery(AsyncTasks, stock.Celery):  # type: ignore[misc]  # it comes withou
         connection: Any = super()._connection(_url.ours(url), *arguments, **options)
         if str(connection.transport_cls).startswith("brokerkit"):
             with suppress(ConfigError):  # which connecting raises
-                _url.hide(connection)
+                _hide.hide(connection)
         return connection
 
     @property
@@ -82,4 +82,4 @@ class _Settings(_settings.Settings):  # type: ignore[misc]  # it comes without t
 def _shown(url: object) -> object:
     if isinstance(url, (list, tuple)):
         return [_shown(part) for part in _url.texts(url)]
-    return _url.masked(url) if isinstance(url, str) else url
+    return _hide.masked(url) if isinstance(url, str) else url

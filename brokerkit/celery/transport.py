@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from kombu.transport import virtual
 
 from ..errors import BrokerError
-from . import _url
+from . import _hide, _url
 from ._bridge import Bridge, acquire
 from ._channel import Channel
 from ._errors import CHANNEL_ERRORS, CONNECTION_ERRORS
@@ -302,7 +302,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return the URL of the connection to be shown."""
-        return _url.as_uri(self.client, include_password, mask)
+        return _hide.as_uri(self.client, include_password, mask)
 
     @property
     def default_connection_params(self) -> dict[str, object]:

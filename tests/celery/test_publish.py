@@ -362,11 +362,11 @@ async def test_messages_have_ids_of_their_own_and_not_those_of_their_tasks(app: 
         await asyncio.to_thread(add.apply_async, (1, 2), task_id="one")
         await apply(add.s(1, 2), task_id="one")
 
-    async def read(bridge: Bridge) -> list[bk.Message[bytes]]:
+    async def read(bridge: Bridge) -> list[bk.Stored[bytes]]:
         names = bridge.exchanges.names
         return [message async for message in bridge.broker.browse(names.queue("coroutines"), limit=10)]
 
-    def read_all() -> list[bk.Message[bytes]]:
+    def read_all() -> list[bk.Stored[bytes]]:
         with app.connection_for_read() as connection:
             bridge: Bridge = connection.default_channel.bridge
             return bridge.call(read, bridge)

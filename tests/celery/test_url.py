@@ -13,7 +13,7 @@ import pytest
 from kombu import Connection
 
 from brokerkit import ConfigError, InsecureCredentials, connect
-from brokerkit.celery import _options, _url
+from brokerkit.celery import _hide, _options, _url
 from brokerkit.drivers._url import Secret
 
 CANARY = "canary-9f3b"
@@ -302,7 +302,7 @@ class TestSecrets:
         ],
     )
     def test_a_url_is_shown_without_it(self, url: str, shown: str) -> None:
-        assert _url.masked(url, "**") == shown
+        assert _hide.masked(url, "**") == shown
 
 
 class TestOurs:

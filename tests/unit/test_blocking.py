@@ -32,6 +32,7 @@ from brokerkit import (
     Topic,
     blocking,
 )
+from brokerkit._thread import result
 
 
 @dataclass
@@ -80,7 +81,7 @@ def driver(broker: blocking.Broker) -> Any:
 def in_loop(broker: blocking.Broker, function: Callable[..., Any]) -> Any:
     """Call *function* in the broker's event loop."""
     assert broker._portal is not None
-    return broker._portal.call(function)
+    return result(broker._portal.start_task_soon(function))
 
 
 # ------------------------------------------------------------------ publishing
@@ -307,7 +308,7 @@ def test_closing_waits_for_the_calls_of_other_threads(url: str, monkeypatch: pyt
             broker.publish(topic, "third")
         assert not publishing.done()
         assert not closing.done()
-        portal.call(thaw)
+        result(portal.start_task_soon(thaw))
         assert isinstance(publishing.result(10), Receipt)
         closing.result(10)
     assert sorted(message.value for message in stored(url, topic)) == ["first", "second"]

@@ -158,8 +158,8 @@ def test_a_loop_that_breaks_down_ends_what_it_ran_and_is_replaced(monkeypatch: p
         broken.loop.call_soon_threadsafe(break_down)
         with pytest.raises(CancelledError):
             waiting.result(10)
-    assert thread._thread is not None
-    thread._thread.join()
+    assert thread._join is not None
+    thread._join()
     anew = thread.enter()
     assert anew.start_task_soon(asyncio.sleep, 0, "here").result(10) == "here"
     thread.leave()
