@@ -59,7 +59,7 @@ LOG_IN: Final[Mapping[int, tuple[str, int]]] = {17: ("SaslHandshake", 1), 36: ("
 Versions: TypeAlias = Mapping[int, tuple[int, int]]
 """What a broker speaks: lowest and highest version by API key."""
 
-_versions: Final = dict((*SPOKEN.values(), *OFFERED.values(), *LOG_IN.values()))
+_versions: Final[dict[str, int]] = dict((*SPOKEN.values(), *OFFERED.values(), *LOG_IN.values()))
 _CLIENT: Final = b"brokerkit"
 """What brokers are told that we are; their logs, metrics and quotas show it."""
 _HEAD: Final = struct.Struct(">ihhih")
