@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
 from .._redact import error_text
-from .._thread import LOOP, Portal, begin, cancel
+from .._thread import LOOP, Portal, begin, cancel, keep_inherited
 from .._thread import acquire as acquire_lock
 from ..broker import Broker
 from ..errors import BrokerError, BrokerUnavailable, Closed
@@ -68,7 +68,7 @@ class Call:
         except asyncio.CancelledError:
             self._error = Closed("the connection was closed meanwhile")
             raise
-        except Exception as error:
+        except BaseException as error:
             self._error = error
         finally:
             self._lock.release()
@@ -280,7 +280,7 @@ class Bridge:
             function, args = posts.popleft()
             try:
                 function(*args)
-            except Exception:
+            except BaseException:  # those behind it are posted as well
                 logger.exception("%r failed", function)
 
 
@@ -299,7 +299,7 @@ class _Bridges:
 
     def forked(self) -> None:
         """Begin anew in a child process; what came through the fork is kept, so that nothing finalizes it."""
-        _inherited.append((self._open, self._closing))
+        keep_inherited(self._open, self._closing)
         self.begin()
 
     def acquire(self, target: Target) -> Bridge:
@@ -366,7 +366,6 @@ class _Bridges:
         await asyncio.gather(*self._closing, *(bridge.close() for bridge in bridges))
 
 
-_inherited: list[object] = []
 _bridges = _Bridges()
 os.register_at_fork(after_in_child=_bridges.forked)
 atexit.register(_bridges.close)
