@@ -35,7 +35,9 @@ def here() -> Iterator[Place]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_revoked() -> Iterator[None]:
+def nothing_revoked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have nothing revoked, and this process no worker, which other tests may have made of it."""
+    monkeypatch.delitem(sys.modules, "celery.worker.consumer.consumer", raising=False)
     state.revoked.clear()
     yield
     state.revoked.clear()
