@@ -57,9 +57,11 @@ def raw_queue(system: Harness, name: str = "queue", **options: Any) -> AnyQueue:
     return named
 
 
-def raw_address(system: Harness, kind: Kind, name: str | None = None) -> AnyTopic | AnyQueue:
-    """Return `Harness.address` as drivers know it."""
-    return raw_topic(system, name or kind) if kind == "topic" else raw_queue(system, name or kind)
+def raw_address(system: Harness, kind: Kind, name: str | None = None, *, leases: float = 1) -> AnyTopic | AnyQueue:
+    """Return `Harness.address` as drivers know it; a queue with so many times the lease, for what must not end meanwhile."""
+    if kind == "topic":
+        return raw_topic(system, name or kind)
+    return raw_queue(system, name or kind, lease=leases * system.lease)
 
 
 def raw_target(system: Harness, name: str = "out") -> AnyTopic | AnyQueue:
