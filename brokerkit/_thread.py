@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import selectors
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
@@ -21,6 +23,10 @@ logger = logging.getLogger("brokerkit")
 
 _AGAIN = 0.1
 """Seconds until a task that is still there is cancelled again: a cancellation that meets an answer may get lost."""
+
+_LOOK = 0.5
+"""Seconds after which a greenlet that waits for another thread looks itself: gevent may lose what wakes it from there, and takes
+one for stuck that waits without a timeout for what no other greenlet does."""
 
 _inherited: list[object] = []
 """What a child process got by its fork, kept so that nothing of it is ever finalized: it is the parent's."""
@@ -49,7 +55,7 @@ class Portal:
         Raises:
             RuntimeError: the loop has ended.
         """
-        future: Future[Any] = Future()
+        future: Future[Any] = promise()
         self.loop.call_soon_threadsafe(self._begin, future, function, args)
         return future
 
@@ -159,7 +165,7 @@ class LoopThread:
         """Return the way into the loop, which runs until the last user left; if it broke down, there is a new one."""
         with self._lock:
             if self._portal is None or self._portal.loop.is_closed():
-                started: _Started = Future()
+                started: _Started = promise()
                 self._join = start(partial(_run, started), "brokerkit loop")
                 self._portal = result(started)
             self._users += 1
@@ -229,11 +235,22 @@ def result(future: Future[T]) -> T:
         return future.result()
     while True:
         try:
-            # With a timeout, as gevent takes a greenlet for stuck that waits for what no other greenlet does.
-            return future.result(3600)
+            return future.result(_LOOK)
         except TimeoutError:
             if future.done():
-                raise
+                return future.result()
+
+
+def promise() -> Future[Any]:
+    """Return a future for `result`.
+
+    Where gevent is, its lock is not gevent's: of what wakes a greenlet from another thread some is lost, and who met that lock
+    while the other thread had it would wait for ever.
+    """
+    made: Future[Any] = Future()
+    if is_green():
+        made._condition = threading.Condition(_original("_thread", "allocate_lock")())
+    return made
 
 
 def start(function: Callable[[], object], name: str) -> Callable[[], object]:
@@ -245,7 +262,7 @@ def start(function: Callable[[], object], name: str) -> Callable[[], object]:
         thread = threading.Thread(target=function, name=name, daemon=True)
         thread.start()
         return thread.join
-    ended: Future[None] = Future()
+    ended: Future[None] = promise()
 
     def main() -> None:
         try:
@@ -283,12 +300,12 @@ def carry_out(future: asyncio.Future[T], function: Callable[[], T]) -> None:
 
 def acquire(lock: threading.Lock, timeout: float | None) -> bool:
     """Acquire *lock*, which another thread releases, within *timeout* seconds; other greenlets go on meanwhile."""
-    if timeout is not None:
-        return lock.acquire(timeout=timeout)
     if not is_green():
-        return lock.acquire()
-    while not lock.acquire(timeout=3600):
-        pass
+        return lock.acquire() if timeout is None else lock.acquire(timeout=timeout)
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while not lock.acquire(timeout=max(0.0, min(_LOOK, end - time.monotonic()))):
+        if time.monotonic() >= end:
+            return False
     return True
 
 
