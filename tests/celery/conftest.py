@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from brokerkit.celery import _bridge
+
 from .features import pytest_configure, pytest_itemcollected, pytest_runtest_makereport
 from .systems import SYSTEMS, System, served
 from .workers import Crew
@@ -47,6 +49,12 @@ def hire(system: System, tmp_path: Path) -> Iterator[Hire]:
             return stack.enter_context(system.crew(tmp_path, **config))
 
         yield make
+
+
+@pytest.fixture(autouse=True)
+def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have connections closed that a test has done with: later ones look whether they leave any open."""
+    monkeypatch.setattr(_bridge, "LINGER", 0.1)
 
 
 @pytest.fixture

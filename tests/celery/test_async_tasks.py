@@ -87,7 +87,6 @@ def hired(
             process.kill()
             process.wait()
         app.backend.result_consumer.stop()
-        app.backend.remove_pending_result = lambda result: None
         app.close()
         pools.reset()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
+from celery.result import AsyncResult
 
 from .apps.jobs import VARIABLE, Settings, build
 from .journal import Entry, Reading, What, now
@@ -24,6 +25,10 @@ READY: Final = 30.0
 """Seconds until a worker must be ready; it takes one."""
 STOP: Final = 20.0
 """Seconds until a worker with nothing to do must have ended."""
+
+
+# It unsubscribes, from a server that may have ended by then, and tries that for 20 s, in whatever test it is collected.
+AsyncResult.__del__ = lambda self: None
 
 
 class Worker:
@@ -134,8 +139,6 @@ class Crew:
             backend = self.app.backend
             if hasattr(backend, "result_consumer"):
                 backend.result_consumer.stop()
-                # A result that outlives its test would unsubscribe from a server that is gone.
-                backend.remove_pending_result = lambda result: None
             for pool in (self.app.amqp._producer_pool, self.app._pool):
                 if pool is not None:
                     pool.force_close_all()

@@ -135,6 +135,7 @@ async def test_closing_ends_what_waits_for_a_connection() -> None:
 async def test_no_answer_in_time_ends_the_connection_and_the_next_call_makes_another(brokers: Pretender) -> None:
     async with driver(brokers.url) as made:
         cluster = cluster_of(made)
+        await cluster.call(1, request(), timeout=20)
         brokers.slow[INIT] = asyncio.Event()
         first = asyncio.ensure_future(cluster.call(1, request(), timeout=60))
         began = time.monotonic()

@@ -147,7 +147,7 @@ async def test_we_read_what_others_write() -> None:
     topic = Topic(unique(), dict[str, int] | None, owned=False)
     others = Others()
     with shared_kafka().wire() as wire:
-        wire.create(topic.name, 2)
+        wire.create(topic.name, 2, {"retention.ms": "-1"})  # else the broker removes what is so old
     others.write(topic.name, b'{"a": 1}', key=b"\xff\x00", timestamp=1_700_000_000_123, partition=0)
     others.write(topic.name, None, key=b"k", headers=[("x", b"1"), ("x", b"2"), ("y", None)], partition=1)
     async with connect(url()) as broker:
