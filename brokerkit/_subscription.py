@@ -62,6 +62,15 @@ class Subscription(Generic[T_co]):
         await self._hosted.__aexit__()
 
     @property
+    def owned_until(self) -> float:
+        """Until when, on the monotonic clock, what is in hand is certainly owned; 0 while that is not known.
+
+        It is moved on all the time.  Once it is over, as in a process that stood still, others may have what is in hand.
+        """
+        sessions = [feed.session for feed in self.intake.feeds]
+        return min([0.0 if session is None else session.consumer.owned_until for session in sessions])
+
+    @property
     def prefetch(self) -> int:
         """How many messages are owned at once.  It may be changed; with 0 nothing more is fetched until it is raised."""
         return self.intake.feeds[0].prefetch

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
+from time import monotonic
 from typing import Any, Protocol, cast
 
 from amqp.protocol import queue_declare_ok_t
@@ -22,6 +23,7 @@ from . import _collect
 from ._bridge import MORE, Bridge
 from ._envelope import seal
 from ._exchanges import EVENTS_PREFIX
+from ._feed import Feed
 from ._intake import Intake
 from ._item import Item
 from ._qos import Message as _Message
@@ -31,6 +33,8 @@ logger = logging.getLogger("brokerkit")
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds that one attempt to publish may take, where the caller does not say; Celery makes several."""
+STALE = 0.5
+"""Seconds after which it is asked whether a message that waited to be handed over is still ours."""
 CLOSE_TIMEOUT = 15.0
 """Seconds that closing a channel may take."""
 
@@ -365,7 +369,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def hand_over(self, item: Item) -> bool:
         """Hand a delivered message to its consumer; False if it is gone."""
         receiver = self.receivers.get(item.queue)
-        if receiver is None:
+        if receiver is None or (monotonic() > item.since + STALE and not self._still_ours(item)):
             self.bridge.post(self._release, [item])
             return False
         message = self._message(item)
@@ -379,6 +383,13 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             if not item.no_ack:
                 self.qos.reject(cast(str, message.delivery_tag))
         return True
+
+    def _still_ours(self, item: Item) -> bool:
+        """Tell whether *item*, which has waited here, is not somebody else's by now, as when this process stood still."""
+        return item.feed is None or self.bridge.call(self._sure, item.feed)
+
+    async def _sure(self, feed: Feed) -> bool:
+        return feed.sure
 
     def _message(self, item: Item) -> _Message:
         tag = str(next(_tags))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -62,6 +63,11 @@ class Feed:
         """Whether it has ended, or is about to."""
         task = self._hosted.task
         return self._hosted.stopping.is_set() or (task is not None and task.done())
+
+    @property
+    def sure(self) -> bool:
+        """Whether what it holds is certainly its own now."""
+        return self._subscription is not None and time.monotonic() < self._subscription.owned_until
 
     async def open(self, prefetch: int) -> None:
         """Return when the queue is read.  Once more it does nothing."""

@@ -298,6 +298,9 @@ class Intake:
 
     def _hand_over(self, items: list[Item]) -> None:
         self._out.update(items)
+        now = time.monotonic()
+        for item in items:
+            item.since = now
         self._deliver(items)
 
     def _ring(self, box: Mailbox) -> None:

@@ -39,6 +39,7 @@ class Item:
         self.early = False
         """Not due yet when it came."""
         self.since = 0.0
+        """When it came, or was handed over, on the monotonic clock."""
         self.also: list[Message[bytes]] | None = None
         """The same message, stored more than once: these end with it."""
 

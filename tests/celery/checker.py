@@ -141,9 +141,9 @@ def _judge(
             (
                 (hold, each)
                 for hold in holds
-                if hold is not run and hold.since < run.began and not hold.used and hold not in runs[index + 1 :]
+                if hold.since < run.began and not hold.used and hold not in runs[index + 1 :]
                 for each in harm
-                if _explains(each, hold, run, late=late, unstored=unstored)
+                if (_thawed(each, run) if hold is run else _explains(each, hold, run, late=late, unstored=unstored))
             ),
             None,
         )
@@ -183,6 +183,11 @@ def _explains(harm: Harm, hold: _Hold, run: _Hold, *, late: bool, unstored: floa
     # When its acknowledgement was on its way: what was stored by then cannot come again.
     settled = hold.ended if late else hold.began
     return settled + unstored >= harm.begin
+
+
+def _thawed(harm: Harm, run: _Hold) -> bool:
+    """Tell whether a worker stood still with *run* in hand, which others have done by the time that it began it."""
+    return harm.what == "freeze" and harm.pid == run.main and run.since <= harm.begin <= run.began
 
 
 def ours(entries: Iterable[Entry], ids: Iterable[str]) -> list[Entry]:

@@ -123,3 +123,12 @@ def test_a_name_that_is_given_again_is_another_worker(again: bool) -> None:
     more = [at(5, "received", pid=300), at(6, "began", pid=301), at(7, "ended", pid=301, state="SUCCESS")]
     third = [at(8, "began", "two"), at(9, "ended", "two", state="SUCCESS")] if again else []
     assert found([*CUT, second, *more, *third], KILL) == ({"repeat"} if again else set())
+
+
+def test_a_worker_that_stood_still_may_run_what_it_had_in_hand_and_others_have_done() -> None:
+    late = [at(1, "received"), *TWO, at(10, "began"), at(11, "ended", state="SUCCESS")]
+    freeze = Harm(what="freeze", begin=2.5, end=9.5, pid=100)
+    assert found(late, freeze) == set()
+    assert found(late) == {"repeat"}
+    taken_after_it = [at(9.6, "received"), *TWO, at(10, "began"), at(11, "ended", state="SUCCESS")]
+    assert found(taken_after_it, freeze) == {"repeat"}

@@ -12,7 +12,8 @@ import pytest
 from celery import signals
 from kombu import Connection, Consumer, Exchange, Queue
 
-from brokerkit.celery import transport
+from brokerkit.celery import _channel, transport
+from brokerkit.celery._feed import Feed
 from brokerkit.errors import BrokerUnavailable
 
 from .reader import WAIT, Reader, connection, publish, queue, url
@@ -155,3 +156,27 @@ def test_workers_find_each_other_over_every_broker(monkeypatch: pytest.MonkeyPat
         assert Connection(f"brokerkit+{system}://localhost").transport.driver_type == system
         assert system in Step.compatible_transports
         assert system in Other.compatible_transports
+
+
+def test_what_waited_here_and_may_be_somebody_elses_is_handed_to_nobody_and_comes_again(
+    connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as stood_still:
+        stood_still.setattr(_channel, "STALE", -1.0)
+        stood_still.setattr(Feed, "sure", False)
+        publish(connection, queue, "a")
+        reader = Reader(connection, queue)
+        assert reader.nothing()
+    [message] = reader.read(1)
+    assert message.payload == "a"
+    assert not message.delivery_info.get("redelivered")
+    message.ack()
+
+
+def test_what_waited_for_long_and_is_ours_is_handed_over(
+    connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_channel, "STALE", -1.0)
+    publish(connection, queue, "a")
+    [message] = Reader(connection, queue).read(1)
+    message.ack()

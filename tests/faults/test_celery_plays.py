@@ -19,7 +19,7 @@ import pytest
 from ..celery.checker import Harm, Verdict, check
 from ..celery.journal import now
 from ..celery.systems import LEASE, STOCK, SYSTEMS, Name, served
-from ..celery.workers import PATIENCE, Crew, Worker
+from ..celery.workers import PATIENCE, READY, Crew, Worker
 from .test_plays import LONG
 
 TASKS: Final = 10_000 if LONG else 900
@@ -92,9 +92,13 @@ class Play:
                 last, count = now(), self.done()
 
     def _one(self) -> Worker:
-        """Return one that consumes."""
+        """Return one that consumes; wait for it, if those that did are gone already."""
+        self.crew.until(self._ready, READY, "nobody consumes")
+        return self.random.choice(self._ready())
+
+    def _ready(self) -> list[Worker]:
         ready = {entry.pid for entry in self.crew.journal.entries if entry.what == "ready"}
-        return self.random.choice([worker for worker in self._alive if worker.running and worker.pid in ready])
+        return [worker for worker in self._alive if worker.running and worker.pid in ready]
 
     def do_kill(self) -> None:
         """End a worker and its processes as ``kill -9`` does, and start another."""
