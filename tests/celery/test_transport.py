@@ -317,7 +317,8 @@ def test_what_is_rejected_goes_to_the_dead_letters(url: str, connection: Any, qu
     assert connection.default_channel.bridge.call(letters) == ["bad"]
 
 
-def test_closing_gives_back_what_is_unsettled(connection: Any, queue: Queue) -> None:
+def test_closing_gives_back_what_is_unsettled(connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "celery.worker.state", raising=False)  # other tests may have worked
     publish(connection, queue, "left")
     reader = Reader(connection, queue)
     reader.read(1)
