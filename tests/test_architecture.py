@@ -128,7 +128,7 @@ CELERY = (
     ("_mailboxes", "_revokes"),
     ("_exchanges", "_item"),
     ("_bridge", "_getting", "_outcomes"),
-    ("_intake", "_stock"),
+    ("_intake", "_prefork", "_stock"),
     ("_qos",),
     ("_channel",),
     ("transport",),

@@ -9,7 +9,7 @@
 A program that uses Kombu without Celery imports this first, so that Kombu knows brokerkit's URLs.
 """
 
-from . import _stock
+from . import _prefork, _stock
 from ._envelope import Envelope as Envelope
 from ._names import service_queue as queue
 from ._publish import adelay as adelay
@@ -33,3 +33,4 @@ __all__ = [
 ]
 
 _stock.watch()
+_prefork.watch()
