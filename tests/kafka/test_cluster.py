@@ -320,6 +320,21 @@ async def test_partitions_that_are_added_are_seen_and_none_vanish(brokers: Prete
         logs.append(last)
 
 
+async def test_who_waits_is_not_paced_until_there_were_many(brokers: Pretender) -> None:
+    names = [f"orders-{number}" for number in range(40)]
+    for name in names:
+        brokers.create(name, 1)
+    async with driver(brokers.url) as made:
+        cluster = cluster_of(made)
+        began = time.monotonic()
+        for name in names[:15]:
+            await cluster.topic(name, timeout=5)
+        assert time.monotonic() - began < 8 * PAUSE
+        for name in names[15:]:
+            await cluster.topic(name, timeout=5)
+        assert time.monotonic() - began > 18 * PAUSE
+
+
 async def test_looks_are_paced_and_shared(brokers: Pretender) -> None:
     async with driver(brokers.url) as made:
         cluster = cluster_of(made)

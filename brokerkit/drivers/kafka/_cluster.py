@@ -33,6 +33,8 @@ logger = logging.getLogger("brokerkit")
 
 PAUSE: Final = 0.05
 """Seconds between two looks at what the cluster is like, at least; and before a call is made again."""
+_BURST: Final = 20
+"""Looks that follow each other at once where somebody waits, as for each topic that is used for the first time."""
 _REGULAR: Final = 30.0
 """Seconds after which metadata is looked at without a cause."""
 _ABSENT: Final = 1.0
@@ -84,6 +86,7 @@ class Cluster:
         self._asked: set[str] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._due = asyncio.Event()
+        self._wanted = asyncio.Event()
         self._seen = -math.inf
         """When all topics were asked for."""
         self._coordinators: dict[str, int] = {}
@@ -168,19 +171,17 @@ class Cluster:
             return await self._call_any(request, timeout)
         wire = self.wire(node, line)
         if wire is None:
-            loop = asyncio.get_running_loop()
-            end = loop.time() + timeout
+            end = loop_time() + timeout
             wire = await self.open(node, line, timeout=timeout)
-            timeout = max(0.001, end - loop.time())
+            timeout = max(0.001, end - loop_time())
         return await wire.send(Request(request), timeout)
 
     async def _call_any(self, request: Any, timeout: float, line: object = None) -> Any:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
+        end = loop_time() + timeout
         problem: BrokerError | None = None
         nodes = self._by_health(line)
         for node in nodes:
-            left = end - loop.time()
+            left = end - loop_time()
             if left <= 0:
                 break
             try:
@@ -188,7 +189,7 @@ class Cluster:
                 return await self.call(node, request, timeout=patience, line=line)
             except BrokerUnavailable as error:
                 problem = error
-                self._bad[node] = loop.time()
+                self._bad[node] = loop_time()
         raise problem or BrokerUnavailable(f"no broker of {self.settings.shown} answers")
 
     def _by_health(self, line: object) -> list[int]:
@@ -334,6 +335,7 @@ class Cluster:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         self._due.set()
+        self._wanted.set()
         try:
             async with asyncio.timeout(timeout):
                 await waiting
@@ -345,6 +347,7 @@ class Cluster:
 
     async def _keep_fresh(self) -> None:
         looks = 0
+        spare, last = _BURST * PAUSE, loop_time()
         while True:
             absent = {name for name in self._watched if self.known(name) is None}
             patience = _ABSENT if looks < _SOME else _LONG_ABSENT
@@ -354,18 +357,22 @@ class Cluster:
             self._due.clear()
             before = self.problem
             # Many may wait for what comes some day: nothing else has to be looked at for that.
-            now = asyncio.get_running_loop().time()
+            now = loop_time()
+            spare, last = min(spare + now - last, _BURST * PAUSE) - PAUSE, now
             part = absent if waited.cancelled_caught and now - self._seen < _REGULAR else set[str]()
             await self._look_for_all(part)
             if self.problem is not None and before is None:
                 logger.warning("%s: %s", self.settings.shown, self.problem)
             elif self.problem is None and before is not None:
                 logger.info("%s: the cluster answers again", self.settings.shown)
-            await asyncio.sleep(PAUSE if self.problem is None else 4 * PAUSE)
+            fine = self.problem is None
+            with anyio.move_on_after(PAUSE if fine else 4 * PAUSE):
+                await (self._wanted if fine and spare > 0 else asyncio.Event()).wait()
 
     async def _look_for_all(self, part: set[str]) -> None:
         """Look at the cluster, or only at *part* of its topics, for those that wait by now."""
         waiting, self._waiting = self._waiting, []
+        self._wanted.clear()
         try:
             await self._look(None, max(_LOOK, self.settings.timeout), part)
         except BrokerUnavailable as error:
