@@ -61,14 +61,14 @@ class Subscription(Generic[T_co]):
         """Store all outcomes and hand back what is unsettled."""
         await self._hosted.__aexit__()
 
-    @property
-    def owned_until(self) -> float:
-        """Until when, on the monotonic clock, what is in hand is certainly owned; 0 while that is not known.
+    def owns(self, message: Message[Any]) -> bool:
+        """Tell whether *message*, which came out of this and is not settled, is certainly still owned.
 
-        It is moved on all the time.  Once it is over, as in a process that stood still, others may have what is in hand.
+        It is not where others may have it by now, as after this process has stood still for longer than the lease.
         """
-        sessions = [feed.session for feed in self.intake.feeds]
-        return min([0.0 if session is None else session.consumer.owned_until for session in sessions])
+        session: Session = message._settler  # type: ignore[assignment]
+        gone = session.settling.closed or id(message._item) in session._moving
+        return not gone and self._clock.monotonic() < session.consumer.owned_until
 
     @property
     def prefetch(self) -> int:

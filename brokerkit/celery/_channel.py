@@ -386,10 +386,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def _still_ours(self, item: Item) -> bool:
         """Tell whether *item*, which has waited here, is not somebody else's by now, as when this process stood still."""
-        return item.feed is None or self.bridge.call(self._sure, item.feed)
+        return item.feed is None or self.bridge.call(self._owns, item.feed, item)
 
-    async def _sure(self, feed: Feed) -> bool:
-        return feed.sure
+    async def _owns(self, feed: Feed, item: Item) -> bool:
+        return item.message is not None and feed.owns(item.message)
 
     def _message(self, item: Item) -> _Message:
         tag = str(next(_tags))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -64,10 +63,9 @@ class Feed:
         task = self._hosted.task
         return self._hosted.stopping.is_set() or (task is not None and task.done())
 
-    @property
-    def sure(self) -> bool:
-        """Whether what it holds is certainly its own now."""
-        return self._subscription is not None and time.monotonic() < self._subscription.owned_until
+    def owns(self, message: Message[bytes]) -> bool:
+        """Tell whether *message*, which came from here, is certainly not somebody else's by now."""
+        return self._subscription is not None and self._subscription.owns(message)
 
     async def open(self, prefetch: int) -> None:
         """Return when the queue is read.  Once more it does nothing."""

@@ -78,6 +78,26 @@ def test_what_a_killed_worker_had_only_fetched_runs_elsewhere_within_seconds(hir
     harmless(crew, sent, harm, late=False)
 
 
+def test_what_a_worker_had_not_begun_when_it_stood_still_and_others_have_done_is_not_begun(
+    hire: Hire, gate: Path
+) -> None:
+    crew = hire(options=OPTIONS, worker_prefetch_multiplier=4)
+    (first,) = crew.start("one", pool="solo")
+    running = crew.send("late_until", str(gate)).id
+    crew.began(running, timeout=20)
+    waiting = [crew.send("late_nap").id for _ in range(3)]
+    time.sleep(0.5)  # it has them by then, and looks at none
+    first.freeze()
+    crew.start("two", pool="threads", concurrency=8)
+    crew.ended(*waiting, timeout=BACK)
+    first.thaw()
+    time.sleep(1.5)  # it has found out by then, and fetches anew
+    gate.touch()
+    crew.ended(running, count=2, timeout=10)
+    time.sleep(0.5)
+    assert crew.runs(waiting) == dict.fromkeys(waiting, 1)
+
+
 @feature("countdown_kill", "countdown_long")
 def test_countdowns_of_a_killed_worker_run_elsewhere_in_time_and_none_is_early(hire: Hire) -> None:
     crew = hire(options=OPTIONS)

@@ -163,7 +163,7 @@ def test_what_waited_here_and_may_be_somebody_elses_is_handed_to_nobody_and_come
 ) -> None:
     with monkeypatch.context() as stood_still:
         stood_still.setattr(_channel, "STALE", -1.0)
-        stood_still.setattr(Feed, "sure", False)
+        stood_still.setattr(Feed, "owns", lambda feed, message: False)
         publish(connection, queue, "a")
         reader = Reader(connection, queue)
         assert reader.nothing()

@@ -48,6 +48,30 @@ def test_what_a_frozen_process_may_have_lost_is_not_started(address: Topic[int] 
     run(main())
 
 
+def test_a_reader_can_tell_whether_it_still_owns_what_it_has_in_hand() -> None:
+    async def main() -> None:
+        async with connect("memory://owned") as broker:
+            await broker.publish(JOBS, 1)
+            async with broker.subscribe(JOBS, prefetch=1) as messages:
+                [first] = await messages.receive()
+                assert messages.owns(first)
+                faults(broker).freeze()
+                await asyncio.sleep(2 * JOBS.lease)
+                faults(broker).thaw()
+                await asyncio.sleep(JOBS.lease)
+                assert not messages.owns(first)
+                await first.release()
+                [again] = await messages.receive(timeout=60)
+                assert messages.owns(again)
+                faults(broker).disconnect()
+                await asyncio.sleep(2 * JOBS.lease)
+                faults(broker).reconnect()
+                await asyncio.sleep(JOBS.lease)
+                assert not messages.owns(again)
+
+    run(main())
+
+
 def test_what_waits_behind_a_message_that_is_dead_lettered_for_its_deliveries_is_judged_like_it() -> None:
     async def main() -> None:
         ran: list[int] = []
