@@ -356,12 +356,12 @@ class _Line:
         self._back.append(sent)
         if not self._coming:
             self._coming = True
-            task.get_loop().call_soon(self._answer)
+            task.get_loop().call_soon(self._answer, sent.future.get_loop())
 
-    def _answer(self) -> None:
-        self._coming = False
+    def _answer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._coming = False  # what came back may be settled by now, with what came before: it is no way to the loop
         with suppress(RuntimeError):  # the caller's loop has ended
-            self._back[0].future.get_loop().call_soon_threadsafe(self._settle)
+            loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:  # on the caller's loop
         while self._back:

@@ -180,6 +180,22 @@ async def test_a_loop_that_has_ended_leaves_nothing_behind(app: Any) -> None:
     assert len(vars(app)[_publish._SENDER]._lines) == 0
 
 
+async def test_what_is_settled_with_earlier_answers_needs_none_of_its_own() -> None:
+    loop, line, wrong = asyncio.get_running_loop(), _publish._Line(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: wrong.append(context))
+    task = loop.create_task(asyncio.sleep(0))
+    await task
+    sent = _publish._Sent(None, loop.create_future())  # type: ignore[arg-type]  # what was sent does not matter
+    sent.task = task
+    line._done(sent, task)
+    line._settle()  # for an answer that came before
+    assert sent.future.done()
+    turn = loop.create_future()
+    loop.call_soon(turn.set_result, None)
+    await turn
+    assert wrong == []
+
+
 async def test_publishing_is_tried_again_as_the_configuration_says(app: Any) -> None:
     await adelay(app.tasks["c.add"], 0, 0)
     sender = vars(app)[_publish._SENDER]
