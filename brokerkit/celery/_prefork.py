@@ -3,18 +3,28 @@
 When its consumer closes (a warm shutdown, a lost connection), the pool forgets each job whose beginning no process has
 reported.  One that was written to a process runs all the same: it would come to another worker as well, and its process would
 wait for 30 s to be heard before it ends.  What is written is kept here like what runs, and acknowledged as usual.
+
+What was written in part only is written to its end: a pool that shuts down does not, and its process would wait for the rest
+for ever, and the worker for its process.
 """
 
 from __future__ import annotations
 
+import select
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
+from billiard import pool as _billiard
 from celery import signals as _signals
 
 from ._bridge import Bridge
 
+LOOK: Final = 0.5
+"""Seconds between two looks whether a process lives that is being written to."""
+
 signals: Any = _signals
+billiard: Any = _billiard
 
 
 def watch() -> None:
@@ -41,22 +51,43 @@ class Flush:
     def __call__(self) -> None:
         """Forget what no process has been given."""
         pool = self._pool
-        written = [job for job in pool._cache.values() if not job._accepted and _given(job)]
-        for job in written:
+        if pool._state == billiard.CLOSE:  # one that runs on does this itself
+            for job in list(pool._cache.values()):
+                self._finish(job)
+        unwritten = {id(job) for job in pool.outbound_buffer}  # with what a process that died has left
+        written = [
+            (job, job._write_to)
+            for job in pool._cache.values()
+            if not job._accepted and id(job) not in unwritten and _alive(job._write_to)
+        ]
+        for job, _ in written:
             job.discard = _keep
         try:
             pool.flush()
         finally:
-            for job in written:
+            for job, process in written:
                 del job.discard
-                if _given(job):
-                    pool._busy_workers.add(job._write_to.inqW_fd)  # nothing else is written to it before it is done
+                if job._write_to is process and _alive(process):
+                    pool._busy_workers.add(process.inqW_fd)  # nothing else is written to it before it is done
                 else:
                     job.discard()
 
+    def _finish(self, job: Any) -> None:
+        """Write the rest of *job*, if a part is written: its process has nothing else to do than to read it."""
+        pool, process = self._pool, job._write_to
+        writer: Any = None if job._accepted or process is None else job._writer()
+        if writer not in pool._active_writers:
+            return
+        poll = select.poll()
+        poll.register(process.inqW_fd, select.POLLOUT)
+        while writer in pool._active_writers and _alive(process) and pool._state == billiard.CLOSE:
+            if poll.poll(LOOK * 1000):
+                with suppress(StopIteration, OSError, EOFError):
+                    next(writer)
 
-def _given(job: Any) -> bool:
-    return job._write_to is not None and job._write_to._is_alive()
+
+def _alive(process: Any) -> bool:
+    return process is not None and process._is_alive()
 
 
 def _keep() -> None:

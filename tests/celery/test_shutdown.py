@@ -68,8 +68,10 @@ def test_a_warm_shutdown_in_the_middle_of_much_work_repeats_and_loses_nothing(hi
 
 
 @feature("shutdown")
-@pytest.mark.parametrize("name", ["nap", "late_nap"])
-def test_what_a_process_was_given_and_has_not_begun_runs_there_and_nowhere_else(hire: Hire, name: str) -> None:
+@pytest.mark.parametrize(("name", "size"), [("nap", 0), ("late_nap", 0), ("size", 500_000)])
+def test_what_a_process_was_given_and_has_not_begun_runs_there_and_nowhere_else(
+    hire: Hire, name: str, size: int
+) -> None:
     crew = hire(options=OPTIONS)
     (first,) = crew.start("one", concurrency=1)
     assert crew.send("add", 1, 1).get(timeout=20 * PATIENCE) == 2
@@ -77,7 +79,7 @@ def test_what_a_process_was_given_and_has_not_begun_runs_there_and_nowhere_else(
     crew.until(lambda: nodes.active() == {first.name: []}, 10, "its process has not said that it is done")
     (child,) = first.children()
     os.kill(child, signal.SIGSTOP)
-    task = crew.send(name).id
+    task = crew.send(name, *(["x" * size] if size else ())).id  # what is large goes through the pipe in parts
     crew.until(lambda: crew.of(task, "received"), 10, "it is not received")
     time.sleep(0.3)  # the worker writes it to its process in the next turn of its loop
     first.send(signal.SIGTERM)
