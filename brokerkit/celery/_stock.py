@@ -5,17 +5,15 @@ Its queue is the topic of that name, ours is not: what is there is run by worker
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
 from celery import signals as _signals
 
-from ..address import Address, Topic
+from ..address import Topic
 from ..broker import Broker
 from ..errors import BrokerError, InvalidName, NotFound
-from ..policy import Start
 from ._bridge import Bridge
 
 logger = logging.getLogger("brokerkit.celery")
@@ -56,24 +54,18 @@ async def unread(broker: Broker, queues: Iterable[str]) -> dict[str, int]:
     Raises:
         BrokerError: they cannot be asked for.
     """
+    from ..drivers.kafka import KafkaDriver
+
     found: dict[str, int] = {}
+    driver = broker._driver
+    assert isinstance(driver, KafkaDriver)
     for queue in queues:
         name = queue.replace("@", "")  # as it does
         try:
-            bound = await broker.bind(Topic(name, bytes, owned=False))
-            waiting = await _waiting(broker, bound.address, f"{name}-consumer-group")
+            topic = (await broker.bind(Topic(name, bytes, owned=False))).address
+            waiting = await driver.foreign_backlog(cast("Topic[bytes]", topic), f"{name}-consumer-group", PATIENCE)
         except (InvalidName, NotFound):  # a name that is none of a topic's here is of a queue that is not there
             continue
         if waiting:
             found[name] = waiting
     return found
-
-
-async def _waiting(broker: Broker, topic: Address, group: str) -> int:
-    # Asked of the driver: groups of brokerkit's own have other names than that of another client.
-    from ..drivers.kafka._progress import progress
-
-    driver: Any = broker._driver
-    until = asyncio.get_running_loop().time() + PATIENCE
-    found = await progress(driver._manager()._context, cast(Topic[bytes], topic), group, Start.EARLIEST, until)
-    return found.waiting

@@ -176,6 +176,11 @@ class Admin:
         except NotFound as error:
             raise self._named(error, address) from error.__cause__
 
+    async def foreign_backlog(self, topic: AnyTopic, group: str, timeout: float) -> int:
+        """Return how many records of *topic* the group that any client calls *group* has not done."""
+        found = await progress(self._context, topic, group, Start.EARLIEST, loop_time() + timeout)
+        return found.waiting
+
     async def _count(self, address: AnyTopic | AnyQueue, group: str | None, until: float) -> int | None:
         """Return how many dead letters *group*, or a queue, has."""
         letters = self._of(letters_of(address, group))

@@ -11,7 +11,7 @@ from typing import Final, Self
 import anyio
 
 from ..._tasks import Hosted
-from ...address import Address, AnyDeadLetters, AnyQueue, DeadLetters, Queue, Topic
+from ...address import Address, AnyDeadLetters, AnyQueue, AnyTopic, DeadLetters, Queue, Topic
 from ...driver import Backlog, Capabilities, Consumer, Health, Receipt, Record, Revoked, Source, StoredRecord
 from ...errors import BrokerError, CapabilityError, Closed, ConfigError
 from ...events import Listener
@@ -164,6 +164,18 @@ class KafkaDriver:
     async def backlog(self, source: Source) -> Backlog:
         """Return what is left to do."""
         return await self._manager().backlog(source)
+
+    async def foreign_backlog(self, topic: AnyTopic, group: str, timeout: float) -> int:
+        """Return how many records of *topic* are left to the Kafka group *group*, which may be another client's.
+
+        Groups of brokerkit's own have other names than those in a `Source`.
+
+        Raises:
+            NotFound: there is no such topic.
+            AuthorizationError: the group or the topic may not be described.
+            BrokerUnavailable: no answer in *timeout* seconds.
+        """
+        return await self._manager().foreign_backlog(topic, group, timeout)
 
     # ------------------------------------------------------------------ changing
 
