@@ -187,6 +187,7 @@ def _run(started: _Started) -> None:
     # In a greenlet the loop would run in the thread of all other greenlets: to asyncio each of them would be inside of it.
     with asyncio.Runner(loop_factory=_native_loop if is_green() else None) as runner:
         portal = Portal(runner.get_loop())
+        vars(portal.loop)["shutdown_default_executor"] = partial(_end_executor, portal.loop.shutdown_default_executor)
         started.set_result(portal)
         while not portal.stopped:
             try:
@@ -198,6 +199,13 @@ def _run(started: _Started) -> None:
                 logger.exception("an event loop broke down: what runs on it is cancelled")
                 portal.stopped = True
         runner.run(portal.end())
+
+
+async def _end_executor(stock: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    # It has a thread of its own wait for those of the executor.  As a program ends, Python 3.12 starts none any more:
+    # those of executors have all ended by then.
+    with suppress(RuntimeError):
+        await stock(*args)
 
 
 def _let_go(loop: asyncio.AbstractEventLoop) -> None:

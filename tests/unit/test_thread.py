@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from typing import Any
@@ -165,3 +167,21 @@ def test_a_loop_that_breaks_down_ends_what_it_ran_and_is_replaced(monkeypatch: p
     thread.leave()
     thread.leave()
     assert anew.loop.is_closed()
+
+
+ENDS = """
+import asyncio, atexit
+from brokerkit._thread import LOOP, result
+
+portal = LOOP.enter()
+atexit.register(lambda: print(portal.loop.is_closed()))
+atexit.register(LOOP.leave)
+result(portal.start_task_soon(asyncio.to_thread, int))
+"""
+
+
+def test_a_program_that_used_threads_of_the_loop_ends_quietly() -> None:
+    """Python 3.12 starts no thread as it ends, and asyncio wants one to wait for those of its executor."""
+    command = [sys.executable, "-W", "error", "-c", ENDS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
