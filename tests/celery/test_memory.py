@@ -50,6 +50,9 @@ async def third(self: Any) -> int:
 async def worker() -> AsyncIterator[None]:
     """Run the worker beside each test."""
     ran.clear()
+    # What an application has pooled may be closed by now: other tests of this process reset all pools.
+    app.close()
+    app.__dict__.pop("amqp", None)
     async with AsyncWorker(app, concurrency=8):
         yield
     close(app)
