@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Generator, Sequence
+import time
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
 import brokerkit
@@ -151,6 +153,32 @@ def plain(body: str, exchange: str, key: str, type: str = "direct", **options: A
 def body_of(item: Item) -> Any:
     """Return the body of *item*."""
     return item.payload["body"]
+
+
+def bodies(items: Iterable[Item]) -> list[Any]:
+    """Return the bodies of *items*, whatever their order."""
+    return sorted(body_of(item) for item in items)
+
+
+async def taken(channel: Channel, count: int) -> list[Any]:
+    """Return the bodies of the next *count* items of *channel*, acknowledged."""
+    items = await channel.take(count)
+    channel.intake.ack(items)
+    return [body_of(item) for item in items]
+
+
+async def left(process: Process, queue: str) -> list[Any]:
+    """Return what a channel of another process still finds in *queue*."""
+    other = await process.channel(queue)
+    await asyncio.sleep(4 * process.place.quiet)
+    got = bodies(await other.take(other.count))
+    await other.intake.close()
+    return got
+
+
+def at(seconds: float) -> str:
+    """Return the point in time that is *seconds* from now, as Celery writes it."""
+    return datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()
 
 
 def redelivered(item: Item) -> bool:

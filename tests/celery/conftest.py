@@ -14,6 +14,8 @@ import pytest
 
 from brokerkit.celery import _bridge
 
+from . import channels
+from .channels import Place, placed
 from .features import pytest_configure, pytest_itemcollected, pytest_runtest_makereport
 from .systems import SYSTEMS, System, served
 from .workers import Crew
@@ -49,6 +51,20 @@ def hire(system: System, tmp_path: Path) -> Iterator[Hire]:
             return stack.enter_context(system.crew(tmp_path, **config))
 
         yield make
+
+
+@pytest.fixture(params=channels.SYSTEMS)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Return names of the test's own in a broker, for channels without Kombu."""
+    with placed(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    """Return a place for what is the same on all systems."""
+    with placed("memory") as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

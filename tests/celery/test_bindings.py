@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from brokerkit.celery import _bindings, _follower
 
-from .channels import SYSTEMS, Channel, Place, body_of, eventually, eventually_table, placed, plain
+from .channels import Place, eventually, eventually_table, plain, taken
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture(params=SYSTEMS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with placed(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def here() -> Iterator[Place]:
-    """Return a place for what is the same on all systems."""
-    with placed("memory") as made:
-        yield made
-
-
-async def bodies(channel: Channel, count: int) -> list[Any]:
-    items = await channel.take(count)
-    channel.intake.ack(items)
-    return [body_of(item) for item in items]
 
 
 async def test_a_queue_that_another_process_has_deleted_is_bound_again_when_it_is_declared_again(place: Place) -> None:
@@ -39,14 +19,14 @@ async def test_a_queue_that_another_process_has_deleted_is_bound_again_when_it_i
             await process.exchanges.declare("q", process)
             await process.exchanges.bind("q", "x", "direct", "k")
             await process.exchanges.publish(plain(f"{n} before", "x", "k"))
-            assert await bodies(await other.channel("q"), 1) == [f"{n} before"]
+            assert await taken(await other.channel("q"), 1) == [f"{n} before"]
             await other.channels.pop().intake.close()
             await other.exchanges.delete("q")
             await eventually_table(process.exchanges, "x", {})
             await process.exchanges.restore("q")
             await process.exchanges.bind("q", "x", "direct", "k")
             await process.exchanges.publish(plain(f"{n} after", "x", "k"))
-            assert await bodies(await other.channel("q"), 1) == [f"{n} after"]
+            assert await taken(await other.channel("q"), 1) == [f"{n} after"]
             await other.channels.pop().intake.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +19,6 @@ from brokerkit.message import Message
 from tests.servers import shared
 
 from .channels import (
-    SYSTEMS,
     Channel,
     Place,
     Process,
@@ -30,24 +28,12 @@ from .channels import (
     message,
     placed,
     plain,
+    taken,
     task,
 )
 
 pytestmark = pytest.mark.asyncio
 REPLY = {"durable": False, "auto_delete": True, "arguments": {"x-expires": 10_000}}
-
-
-@pytest.fixture(params=SYSTEMS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with placed(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def here() -> Iterator[Place]:
-    """Return a place for what is the same on all systems."""
-    with placed("memory") as made:
-        yield made
 
 
 async def mailbox(process: Process, queue: str, exchange: str, key: str, type: str = "direct") -> Channel:
@@ -59,17 +45,11 @@ async def mailbox(process: Process, queue: str, exchange: str, key: str, type: s
     return channel
 
 
-async def bodies(channel: Channel, count: int) -> list[Any]:
-    items = await channel.take(count)
-    channel.intake.ack(items)
-    return [body_of(item) for item in items]
-
-
 async def test_a_task_for_a_queue_that_nobody_has_declared_is_kept(place: Place) -> None:
     async with place.process() as producer:
         await producer.put("celery", "a", "b")
     async with place.process() as worker:
-        assert await bodies(await worker.channel("celery"), 2) == ["a", "b"]
+        assert await taken(await worker.channel("celery"), 2) == ["a", "b"]
 
 
 async def test_bindings_route_what_other_processes_publish(place: Place) -> None:
@@ -80,9 +60,9 @@ async def test_bindings_route_what_other_processes_publish(place: Place) -> None
         await worker.exchanges.bind("all", "tasks", "topic", "#")
         for key in ("mail.send", "video.cut", "mail.send.now"):
             await producer.exchanges.publish(plain(key, "tasks", key, "topic"))
-        assert sorted(await bodies(await worker.channel("mail"), 1)) == ["mail.send"]
+        assert sorted(await taken(await worker.channel("mail"), 1)) == ["mail.send"]
         everything = await worker.channel("all")
-        assert sorted(await bodies(everything, 3)) == ["mail.send", "mail.send.now", "video.cut"]
+        assert sorted(await taken(everything, 3)) == ["mail.send", "mail.send.now", "video.cut"]
         # A process that follows the bindings sees those that come later, and those that go.
         await worker.exchanges.declare("late", worker)
         await worker.exchanges.bind("late", "tasks", "topic", "video.*")
@@ -90,7 +70,7 @@ async def test_bindings_route_what_other_processes_publish(place: Place) -> None
         tables = producer.exchanges
         await eventually_table(tables, "tasks", {"mail.*": "mail", "video.*": "late"})
         await producer.exchanges.publish(plain("again", "tasks", "video.cut", "topic"))
-        assert await bodies(await worker.channel("late"), 1) == ["again"]
+        assert await taken(await worker.channel("late"), 1) == ["again"]
         await everything.nothing()
     async with place.process() as later:
         await eventually_table(later.exchanges, "tasks", {"mail.*": "mail", "video.*": "late"})
@@ -104,8 +84,8 @@ async def test_a_fanout_exchange_gives_to_every_queue_that_is_bound(place: Place
         box = await mailbox(process, "own", "news", "", "fanout")
         await process.exchanges.publish(plain("to all", "news", "any", "fanout"))
         for queue in ("one", "two"):
-            assert await bodies(await process.channel(queue), 1) == ["to all"]
-        assert await bodies(box, 1) == ["to all"]
+            assert await taken(await process.channel(queue), 1) == ["to all"]
+        assert await taken(box, 1) == ["to all"]
 
 
 async def test_what_is_published_after_declaring_is_not_missed_by_any_of_twenty_mailboxes(place: Place) -> None:
@@ -117,11 +97,11 @@ async def test_what_is_published_after_declaring_is_not_missed_by_any_of_twenty_
             process = (clients, others)[n % 2]
             replies = await mailbox(process, f"{n}.reply.celery.pidbox", "reply.celery.pidbox", str(n))
             await process.exchanges.publish(plain(str(n), "celery.pidbox", "", "fanout"))
-            return await bodies(replies, 3)
+            return await taken(replies, 3)
 
         async def answer(box: Channel, worker: str) -> None:
             for _ in range(20):
-                (asked,) = await bodies(box, 1)
+                (asked,) = await taken(box, 1)
                 await workers.exchanges.publish(plain(f"{worker}:{asked}", "reply.celery.pidbox", asked))
 
         async with asyncio.TaskGroup() as group:
@@ -152,7 +132,7 @@ async def test_mailboxes_leave_nothing_behind_in_the_broker() -> None:
             async with place.process() as process:
                 channel = await mailbox(process, f"{n}.reply.celery.pidbox", "reply.celery.pidbox", str(n))
                 await process.exchanges.publish(plain("x", "reply.celery.pidbox", str(n)))
-                assert await bodies(channel, 1) == ["x"]
+                assert await taken(channel, 1) == ["x"]
                 queue = f"{n}.reply.celery.pidbox"
                 await channel.intake.cancel(queue)
                 await process.exchanges.delete(queue)  # as the remote control does, although it has ended
@@ -168,7 +148,7 @@ async def test_replies_by_name_reach_the_process_that_waits_for_them(place: Plac
         await client.exchanges.declare("0f3a", channel.intake, **REPLY)  # type: ignore[arg-type]
         await worker.exchanges.publish(plain("result", "", "0f3a"))
         await channel.intake.consume("0f3a", no_ack=True)
-        assert await bodies(channel, 1) == ["result"]
+        assert await taken(channel, 1) == ["result"]
         await worker.exchanges.publish(plain("other", "", "0f3b"))
         await channel.nothing()
         assert not await worker.exchanges.exists("0f3a")
@@ -180,7 +160,7 @@ async def test_what_is_no_task_goes_to_a_queue_that_is_there(place: Place) -> No
         await one.exchanges.declare("plain", one)
         await other.exchanges.publish(plain("a", "", "plain"))
         assert await other.exchanges.exists("plain")
-        assert await bodies(await one.channel("plain"), 1) == ["a"]
+        assert await taken(await one.channel("plain"), 1) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +205,7 @@ async def test_an_undecided_queue_keeps_what_is_published_to_it(here: Place) -> 
     async with here.process() as process, here.process() as other:
         await process.exchanges.declare("q", process, auto_delete=True)
         await process.exchanges.publish(plain("a", "", "q"))
-        assert await bodies(await other.channel("q"), 1) == ["a"]
+        assert await taken(await other.channel("q"), 1) == ["a"]
 
 
 async def test_a_mailbox_ends_with_its_last_reader(here: Place) -> None:
@@ -305,7 +285,7 @@ async def test_a_mailbox_that_nobody_reads_keeps_the_newest(
         await eventually(lambda: box._dropped == 15)
         assert await process.exchanges.size("q") == 10
         await channel.intake.consume("q")
-        assert await bodies(channel, 10) == [str(n) for n in range(15, 25)]
+        assert await taken(channel, 10) == [str(n) for n in range(15, 25)]
     assert sum("nobody reads it" in record.getMessage() for record in caplog.records) == 2
 
 
@@ -321,11 +301,11 @@ async def test_a_mailbox_gives_what_is_more_important_first_and_drops_what_is_to
         assert box is not None
         await eventually(lambda: len(box._levels.get(2, ())) == 2 and len(box) == 3)
         await channel.intake.consume("q")
-        assert await bodies(channel, 3) == ["high", "low", "low 2"]
+        assert await taken(channel, 3) == ["high", "low", "low 2"]
         await process.exchanges.declare("short", channel.intake, exclusive=True, arguments={"x-message-ttl": 1})
         await process.exchanges.publish(plain("a", "", "short"))
         await process.exchanges.publish(plain("b", "", "q"))
-        assert await bodies(channel, 1) == ["b"]
+        assert await taken(channel, 1) == ["b"]
         short = process.exchanges.boxes.get("short")
         assert short is not None
         await eventually(lambda: not len(short))
@@ -341,7 +321,7 @@ async def test_a_queue_of_the_broker_drops_what_is_too_old_but_no_task(place: Pl
         await process.put("q", "task", expiration="100")
         await asyncio.sleep(0.4)
         channel = await process.channel("q")
-        assert await bodies(channel, 1) == ["task"]
+        assert await taken(channel, 1) == ["task"]
         await channel.nothing()
 
 
@@ -352,14 +332,14 @@ async def test_a_queue_that_is_made_anew_has_no_time_to_live_of_its_predecessor(
         await process.exchanges.declare("q", process)
         await process.exchanges.publish(plain("a", "", "q"))
         await asyncio.sleep(0.15)
-        assert await bodies(await process.channel("q"), 1) == ["a"]
+        assert await taken(await process.channel("q"), 1) == ["a"]
 
 
 async def test_priorities_are_served_where_there_are_any(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     async with place.process() as process:
         await process.put("q", "low")
         await process.put("q", "high", "high 2", priority=9)
-        got = await bodies(await process.channel("q"), 3)
+        got = await taken(await process.channel("q"), 3)
     if place.name == "kafka":
         assert sorted(got) == ["high", "high 2", "low"]
     else:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,39 +14,9 @@ from brokerkit.celery._feed import Feed
 from brokerkit.celery._item import Item
 from brokerkit.errors import BrokerUnavailable, NotFound
 
-from .channels import SYSTEMS, Place, Process, body_of, eventually, message, placed, plain, redelivered
+from .channels import Place, Process, at, bodies, body_of, eventually, left, message, plain, redelivered
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture(params=SYSTEMS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with placed(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def here() -> Iterator[Place]:
-    """Return a place for what is the same on all systems."""
-    with placed("memory") as made:
-        yield made
-
-
-def bodies(items: list[Item]) -> list[Any]:
-    return sorted(body_of(item) for item in items)
-
-
-def at(seconds: float) -> str:
-    return datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()
-
-
-async def left(process: Process, queue: str) -> list[Any]:
-    """Return what a channel of another process still finds in *queue*."""
-    other = await process.channel(queue)
-    await asyncio.sleep(4 * process.place.quiet)
-    got = bodies(await other.take(other.count))
-    await other.intake.close()
-    return got
 
 
 async def test_a_cancelled_queue_delivers_nothing_and_can_be_settled(place: Place) -> None:

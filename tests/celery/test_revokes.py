@@ -16,22 +16,9 @@ from brokerkit.celery import _revokes
 from brokerkit.celery._envelope import pack, seal
 from brokerkit.celery._revokes import Revoked, Revokes, is_control, revoked_by
 
-from .channels import SYSTEMS, Place, Process, body_of, eventually, message, placed
+from .channels import Place, Process, body_of, eventually, message
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture(params=SYSTEMS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with placed(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def here() -> Iterator[Place]:
-    """Return a place for what is the same on all systems."""
-    with placed("memory") as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)
