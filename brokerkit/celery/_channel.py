@@ -18,7 +18,7 @@ from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
-from ..errors import Closed, NotFound
+from ..errors import BrokerError, Closed, NotFound
 from . import _collect
 from ._bridge import MORE, Bridge
 from ._envelope import seal
@@ -386,7 +386,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def _still_ours(self, item: Item) -> bool:
         """Tell whether *item*, which has waited here, is not somebody else's by now, as when this process stood still."""
-        return item.feed is None or self.bridge.call(self._owns, item.feed, item)
+        with suppress(BrokerError):  # else it goes back, too
+            return item.feed is None or self.bridge.call(self._owns, item.feed, item)
+        return False
 
     async def _owns(self, feed: Feed, item: Item) -> bool:
         return item.message is not None and feed.owns(item.message)

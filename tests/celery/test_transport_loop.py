@@ -158,12 +158,18 @@ def test_workers_find_each_other_over_every_broker(monkeypatch: pytest.MonkeyPat
         assert system in Other.compatible_transports
 
 
+@pytest.mark.parametrize("problem", [None, BrokerUnavailable("no answer")], ids=["lost", "unknown"])
 def test_what_waited_here_and_may_be_somebody_elses_is_handed_to_nobody_and_comes_again(
-    connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    connection: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch, problem: BrokerUnavailable | None
 ) -> None:
+    def owns(feed: Feed, message: object) -> bool:
+        if problem is not None:
+            raise problem
+        return False
+
     with monkeypatch.context() as stood_still:
         stood_still.setattr(_channel, "STALE", -1.0)
-        stood_still.setattr(Feed, "owns", lambda feed, message: False)
+        stood_still.setattr(Feed, "owns", owns)
         publish(connection, queue, "a")
         reader = Reader(connection, queue)
         assert reader.nothing()
