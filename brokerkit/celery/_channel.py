@@ -391,6 +391,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return False
 
     async def _owns(self, feed: Feed, item: Item) -> bool:
+        await asyncio.sleep(0)  # what a driver has found to be lost it tells in the next turn of the loop
         return item.message is not None and feed.owns(item.message)
 
     def _message(self, item: Item) -> _Message:

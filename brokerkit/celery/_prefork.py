@@ -75,8 +75,7 @@ class Flush:
     def _finish(self, job: Any) -> None:
         """Write the rest of *job*, if a part is written: its process has nothing else to do than to read it."""
         pool, process = self._pool, job._write_to
-        writer: Any = None if job._accepted or process is None else job._writer()
-        if writer not in pool._active_writers:
+        if process is None or job._accepted or (writer := job._writer()) not in pool._active_writers:
             return
         poll = select.poll()
         poll.register(process.inqW_fd, select.POLLOUT)
