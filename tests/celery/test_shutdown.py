@@ -12,7 +12,7 @@ import pytest
 from .conftest import Hire
 from .journal import now
 from .systems import LEASE
-from .workers import PATIENCE, Crew
+from .workers import PATIENCE, Crew, Worker
 
 feature = pytest.mark.feature
 OPTIONS = {"lease": LEASE}
@@ -93,6 +93,12 @@ def test_what_a_process_was_given_and_has_not_begun_runs_there_and_nowhere_else(
     assert crew.runs([task]) == {task: 1}
 
 
+def knows(crew: Crew, worker: Worker) -> None:
+    """Wait until *worker* has heard that its task began: a cold shutdown of Celery forgets, and waits for, one that it has not."""
+    nodes = crew.app.control.inspect([worker.name], timeout=5 * PATIENCE, limit=1)
+    crew.until(lambda: any((nodes.active() or {}).values()), 10, "it has not heard that its task began")
+
+
 @feature("shutdown_cold")
 def test_a_cold_shutdown_gives_late_tasks_that_run_to_others(hire: Hire, gate: Path) -> None:
     crew = hire(options=OPTIONS)
@@ -100,6 +106,7 @@ def test_a_cold_shutdown_gives_late_tasks_that_run_to_others(hire: Hire, gate: P
     result = crew.send("late_until", str(gate))
     waiting = [crew.send("late_nap").id for _ in range(3)]
     crew.began(result.id, timeout=20)
+    knows(crew, first)
     first.send(signal.SIGQUIT)
     first.wait()
     crew.start("two", concurrency=1)
@@ -112,10 +119,11 @@ def test_a_cold_shutdown_gives_late_tasks_that_run_to_others(hire: Hire, gate: P
 
 @feature("shutdown_cold")
 def test_a_soft_shutdown_waits_for_what_runs(hire: Hire) -> None:
-    crew = hire(options=OPTIONS, worker_soft_shutdown_timeout=4)
+    crew = hire(options=OPTIONS, worker_soft_shutdown_timeout=8)
     (first,) = crew.start("one", concurrency=1)
-    result = crew.send("late_nap", 1.5)
+    result = crew.send("late_nap", 3)
     crew.began(result.id, timeout=20)
+    knows(crew, first)
     first.send(signal.SIGQUIT)
     first.wait(30)
     assert [entry.state for entry in crew.of(result.id, "ended")] == ["SUCCESS"]
@@ -131,6 +139,7 @@ def test_a_soft_shutdown_gives_to_others_what_takes_too_long(hire: Hire, gate: P
     (first,) = crew.start("one", concurrency=1)
     result = crew.send("late_until", str(gate))
     crew.began(result.id, timeout=20)
+    knows(crew, first)
     first.send(signal.SIGQUIT)
     first.wait()
     crew.start("two")
