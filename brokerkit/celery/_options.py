@@ -167,9 +167,9 @@ def _plain(name: str, value: object) -> Setting:
 
 
 def _tell(where: str, system: str, foreign: list[str]) -> None:
-    names = [f"{name} (here it is {_INSTEAD[name]})" if _INSTEAD.get(name) else name for name in sorted(foreign)]
+    names = [f"{name} (use {_INSTEAD[name]})" if _INSTEAD.get(name) else name for name in sorted(foreign)]
     if names:
-        _once(f"{where}: no meaning on brokerkit{'+' if system else ''}{system}:// has {', '.join(names)}")
+        _once(f"{where}: brokerkit ignores what it has not{' on ' if system else ''}{system}: {', '.join(names)}")
 
 
 def _once(text: str) -> None:

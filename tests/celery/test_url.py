@@ -179,7 +179,8 @@ class TestOptions:
                 assert options("brokerkit+redis://localhost", transport_options=foreign) == {}
         (text,) = caplog.messages
         assert all(name in text for name in foreign)
-        assert "lease" in text
+        assert "ignores what it has not on redis: " in text
+        assert "visibility_timeout (use lease)" in text
 
     def test_an_option_of_kombus_own_is_not_warned_about(self, caplog: pytest.LogCaptureFixture) -> None:
         generic = {
