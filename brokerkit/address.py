@@ -47,10 +47,12 @@ def check_name(name: str, what: str = "name") -> str:
 
 def check_prefix(prefix: str) -> str:
     """Return *prefix* (of ``?prefix=``) if names stay valid behind it, else raise `InvalidName`."""
-    if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX:
-        raise InvalidName(f"prefix {prefix!r} is not allowed: it has at most {MAX_PREFIX} characters")
-    if prefix:
-        check_name(prefix + "x", "prefix")
+    fits = isinstance(prefix, str) and len(prefix) <= MAX_PREFIX
+    if not fits or (prefix and (not _NAME.fullmatch(prefix + "x") or ".." in prefix)):
+        shown = repr(prefix) if len(repr(prefix)) <= 120 else repr(prefix)[:117] + "..."
+        raise InvalidName(
+            f"prefix {shown} is not allowed: use up to {MAX_PREFIX} of A-Z a-z 0-9 . _ -, no dot at its beginning, no '..'"
+        )
     return prefix
 
 
