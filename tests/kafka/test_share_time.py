@@ -155,10 +155,10 @@ async def test_being_sure_waits_for_what_is_adrift() -> None:
 
 
 async def test_nobody_can_be_sure_of_a_broker_that_says_nothing() -> None:
-    async with SharePretender(lock=2.0) as broker, cluster(broker.url) as c, member(c, "orders", timeout=0.5) as one:
+    async with SharePretender(lock=6.0) as broker, cluster(broker.url) as c, member(c, "orders", timeout=0.5) as one:
         broker.put(2)
         locks = await one.have(2)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.6)
         broker.freeze()
         with pytest.raises(BrokerUnavailable, match="2 records of orders"):
             await one.share.sure(locks, 40)
