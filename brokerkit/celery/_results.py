@@ -7,11 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeAlias, cast
 
 from celery import states
 from celery.backends.base import DisabledBackend
 from celery.result import EagerResult, ResultSet
+from kombu.utils.functional import LRUCache
 from typing_extensions import TypeVar
 
 from .._thread import carry_out, settle, start
@@ -26,6 +28,8 @@ FIRST = 0.002
 LONGEST = 0.1
 IDLE = 10.0
 """Seconds after which a thread that nobody waits for ends."""
+KEPT = 10_000
+"""Results over ``rpc://`` that came, and may be awaited later."""
 PATIENCE = 30.0
 """Seconds that the result backend may fail for, until those who wait are told."""
 
@@ -184,6 +188,8 @@ class Watcher:
 
     def _main(self) -> None:
         # Nothing may end the thread but `_next`, or keep those who wait from an answer: there is no other one.
+        with suppress(Exception):  # which whoever waits is told, when the backend is asked
+            self._keep_all()
         while (jobs := self._next()) is not None:
             for future, function in jobs:
                 carry_out(future, function)
@@ -194,6 +200,22 @@ class Watcher:
                 for watch in self._watches:
                     settle(watch.future, error=RuntimeError(f"asking for the result failed: {error!r}"))
                 self._watches = []
+
+    def _keep_all(self) -> None:
+        """Have the backend of this thread find each result over ``rpc://``, whichever it looks for when that comes.
+
+        It would forget the others; and a group would have it consume what comes, which nobody drains.
+        """
+        backend: Any = self._app.backend
+        if backend.__class__.__name__ != "RPCBackend":
+            return
+        mine, stock = threading.get_ident(), backend.result_consumer.consume_from
+
+        def consume_from(task_id: str) -> object:
+            return None if threading.get_ident() == mine else stock(task_id)
+
+        backend.result_consumer.consume_from = consume_from
+        backend._cache = LRUCache(limit=KEPT)
 
     def _next(self) -> list[_Job] | None:
         """Wait until there is something to do, and return what is to be called; None ends the thread."""

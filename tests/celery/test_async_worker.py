@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import chord
+from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from kombu import pools
 
@@ -65,6 +65,22 @@ async def test_tasks_run_on_the_programs_loop_and_results_are_awaited(system: Sy
         pong = await asyncio.to_thread(app.control.inspect(timeout=5, limit=1).ping)
         assert [*pong.values()] == [{"ok": "pong"}]
         assert str(worker.stock) in repr(worker)
+
+
+async def test_results_over_the_broker_are_awaited_be_they_of_tasks_groups_or_chains() -> None:
+    app = build("memory://", "rpc://", broker_transport_options={"prefix": f"{secrets.token_hex(3)}."})
+    add = app.tasks["c.add"]
+    try:
+        async with AsyncWorker(app, concurrency=20):
+            many = await apply(group(add.s(n, n) for n in range(20)))
+            assert await many.get(LIMIT) == [2 * n for n in range(20)]
+            each = [await adelay(add, n, 0) for n in range(20)]
+            assert [await result.get(LIMIT) for result in reversed(each)] == [*reversed(range(20))]
+            assert await (await apply(chain(add.s(1, 2), add.s(4)))).get(LIMIT) == 7
+            assert await many.get(LIMIT) == [2 * n for n in range(20)]
+    finally:
+        app.close()
+        pools.reset()
 
 
 @pytest.mark.feature("service")
