@@ -158,7 +158,7 @@ async def test_nobody_can_be_sure_of_a_broker_that_says_nothing() -> None:
     async with SharePretender(lock=6.0) as broker, cluster(broker.url) as c, member(c, "orders", timeout=0.5) as one:
         broker.put(2)
         locks = await one.have(2)
-        await asyncio.sleep(1.6)
+        await asyncio.sleep(1.2)
         broker.freeze()
         with pytest.raises(BrokerUnavailable, match="2 records of orders"):
             await one.share.sure(locks, 40)
