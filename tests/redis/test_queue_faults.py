@@ -192,6 +192,29 @@ async def test_a_short_break_is_not_noticed(server: RedisServer) -> None:
         assert not p.lost
 
 
+async def test_who_reconnects_under_a_new_name_keeps_what_it_holds(server: RedisServer) -> None:
+    await declare(server, LONG)
+    async with process(server) as p, p.consume(LONG) as consumer:
+        await p.put(LONG, ["held"])
+        held = await take(consumer, 1)
+        session = consumer.session
+        assert session is not None
+        p.proxy.disconnect()
+        async with asyncio.timeout(SOON):
+            while p.link.up:
+                await asyncio.sleep(0.001)
+            consumer.missed()
+            while not session.past:
+                await asyncio.sleep(0.001)
+        session.owned -= 30  # so that it gives a sign of life as soon as it is connected
+        p.proxy.accept()
+        await p.up()
+        await done(consumer, held, confirm=True)
+        assert consumer.session is session
+        assert await left(server, LONG) == ["n"]
+    assert not p.lost
+
+
 async def test_what_a_cancelled_receive_took_goes_to_whoever_is_there(server: RedisServer) -> None:
     await declare(server, LONG)
     async with process(server) as p, process(server) as other, p.consume(LONG) as one, other.consume(LONG) as two:

@@ -224,6 +224,8 @@ class Bell:
                 continue
             if session.unsure:
                 ringer.mend_soon(session)
+            elif session.past:
+                continue  # the server may not know its name yet: what tells it is under way, and renews
             elif session.owned - now < self.lease * 0.8:
                 renewed.append((ringer, session, session.name))
         if renewed:
@@ -237,7 +239,7 @@ class Bell:
         for (ringer, session, name), ms in zip(renewed, call.result(), strict=True):
             if ms > 0:
                 session.owned = max(session.owned, sent + ms / 1000)
-            elif session.name == name:
+            elif session.name == name and not session.past:
                 ringer.lose(session)
 
     # ------------------------------------------------------------------ leaving
