@@ -184,9 +184,9 @@ async def test_what_is_cancelled_and_not_acknowledged_runs_again(local: Any, tmp
 async def test_what_ends_while_the_worker_is_stopped_does_not_run_again(local: Any, tmp_path: Path) -> None:
     local.tasks["c.count"].acks_late = True
     history = tmp_path / "history"
+    results = [await adelay(local.tasks["c.count"], str(history)) for _ in range(4)]
     async with AsyncWorker(local, concurrency=2, stop_timeout=LIMIT):
-        results = [await adelay(local.tasks["c.count"], str(history)) for _ in range(4)]
-        await until(lambda: running(local) == 2)
+        await until(lambda: running(local) == 2 or history.exists())
     async with AsyncWorker(local, concurrency=2):
         assert [await result.get(LIMIT) for result in results] == [None] * 4
     assert history.read_text() == "ran\n" * 4
