@@ -36,10 +36,9 @@ def check_name(name: str, what: str = "name") -> str:
 
     1 to 100 of ``A-Z a-z 0-9 . _ -``, no dot at either end, no ``..``, and not ``bk``.  Names are case-sensitive.
     """
-    if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name) or ".." in name or name == "bk":
-        shown = repr(name) if len(repr(name)) <= 120 else repr(name)[:117] + "..."
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _fits(name) or name == "bk":
         raise InvalidName(
-            f"{what} {shown} is not allowed: use 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -, "
+            f"{what} {_shown(name)} is not allowed: use 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -, "
             "no dot at either end, no '..'; 'bk' is reserved"
         )
     return name
@@ -47,13 +46,21 @@ def check_name(name: str, what: str = "name") -> str:
 
 def check_prefix(prefix: str) -> str:
     """Return *prefix* (of ``?prefix=``) if names stay valid behind it, else raise `InvalidName`."""
-    fits = isinstance(prefix, str) and len(prefix) <= MAX_PREFIX
-    if not fits or (prefix and (not _NAME.fullmatch(prefix + "x") or ".." in prefix)):
-        shown = repr(prefix) if len(repr(prefix)) <= 120 else repr(prefix)[:117] + "..."
+    if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX or (prefix and not _fits(prefix + "x")):
         raise InvalidName(
-            f"prefix {shown} is not allowed: use up to {MAX_PREFIX} of A-Z a-z 0-9 . _ -, no dot at its beginning, no '..'"
+            f"prefix {_shown(prefix)} is not allowed: use up to {MAX_PREFIX} of A-Z a-z 0-9 . _ -, "
+            "no dot at its beginning, no '..'"
         )
     return prefix
+
+
+def _fits(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def _shown(name: object) -> str:
+    text = repr(name)
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def internal(*parts: str) -> str:

@@ -380,3 +380,10 @@ def acquire(target: Target) -> Bridge:
         ConfigError: the URL or an option makes no sense.
     """
     return _bridges.acquire(target)
+
+
+def bridge_of(consumer: Any) -> Bridge | None:
+    """Return the bridge over which *consumer*, a worker's of Celery, is connected; None if it has another transport."""
+    connection = getattr(consumer, "connection", None)
+    bridge = None if connection is None else getattr(connection.transport, "bridge", None)
+    return bridge if isinstance(bridge, Bridge) else None

@@ -18,7 +18,7 @@ from typing import Any, Final
 from billiard import pool as _billiard
 from celery import signals as _signals
 
-from ._bridge import Bridge
+from ._bridge import bridge_of
 
 LOOK: Final = 0.5
 """Seconds between two looks whether a process lives that is being written to."""
@@ -34,8 +34,7 @@ def watch() -> None:
 
 def _ready(sender: Any = None, **_: object) -> None:
     pools: Any = sys.modules.get("celery.concurrency.asynpool")
-    connection = getattr(sender, "connection", None)
-    if pools is None or connection is None or not isinstance(getattr(connection.transport, "bridge", None), Bridge):
+    if pools is None or bridge_of(sender) is None:
         return
     pool = sender.pool
     if isinstance(getattr(pool, "_pool", None), pools.AsynPool) and not isinstance(pool.flush, Flush):

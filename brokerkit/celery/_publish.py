@@ -31,7 +31,7 @@ from .._thread import is_green
 from ._collect import Frame, Loop, WouldBlock, frames
 from ._envelope import Envelope
 from ._errors import CONNECTION_ERRORS
-from ._results import Result, Watcher
+from ._results import Result, Watcher, over_rpc
 from .transport import Transport
 
 P = ParamSpec("P")
@@ -184,8 +184,7 @@ class _Sender:
                     for frame in out:
                         await self._store(line, frame)
                     return result
-            backend: Any = self._app.backend
-            if backend.__class__.__name__ == "RPCBackend":
+            if over_rpc(self._app.backend):
                 return await self.watcher.call(call)  # the answers come to the thread that asked
             return await line.in_thread(self._waiting, call)
         finally:
@@ -227,7 +226,7 @@ class _Sender:
         """Have the result backend of this thread not subscribe to results that `Watcher` asks for."""
         backend: Any = self._app.backend
         stock = backend.on_task_call
-        if backend.__class__.__name__ == "RPCBackend" or hasattr(stock, _SENDER):
+        if over_rpc(backend) or hasattr(stock, _SENDER):
             return
 
         def on_task_call(producer: object, task_id: str) -> object:

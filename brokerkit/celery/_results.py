@@ -143,6 +143,11 @@ class _Watch:
 _Job: TypeAlias = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 
+def over_rpc(backend: object) -> bool:
+    """Tell whether *backend* is that of ``rpc://``, which answers only the thread that asked."""
+    return backend.__class__.__name__ == "RPCBackend"
+
+
 class Watcher:
     """Asks the result backend of one app, in a thread of its own, as backends belong to threads."""
 
@@ -207,7 +212,7 @@ class Watcher:
         It would forget the others; and a group would have it consume what comes, which nobody drains.
         """
         backend: Any = self._app.backend
-        if backend.__class__.__name__ != "RPCBackend":
+        if not over_rpc(backend):
             return
         mine, stock = threading.get_ident(), backend.result_consumer.consume_from
 

@@ -14,7 +14,7 @@ from celery import signals as _signals
 from ..address import Topic
 from ..broker import Broker
 from ..errors import BrokerError, InvalidName, NotFound
-from ._bridge import Bridge
+from ._bridge import bridge_of
 
 logger = logging.getLogger("brokerkit.celery")
 
@@ -30,9 +30,8 @@ def watch() -> None:
 
 
 def _ready(sender: Any = None, **_: object) -> None:
-    connection = getattr(sender, "connection", None)
-    bridge = getattr(connection.transport, "bridge", None) if connection is not None else None
-    if not isinstance(bridge, Bridge) or bridge.system != "kafka":
+    bridge = bridge_of(sender)
+    if bridge is None or bridge.system != "kafka":
         return
     try:
         queues = list(sender.app.amqp.queues.consume_from)

@@ -53,21 +53,16 @@ def test_a_reader_can_tell_whether_it_still_owns_what_it_has_in_hand() -> None:
         async with connect("memory://owned") as broker:
             await broker.publish(JOBS, 1)
             async with broker.subscribe(JOBS, prefetch=1) as messages:
-                [first] = await messages.receive()
-                assert messages.owns(first)
-                faults(broker).freeze()
-                await asyncio.sleep(2 * JOBS.lease)
-                faults(broker).thaw()
-                await asyncio.sleep(JOBS.lease)
-                assert not messages.owns(first)
-                await first.release()
-                [again] = await messages.receive(timeout=60)
-                assert messages.owns(again)
-                faults(broker).disconnect()
-                await asyncio.sleep(2 * JOBS.lease)
-                faults(broker).reconnect()
-                await asyncio.sleep(JOBS.lease)
-                assert not messages.owns(again)
+                server = faults(broker)
+                for away, back in ((server.freeze, server.thaw), (server.disconnect, server.reconnect)):
+                    [message] = await messages.receive(timeout=60)
+                    assert messages.owns(message)
+                    away()
+                    await asyncio.sleep(2 * JOBS.lease)
+                    back()
+                    await asyncio.sleep(JOBS.lease)
+                    assert not messages.owns(message)
+                    await message.release()
 
     run(main())
 
